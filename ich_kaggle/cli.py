@@ -1,0 +1,139 @@
+"""What every command shares: flags, recipes, one-line errors, progress bars."""
+
+import argparse
+import logging
+import os
+import sys
+import tomllib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+RECIPES = Path(__file__).parent / "recipes"
+
+THERE = " is there: nothing to do"  # said of a file that a command would have made
+
+
+def _fold(text: str) -> int | str:
+    return text if text == "all" else int(text)
+
+
+FLAGS = {
+    "--data-dir": dict(
+        type=Path,
+        help="Kaggle's folder or zip (default: the first found of $ICH_DATA_DIR, Kaggle's mount points, "
+        "input/rsna-intracranial-hemorrhage-detection, and that name with .zip)",
+    ),
+    "--work-dir": dict(type=Path, default=Path("work"), help="everything made from the data"),
+    "--run": dict(help="name of a folder in work/runs (default: the recipe's or the architecture's name)"),
+    "--recipe": dict(help="name of a recipe, or a TOML file: sets defaults, a flag wins over it"),
+    "--arch": dict(default="tf_efficientnetv2_s", help="any timm architecture"),
+    "--fold": dict(type=_fold, default="all", help="a fold, or all"),
+    "--folds": dict(dest="n_folds", type=int, default=5, help="number of folds"),
+    "--image-size": dict(type=int, default=512, help="px, square"),
+    "--epochs": dict(type=int, default=4, help="passes over the training slices"),
+    "--batch-size": dict(type=int, default=32, help="slices in a step"),
+    "--lr": dict(type=float, default=2e-4, help="highest learning rate"),
+    "--weights": dict(default="imagenet", help="imagenet, none, or a file to start from"),
+    "--seed": dict(type=int, default=0, help="every random draw comes from it"),
+    "--device": dict(default="auto", help="auto, cpu, cuda, cuda:1"),
+    "--workers": dict(type=int, default=os.cpu_count(), help="processes"),
+    "--overwrite": dict(action="store_true", help="make again what is there"),
+    "--dry-run": dict(action="store_true", help="stop before anything that cannot be undone"),
+}
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
+
+
+def command(doc: str, *flags: str, **defaults) -> argparse.ArgumentParser:
+    """Return a parser whose description is `doc`, with the shared `flags`, some with a command's own default."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=_Help, allow_abbrev=False)
+    for flag in flags:
+        parser.add_argument(flag, **FLAGS[flag])
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the flags of `argv`; what it leaves out comes from its --recipe, then from the defaults."""
+    options = parser.parse_args(argv)
+    if getattr(options, "recipe", None) is None:
+        return options
+    path = recipe_path(options.recipe)
+    _apply(parser, read_recipe(path), path)
+    parser.set_defaults(run=path.stem)
+    return parser.parse_args(argv)
+
+
+def recipe_path(name: str) -> Path:
+    """Return the file of a recipe. Raises FileNotFoundError naming those that there are."""
+    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
+        raise FileNotFoundError(f"no recipe {name}: give a TOML file or one of {known}")
+    return path
+
+
+def read_recipe(path: Path) -> dict:
+    """Return the flags that a recipe sets, by name. Raises ValueError naming the file if it is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a TOML recipe: {error}") from error
+
+
+def _apply(parser: argparse.ArgumentParser, recipe: dict, path: Path) -> None:
+    actions = {action.option_strings[0][2:]: action for action in parser._actions if action.option_strings}
+    for key, value in recipe.items():
+        action = actions.get(key)
+        if action is None:
+            raise ValueError(f"{path}: unknown key {key}: the flags of this command are {', '.join(sorted(actions))}")
+        is_switch = action.nargs == 0
+        if is_switch != isinstance(value, bool):
+            raise ValueError(f"{path}: {key} = {value!r} is not what --{key} takes")
+        try:
+            value = value if is_switch or action.type is None else action.type(str(value))
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            raise ValueError(f"{path}: {key} = {value!r} is not what --{key} takes") from error
+        if action.choices is not None and value not in action.choices:
+            raise ValueError(f"{path}: {key} = {value!r}: choose from {', '.join(map(str, action.choices))}")
+        parser.set_defaults(**{action.dest: value})
+
+
+def run(function: Callable, parser: argparse.ArgumentParser, argv: list[str] | None = None) -> None:
+    """Call `function` with the parsed flags; what a user can mend ends in one line on stderr and exit code 1."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.captureWarnings(True)
+    try:
+        options = vars(parse(parser, argv))
+        options.pop("recipe", None)
+        function(**options)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        sys.exit(one_line(error))
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: the same command goes on from here\n")
+        sys.exit(130)
+
+
+def one_line(error: Exception) -> str:
+    """Return what to tell the user of `error`, in one line."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    return "error: " + " ".join(text.split())
+
+
+def say(text: str) -> None:
+    """Print a command's result to stdout."""
+    print(text, flush=True)
+
+
+def progress(items: Iterable, total: int, what: str, unit: str = " slices") -> Iterable:
+    """Return `items` behind a bar with rate and time left; silent when not on a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(items, total=total, desc=what, unit=unit, disable=None, smoothing=0.05)

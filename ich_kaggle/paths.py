@@ -1,0 +1,228 @@
+"""Where files are: Kaggle's data in every layout it has used, and the work folder, with who makes which file."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import subprocess
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple
+
+SLUG = "rsna-intracranial-hemorrhage-detection"
+TRAIN_CSV = "stage_2_train.csv"
+SAMPLE_CSV = "stage_2_sample_submission.csv"
+SPLITS = ("train", "test")
+DICOM_FOLDERS = {split: (f"stage_2_{split}", f"stage_2_{split}_images") for split in SPLITS}
+MOUNTS = (f"/kaggle/input/competitions/{SLUG}", f"/kaggle/input/{SLUG}")
+
+NO_DATA = (
+    "no competition data in {looked}: download it (kaggle competitions download -c " + SLUG + "), or make some "
+    "(python -m ich_kaggle.phantom), or see it all run (python -m ich_kaggle.demo)"
+)
+
+
+class Member(NamedTuple):
+    """Where the bytes of one DICOM are."""
+
+    path: str  # below the data folder, or the name inside the zip
+    size: int  # bytes
+    offset: int = 0  # byte of its header in the zip; 0 outside one
+    packed: int = 0  # bytes it takes in the zip; 0 outside one
+
+
+@dataclass(frozen=True)
+class Data:
+    """Kaggle's data: a folder, or the zip as downloaded."""
+
+    root: Path
+    inner: str = ""  # the folder inside the zip that holds the tables
+
+    @property
+    def is_zip(self) -> bool:
+        return self.root.is_file()
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """Open a table of the competition. Raises FileNotFoundError naming it and where it was looked for."""
+        try:
+            if not self.is_zip:
+                with (self.root / name).open("rb") as file:
+                    yield file
+                return
+            with zipfile.ZipFile(self.root) as archive, archive.open(self.inner + name) as file:
+                yield file
+        except (FileNotFoundError, KeyError) as error:
+            raise FileNotFoundError(f"{self.root}: {name} is missing: download the competition's data again") from error
+
+    def members(self, split: str) -> list[Member]:
+        """Return every DICOM file of `split`, sorted by path; empty if there is no folder of it."""
+        return _zip_members(self, split) if self.is_zip else _folder_members(self.root, split)
+
+
+def _folder_members(root: Path, split: str) -> list[Member]:
+    for folder in DICOM_FOLDERS[split]:
+        if (root / folder).is_dir():
+            with os.scandir(root / folder) as entries:
+                files = [entry for entry in entries if entry.name.endswith(".dcm")]
+                return sorted(Member(f"{folder}/{file.name}", file.stat().st_size) for file in files)
+    return []
+
+
+def _zip_members(data: Data, split: str) -> list[Member]:
+    folders = tuple(data.inner + folder + "/" for folder in DICOM_FOLDERS[split])
+    with zipfile.ZipFile(data.root) as archive:
+        return sorted(
+            Member(info.filename, info.file_size, info.header_offset, info.compress_size)
+            for info in archive.infolist()
+            if info.filename.startswith(folders) and info.filename.endswith(".dcm")
+        )
+
+
+def find_data(data_dir: Path | None = None) -> Data:
+    """Return the competition's data in `data_dir`, or in the first default place that has it.
+
+    Raises FileNotFoundError with the ways to get data where there is none.
+    """
+    default = Path("input") / SLUG
+    places = [data_dir] if data_dir else [*map(Path, MOUNTS), default, default.with_name(SLUG + ".zip")]
+    if not data_dir and os.environ.get("ICH_DATA_DIR"):
+        places = [Path(os.environ["ICH_DATA_DIR"])]
+    for place in places:
+        if (found := _layout(place)) is not None:
+            return found
+    raise FileNotFoundError(NO_DATA.format(looked=", ".join(map(str, places))))
+
+
+def _layout(place: Path) -> Data | None:
+    # The tables mark the folder; a search by pattern would list 874,035 files first.
+    for folder in (place, place / SLUG, place / SLUG / SLUG):
+        if any((folder / name).is_file() for name in (SAMPLE_CSV, TRAIN_CSV)):
+            return Data(folder)
+    if not place.is_file():
+        return None
+    try:
+        with zipfile.ZipFile(place) as archive:
+            names = [PurePosixPath(n) for n in archive.namelist() if n.endswith((SAMPLE_CSV, TRAIN_CSV))]
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{place}: not a readable zip ({error}): download it again") from error
+    if not names:
+        return None
+    parent = min(names, key=lambda name: len(name.parts)).parent
+    return Data(place, "" if str(parent) == "." else f"{parent}/")
+
+
+def slices(work_dir: Path) -> Path:
+    return work_dir / "slices.parquet"
+
+
+def defects(work_dir: Path) -> Path:
+    return work_dir / "defects.csv"
+
+
+def folds(work_dir: Path) -> Path:
+    return work_dir / "folds.csv"
+
+
+def cache(work_dir: Path, name: str) -> Path:
+    return work_dir / "cache" / name
+
+
+def cached(cache_dir: Path, slice_id: str) -> Path:
+    """Return the PNG of a slice; the first two hex digits of its id spread them over 256 folders."""
+    return cache_dir / slice_id[3:5] / f"{slice_id}.png"
+
+
+def sheet(work_dir: Path, study_id: str) -> Path:
+    return work_dir / "sheets" / f"{study_id}.png"
+
+
+def run(work_dir: Path, name: str) -> Path:
+    return work_dir / "runs" / _file_name(name)
+
+
+def _file_name(name: str) -> str:
+    if not re.fullmatch(r"[\w][\w.+-]*", name):
+        raise ValueError(f"{name!r} can't name a folder: use letters, digits and . _ + -")
+    return name
+
+
+def fold(work_dir: Path, run_name: str, k: int) -> Path:
+    return run(work_dir, run_name) / f"fold{k}"
+
+
+def ensemble(work_dir: Path, name: str) -> Path:
+    return work_dir / "ensemble" / _file_name(name)
+
+
+MAKERS = {
+    "slices.parquet": "python -m ich_kaggle.slices",
+    "folds.csv": "python -m ich_kaggle.folds",
+    "cache.json": "python -m ich_kaggle.cache",
+    "model.pt": "python -m ich_kaggle.train",
+    "oof.parquet": "python -m ich_kaggle.predict",
+    "test.parquet": "python -m ich_kaggle.predict",
+    "embeddings.npy": "python -m ich_kaggle.predict",
+    "weights.json": "python -m ich_kaggle.ensemble",
+}
+
+
+def require(path: Path, flags: str = "") -> Path:
+    """Return `path` if it is there. Raises FileNotFoundError with the command, and its `flags`, that makes it."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: run {MAKERS[path.name]} {flags}".rstrip())
+    return path
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; move it into place if all went well, else remove it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict) -> None:
+    with writing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict:
+    """Return the JSON object in `path`. Raises ValueError naming the file if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: damaged ({error}): remove it and run {MAKERS.get(path.name, 'its command')}"
+        ) from error
+
+
+def file_hash(path: Path) -> str:
+    """Return 12 hex digits that tell one content of a file from another."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def same_settings(path: Path, found: dict, wanted: dict, remedy: str) -> None:
+    """Raise ValueError naming both values where the settings recorded in `path` are not the wanted ones."""
+    found = json.loads(json.dumps(found))
+    wanted = json.loads(json.dumps(wanted))
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise ValueError(f"{path} was made with {key} {found.get(key)}, not {value}: {remedy}")
+
+
+def git_commit() -> str | None:
+    """Return the commit of the package's checkout, with + behind it if files differ; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+", "--match="]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
