@@ -1,0 +1,31 @@
+"""The competition's metric: log loss over six labels, `any` counted twice."""
+
+import numpy as np
+
+from ich_kaggle.labels import WEIGHTS
+
+EPS = 1e-15  # Kaggle clips predictions to [EPS, 1 - EPS]
+
+
+def losses(target: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """Return the log loss of each slice and label: float64 (n, 6), like `target` and `probability`.
+
+    Raises ValueError for predictions that are not numbers in [0, 1].
+    """
+    probability = np.asarray(probability, np.float64)
+    if probability.shape != target.shape:
+        raise ValueError(f"{probability.shape} predictions for {target.shape} targets")
+    if not ((probability >= 0) & (probability <= 1)).all():
+        raise ValueError("a prediction is not a number in [0, 1]")
+    probability = np.clip(probability, EPS, 1 - EPS)
+    return -(target * np.log(probability) + (1 - target) * np.log1p(-probability))
+
+
+def label_losses(target: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """Return the log loss of each label, (6,), over the slices of `target` and `probability`, both (n, 6)."""
+    return losses(target, probability).mean(axis=0)
+
+
+def log_loss(target: np.ndarray, probability: np.ndarray) -> float:
+    """Return the competition's score of `probability` (n, 6) against `target` (n, 6): lower is better."""
+    return float(np.average(label_losses(target, probability), weights=WEIGHTS))

@@ -1,0 +1,203 @@
+"""The tables between the commands: slices, folds, predictions, and Kaggle's CSVs."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from ich_kaggle import labels, paths
+from ich_kaggle.labels import LABELS
+
+SLICE_COLUMNS = ["slice_id", "patient_id", "study_id", "series_id", "position", "split", "path", *LABELS]
+PREDICTION_COLUMNS = ["slice_id", *LABELS]
+
+
+def read_long(data: paths.Data, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return Kaggle's long table `name` as slice ids in order of first appearance, and, a row each, the index of its
+    slice, the index of its label and its value (float32).
+
+    Raises ValueError naming the table and the first row that is not `ID_<9 hex digits>_<label>,number`.
+    """
+    with data.open(name) as file:
+        types = pyarrow.csv.ConvertOptions(column_types={"ID": pa.string(), "Label": pa.float32()})
+        try:
+            table = pyarrow.csv.read_csv(file, convert_options=types)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{data.root}: {name}: {error}") from error
+    if table.column_names != ["ID", "Label"]:
+        raise ValueError(f"{data.root}: {name}: the columns are {table.column_names}, not ID,Label")
+    table = table.combine_chunks()
+    slice_ids, slice_index = _encode(pc.utf8_slice_codeunits(table["ID"], 0, labels.ID_LENGTH))
+    names, label_index = _encode(pc.utf8_slice_codeunits(table["ID"], labels.ID_LENGTH))
+    known = {f"_{label}": i for i, label in enumerate(LABELS)}
+    for text in names:
+        if text not in known:
+            raise ValueError(f"{data.root}: {name}: an ID ends in {text!r}, not in _ and one of {', '.join(LABELS)}")
+    for text in slice_ids:
+        if not labels.SLICE_ID.fullmatch(text):
+            raise ValueError(f"{data.root}: {name}: {text!r} is not ID_ and 9 hex digits")
+    values = table["Label"].to_numpy()
+    if np.isnan(values).any():
+        raise ValueError(f"{data.root}: {name}: row {int(np.isnan(values).argmax()) + 2} has no value")
+    return slice_ids, slice_index, np.array([known[text] for text in names])[label_index], values
+
+
+def _encode(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    encoded = column.combine_chunks().dictionary_encode()
+    return encoded.dictionary.to_numpy(zero_copy_only=False), encoded.indices.to_numpy()
+
+
+def read_labels(data: paths.Data) -> pd.DataFrame:
+    """Return the training labels, a row a slice: `slice_id` and six float32 of 0 or 1."""
+    slice_ids, slice_index, label_index, values = read_long(data, paths.TRAIN_CSV)
+    if len(odd := np.flatnonzero((values != 0) & (values != 1))):
+        raise ValueError(
+            f"{data.root}: {paths.TRAIN_CSV}: row {int(odd[0]) + 2} has label {values[odd[0]]}, not 0 or 1"
+        )
+    try:
+        wide = labels.to_wide(slice_index, label_index, values, slice_ids)
+    except ValueError as error:
+        raise ValueError(f"{data.root}: {paths.TRAIN_CSV}: {error}") from error
+    return predictions(slice_ids, wide)
+
+
+def predictions(slice_ids: np.ndarray, probability: np.ndarray) -> pd.DataFrame:
+    """Return a table of `slice_ids` (n,) and `probability` (n, 6), as float32."""
+    table = pd.DataFrame(np.asarray(probability, np.float32), columns=list(LABELS))
+    table.insert(0, "slice_id", np.asarray(slice_ids))
+    return table
+
+
+def write_parquet(path: Path, table: pd.DataFrame, settings: dict | None = None) -> None:
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    if settings is not None:
+        arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"settings": json.dumps(settings)})
+    with paths.writing(path) as temporary:
+        pq.write_table(arrow, temporary)
+
+
+def _read_parquet(path: Path, flags: str = "") -> pd.DataFrame:
+    try:
+        return pd.read_parquet(paths.require(path, flags))
+    except pa.ArrowException as error:
+        maker = paths.MAKERS[path.name]
+        raise ValueError(f"{path}: damaged ({error}): remove it and run {maker} {flags}".rstrip()) from error
+
+
+def write_slices(work_dir: Path, slices: pd.DataFrame, settings: dict) -> None:
+    write_parquet(paths.slices(work_dir), slices, settings)
+
+
+def read_slices(work_dir: Path) -> pd.DataFrame:
+    """Return the slice table: a row a slice, sorted by split (train first), patient, study, series and position."""
+    slices = _read_parquet(paths.slices(work_dir))
+    if missing := [column for column in SLICE_COLUMNS if column not in slices]:
+        raise ValueError(
+            f"{paths.slices(work_dir)}: no column {missing[0]}: run {paths.MAKERS['slices.parquet']} --overwrite"
+        )
+    return slices
+
+
+def slices_settings(work_dir: Path) -> dict:
+    """Return what the slice table was made from."""
+    metadata = pq.read_schema(paths.require(paths.slices(work_dir))).metadata or {}
+    return json.loads(metadata.get(b"settings", b"{}"))
+
+
+def slices_hash(slices: pd.DataFrame) -> str:
+    """Return 12 hex digits that tell one slice table from another: its ids, their order and their labels."""
+    digest = hashlib.sha256("\n".join(slices.slice_id).encode())
+    digest.update(np.nan_to_num(slices[list(LABELS)].to_numpy(np.float32), nan=-1).tobytes())
+    return digest.hexdigest()[:12]
+
+
+def targets(slices: pd.DataFrame) -> np.ndarray:
+    """Return the labels of `slices`: float32 (n, 6), NaN for test slices."""
+    return slices[list(LABELS)].to_numpy(np.float32)
+
+
+def write_folds(work_dir: Path, folds: pd.DataFrame, settings: dict) -> None:
+    path = paths.folds(work_dir)
+    paths.write_json(path.with_suffix(".json"), settings)
+    with paths.writing(path) as temporary:
+        folds.to_csv(temporary, index=False)
+
+
+def folds_settings(work_dir: Path) -> dict:
+    """Return what the folds were made with; empty for a file from elsewhere."""
+    path = paths.folds(work_dir).with_suffix(".json")
+    return paths.read_json(path) if path.exists() else {}
+
+
+def read_folds(work_dir: Path, slices: pd.DataFrame) -> np.ndarray:
+    """Return the fold of every slice: int (n,), -1 for test slices.
+
+    Raises ValueError naming patients that are in two folds or in none.
+    """
+    path = paths.require(paths.folds(work_dir))
+    folds = pd.read_csv(path, dtype={"patient_id": str})
+    if list(folds.columns) != ["patient_id", "fold"]:
+        raise ValueError(f"{path}: the columns are {','.join(folds.columns)}, not patient_id,fold")
+    of_patient = folds.groupby("patient_id").fold.unique()
+    if len(leaked := of_patient[of_patient.str.len() > 1]):
+        ids = "; ".join(
+            f"{patient} is in folds {', '.join(map(str, sorted(k)))}" for patient, k in leaked.head(3).items()
+        )
+        raise ValueError(f"{path}: patient {ids} ({len(leaked)} such patients): one fold a patient")
+    is_train = slices.split == "train"
+    fold = slices.patient_id.map(of_patient.str[0]).where(is_train, -1)
+    if len(unknown := slices.patient_id[fold.isna()].unique()):
+        remedy = f"run {paths.MAKERS[path.name]} --overwrite"
+        raise ValueError(f"{path}: no fold for patient {unknown[0]} ({len(unknown)} such patients): {remedy}")
+    return fold.to_numpy(np.int64)
+
+
+def folds_hash(fold: np.ndarray) -> str:
+    """Return 12 hex digits that tell one split of the slices from another."""
+    return hashlib.sha256(fold.astype("<i8").tobytes()).hexdigest()[:12]
+
+
+def write_predictions(path: Path, slice_ids: np.ndarray, probability: np.ndarray) -> None:
+    write_parquet(path, predictions(slice_ids, probability))
+
+
+def read_predictions(path: Path, slice_ids: np.ndarray, flags: str = "") -> np.ndarray:
+    """Return the probabilities of `slice_ids` in `path`: float32 (n, 6).
+
+    Raises ValueError naming a slice that is missing or is there twice, and FileNotFoundError with the command, and
+    its `flags`, that makes the file.
+    """
+    table = _read_parquet(path, flags)
+    if list(table.columns) != PREDICTION_COLUMNS:
+        raise ValueError(f"{path}: the columns are {', '.join(table.columns)}, not {', '.join(PREDICTION_COLUMNS)}")
+    if np.array_equal(table.slice_id, slice_ids):
+        return table[list(LABELS)].to_numpy(np.float32)
+    if table.slice_id.duplicated().any():
+        raise ValueError(f"{path}: slice {table.slice_id[table.slice_id.duplicated()].iloc[0]} is there twice")
+    row = pd.Index(table.slice_id).get_indexer(slice_ids)
+    if (row < 0).any():
+        raise ValueError(f"{path}: slice {slice_ids[(row < 0).argmax()]} is missing ({int((row < 0).sum())} are)")
+    return table[list(LABELS)].to_numpy(np.float32)[row]
+
+
+def write_submission(path: Path, data: paths.Data, slice_ids: np.ndarray, probability: np.ndarray) -> None:
+    """Write Kaggle's long table of `probability` (n, 6), rows in the order of the sample submission."""
+    sample_ids, slice_index, label_index, _ = read_long(data, paths.SAMPLE_CSV)
+    row = pd.Index(slice_ids).get_indexer(sample_ids)
+    if (row < 0).any():
+        raise ValueError(f"{data.root}: {paths.SAMPLE_CSV}: no prediction for {sample_ids[(row < 0).argmax()]}")
+    values = np.asarray(probability, np.float32)[row[slice_index], label_index]
+    ids = pc.binary_join_element_wise(
+        pa.array(sample_ids).take(pa.array(slice_index)), pa.array(LABELS).take(pa.array(label_index)), "_"
+    )
+    with paths.writing(path) as temporary:
+        temporary.write_bytes(b"ID,Label\n")
+        options = pyarrow.csv.WriteOptions(include_header=False, quoting_style="none")
+        with temporary.open("ab") as file:
+            pyarrow.csv.write_csv(pa.table({"ID": ids, "Label": values}), file, options)
