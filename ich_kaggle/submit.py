@@ -1,0 +1,292 @@
+"""Blend the runs, write the submission, verify it, send it to Kaggle, wait for its scores and record them.
+
+Reads:   work/slices.parquet, work/ensemble/NAME/, stage_2_sample_submission.csv, Kaggle's credentials
+Writes:  submissions/<UTC time>-NAME.csv, submissions/history.csv, with --history submissions/history.png
+Example: python -m ich_kaggle.submit -m "five folds, two backbones"
+         python -m ich_kaggle.submit --dry-run
+         python -m ich_kaggle.submit --history
+"""
+
+import filecmp
+import hashlib
+import logging
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ich_kaggle import cli, diary, ensemble, kaggle_client, labels, paths, slices, tables
+from ich_kaggle.labels import ANY, LABELS
+
+log = logging.getLogger(__name__)
+
+MEAN_FACTOR = 2  # a label predicted this much more or less often than out of fold is worth a warning
+
+
+class Source(NamedTuple):
+    """Where a submission's numbers come from."""
+
+    name: str
+    runs: str = ""  # "run:weight run:weight"
+    oof: str = ""  # nested out-of-fold log loss
+    mean: np.ndarray | None = None  # (6,), of the out-of-fold predictions
+
+
+def blend(data_dir: Path | None, work_dir: Path, name: str | None, run: str | None, workers: int) -> Path:
+    """Return the folder of the ensemble `name`, of `run` alone, or of every run there is, built where it is missing."""
+    if name is not None:
+        return paths.require(paths.ensemble(work_dir, name) / "weights.json", f"--name {name}").parent
+    chosen = {} if run is None else {"runs": [run], "name": run}
+    return ensemble.ensemble(data_dir=data_dir, work_dir=work_dir, workers=workers, **chosen)
+
+
+def make(folder: Path, work_dir: Path, data: paths.Data, submissions_dir: Path) -> tuple[Path, Source]:
+    """Return the CSV of the ensemble in `folder`, written unless one with the same bytes is there, and its source."""
+    table = tables.read_slices(work_dir)
+    test_ids, train_ids = (table.slice_id[table.split == split] for split in ("test", "train"))
+    weights = paths.read_json(folder / "weights.json")
+    source = Source(
+        name=folder.name,
+        runs=" ".join(f"{run}:{weight:.3g}" for run, weight in weights["runs"].items()),
+        oof=f"{weights['nested_log_loss']:.5f}",
+        mean=tables.read_predictions(folder / "oof.parquet", train_ids).mean(axis=0),
+    )
+    probability = tables.read_predictions(folder / "test.parquet", test_ids)
+    return write(submissions_dir, source.name, data, test_ids, probability), source
+
+
+def write(submissions_dir: Path, name: str, data: paths.Data, slice_ids: pd.Series, probability: np.ndarray) -> Path:
+    submissions_dir.mkdir(parents=True, exist_ok=True)
+    path = submissions_dir / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{name}.csv"
+    with tempfile.TemporaryDirectory(prefix=".", dir=submissions_dir) as scratch:
+        draft = Path(scratch) / path.name
+        tables.write_submission(draft, data, slice_ids, probability)
+        for old in sorted(submissions_dir.glob("*.csv")):
+            if filecmp.cmp(old, draft, shallow=False):
+                cli.say(f"{old} has the same numbers: not written again")
+                return old
+        if path.exists():
+            raise FileExistsError(f"{path} was written this very second with other numbers: run the command again")
+        draft.replace(path)
+    return path
+
+
+def verify(path: Path, data: paths.Data, mean: np.ndarray | None = None) -> str:
+    """Return the SHA-256 of the submission `path`, read back and compared with the sample submission.
+
+    Warns where a label's mean is far from `mean` (6,). Raises ValueError naming the row or the id of the first fault.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: give --file a CSV, or leave it out")
+    digest = sha256(path)
+    slice_ids, slice_index, label_index, values = tables.read_long(paths.Data(path.parent), path.name)
+    check_rows(path, (slice_ids, slice_index, label_index), tables.read_long(data, paths.SAMPLE_CSV)[:3])
+    probability = labels.to_wide(slice_index, label_index, values, slice_ids)
+    check_values(path, slice_ids, probability)
+    if mean is not None:
+        warn_of_means(path, probability.mean(axis=0), mean)
+    cli.say(f"{path}: verified, {len(values)} rows")
+    return digest
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def check_rows(path: Path, ours: tuple, sample: tuple) -> None:
+    """Raise ValueError unless both tables (slice ids, slice index, label index) have the same ids in one order."""
+    known = pd.Index(sample[0])
+    row = known.get_indexer(ours[0])
+    if (row < 0).any():
+        raise ValueError(f"{path}: {ours[0][(row < 0).argmax()]} is not in the sample submission")
+    cell = row[ours[1]] * len(LABELS) + ours[2]
+    wanted = sample[1].astype(np.int64) * len(LABELS) + sample[2]
+    if np.array_equal(cell, wanted):
+        return
+    count = np.bincount(cell, minlength=len(known) * len(LABELS))
+    if count.max() > 1:
+        raise ValueError(f"{path}: {_row_id(known, count.argmax())} stands {count.max()} times")
+    if len(missing := np.setdiff1d(wanted, cell)):
+        raise ValueError(f"{path}: {_row_id(known, missing[0])} is missing ({len(missing)} rows are)")
+    if len(extra := np.setdiff1d(cell, wanted)):
+        raise ValueError(f"{path}: {_row_id(known, extra[0])} is not in the sample submission")
+    row = int((cell != wanted).argmax())
+    here, there = _row_id(known, cell[row]), _row_id(known, wanted[row])
+    raise ValueError(f"{path}: row {row + 2} is {here}, in the sample submission {there}: keep its order")
+
+
+def _row_id(slice_ids: pd.Index, cell: int) -> str:
+    return f"{slice_ids[cell // len(LABELS)]}_{LABELS[cell % len(LABELS)]}"
+
+
+def check_values(path: Path, slice_ids: np.ndarray, probability: np.ndarray) -> None:
+    """Raise ValueError unless `probability` (n, 6) is in [0, 1], not constant, and `any` the largest of each row."""
+    if not (valid := (probability >= 0) & (probability <= 1)).all():
+        row, label = np.argwhere(~valid)[0]
+        raise ValueError(f"{path}: {slice_ids[row]}_{LABELS[label]} is {probability[row, label]:.6g}, not in [0, 1]")
+    if probability.min() == probability.max():
+        raise ValueError(f"{path}: every value is {probability[0, 0]:.6g}: these are not predictions")
+    if (low := probability[:, ANY] < probability.max(axis=1)).any():
+        row = int(low.argmax())
+        most = int(probability[row].argmax())
+        any_value, value = probability[row, [ANY, most]]
+        raise ValueError(f"{path}: {slice_ids[row]}_any is {any_value:.6g}, below {LABELS[most]}, {value:.6g}")
+
+
+def warn_of_means(path: Path, found: np.ndarray, expected: np.ndarray) -> None:
+    for label, ours, theirs in zip(LABELS, found, expected, strict=True):
+        if not theirs / MEAN_FACTOR <= ours <= theirs * MEAN_FACTOR:
+            log.warning("WARNING %s: the mean of %s is %.4f, out of fold it is %.4f", path, label, ours, theirs)
+
+
+def send(kaggle: kaggle_client.Connection, path: Path, row: dict[str, str], history_csv: Path) -> int:
+    """Return the ref of `path` at Kaggle. Its row is in the history from before it is sent, so that none is lost."""
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != row["sha256"]:
+        raise ValueError(f"{path} has changed since it was verified: run the command again")
+    diary.record(history_csv, row)
+    try:
+        token = kaggle_client.upload(kaggle, path.name, content, path.stat().st_mtime)
+        return kaggle_client.create(kaggle, token, f"{row['note']} [{row['tag']}]", row["tag"])
+    except TimeoutError:
+        raise  # Kaggle may have it: the row stays SENDING
+    except (OSError, RuntimeError) as error:
+        diary.record(history_csv, row | {"status": "REFUSED", "note": f"{row['note']}: {error}"})
+        raise
+
+
+def deliver(
+    path: Path, row: dict[str, str], history_csv: Path, *, again: bool, no_wait: bool, connect: Callable
+) -> None:
+    """Send `path` unless Kaggle has it, wait for its scores, and keep its `row` in the history up to date.
+
+    Raises FileExistsError if Kaggle has it and not `again`, RuntimeError or OSError with Kaggle's reason.
+    """
+    cut_short = None if again else diary.already_sent(diary.read(history_csv), row["sha256"])
+    try:
+        kaggle = connect()
+    except (ImportError, OSError) as error:
+        raise RuntimeError(f"{error}; or upload {path} in the browser at {kaggle_client.SITE}/submit") from error
+    row = cut_short or row
+    ref = kaggle_client.find(kaggle, row["tag"]) if cut_short else 0
+    if not ref:
+        log.info("%s", kaggle_client.preflight(kaggle))
+        ref = send(kaggle, path, row, history_csv)
+    row = row | {"ref": str(ref), "status": "PENDING"}
+    diary.record(history_csv, row)
+    cli.say(f"{path}: submission {ref}")
+    if not no_wait:
+        score(kaggle, row, history_csv)
+
+
+def score(kaggle: kaggle_client.Connection, row: dict[str, str], history_csv: Path) -> None:
+    """Wait for the scores of the submission in `row`, print and record them. Raises RuntimeError if there are none."""
+    ref = row["ref"]
+    try:
+        submission = kaggle_client.wait(kaggle, int(ref))
+    except (OSError, RuntimeError) as error:
+        raise RuntimeError(
+            f"submission {ref} is at Kaggle, its scores are not known ({error}): see --status"
+        ) from error
+    diary.record(history_csv, diary.scored(row, submission))
+    if submission.status.name == "ERROR":
+        raise RuntimeError(f"submission {ref}: Kaggle can't score it: {submission.error_description}")
+    cli.say(f"public {submission.public_score}  private {submission.private_score}")
+
+
+def show_status(kaggle: kaggle_client.Connection, history_csv: Path) -> None:
+    """Print the team's latest submissions, and fill in the rows of the history that wait for them."""
+    found = kaggle_client.submissions(kaggle)
+    for row in diary.read(history_csv):
+        for submission in found:
+            is_same = row["ref"] == str(submission.ref) or row["tag"] in (submission.description or "")
+            if is_same and row["status"] in ("SENDING", "PENDING"):
+                diary.record(history_csv, diary.scored(row, submission))
+    fields = ["ref", "date", "public_score", "private_score", "description"]
+    rows = [
+        {field: str(getattr(submission, field) or "") for field in fields} | {"status": submission.status.name}
+        for submission in found
+    ]
+    cli.say(diary.table(rows, ["status", *fields]) if rows else "no submission yet")
+
+
+def show_history(history_csv: Path) -> None:
+    """Print the history, and draw its out-of-fold losses against the private scores."""
+    rows = diary.read(history_csv)
+    cli.say(diary.table(rows, diary.SHOWN) if rows else f"{history_csv}: no submission yet")
+    if points := diary.points(rows):
+        picture = history_csv.with_suffix(".png")
+        diary.plot(picture, points)
+        cli.say(f"{picture}: out-of-fold loss against private score, {len(points)} submissions")
+
+
+def submit(
+    *,
+    data_dir: Path | None = None,
+    work_dir: Path = Path("work"),
+    submissions_dir: Path = Path("submissions"),
+    name: str | None = None,
+    run: str | None = None,
+    file: Path | None = None,
+    workers: int = 1,
+    message: str | None = None,
+    dry_run: bool = False,
+    no_wait: bool = False,
+    again: bool = False,
+    connect: Callable = kaggle_client.connect,
+) -> None:
+    """Make, verify and deliver the submission of an ensemble (`name`), of a `run`, of a `file`, or of every run."""
+    if file is None:
+        folder = blend(data_dir, work_dir, name, run, workers)
+        data = slices.data_of(data_dir, work_dir)
+        path, source = make(folder, work_dir, data, submissions_dir)
+    else:
+        path, source = file, Source(file.stem)
+        has_table = paths.slices(work_dir).exists()
+        data = slices.data_of(data_dir, work_dir) if has_table else paths.find_data(data_dir)
+    digest = verify(path, data, source.mean)
+    if dry_run:
+        return
+    facts = dict(name=source.name, file=path.name, sha256=digest, runs=source.runs, oof=source.oof)
+    row = diary.new_row(message or f"{source.name}, out of fold {source.oof or 'not known'}", **facts)
+    history_csv = submissions_dir / "history.csv"
+    deliver(path, row, history_csv, again=again, no_wait=no_wait, connect=connect)
+
+
+def command(*, status: bool, history: bool, connect: Callable = kaggle_client.connect, **options) -> None:
+    history_csv = options["submissions_dir"] / "history.csv"
+    if history:
+        show_history(history_csv)
+    elif status:
+        show_status(connect(), history_csv)
+    else:
+        submit(connect=connect, **options)
+
+
+def build_parser():
+    parser = cli.command(__doc__, "--data-dir", "--work-dir", "--workers")
+    parser.add_argument("--submissions-dir", type=Path, default=Path("submissions"), help="the CSVs and the history")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--ensemble", dest="name", help="folder in work/ensemble (default: a blend of every run)")
+    what.add_argument("--run", help="one run alone")
+    what.add_argument("--file", type=Path, help="a CSV that is there")
+    parser.add_argument("-m", "--message", help="what to remember of it (default: its name and out-of-fold loss)")
+    parser.add_argument("--no-wait", action="store_true", help="leave the scores to --status")
+    parser.add_argument("--again", action="store_true", help="send what Kaggle has once more")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="stop before the network")
+    instead.add_argument("--status", action="store_true", help="print the latest submissions at Kaggle, and stop")
+    instead.add_argument("--history", action="store_true", help="print and plot the submissions from here, and stop")
+    return parser
+
+
+def main(argv=None):
+    cli.run(command, build_parser(), argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,852 @@
+import dataclasses
+import functools
+import hashlib
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from types import SimpleNamespace
+
+import kaggle_server as fake
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from ich_kaggle import cli, diary, kaggle_client, paths, submit, tables
+from ich_kaggle.labels import LABELS
+
+no_network, kaggle_server, proxied_server = fake.no_network, fake.kaggle_server, fake.proxied_server
+
+HISTORY = "submissions/history.csv"
+REF = 30000001
+
+
+def probabilities(n: int, seed: int) -> np.ndarray:
+    """Return (n, 6) in (0, 0.5), `any` the largest."""
+    p = np.random.default_rng(seed).uniform(0.01, 0.5, (n, 6)).astype(np.float32)
+    p[:, -1] = p.max(axis=1)
+    return p
+
+
+def write_competition(folder, n_train: int, n_test: int) -> None:
+    """Write input/, the slice table and the ensemble `blend` below `folder`."""
+    ids = np.array([f"ID_{i:09x}" for i in range(n_train + n_test)])
+    is_train = np.arange(len(ids)) < n_train
+    table = pd.DataFrame({"slice_id": ids, "split": np.where(is_train, "train", "test"), "position": 0.0})
+    table = table.assign(patient_id=ids, study_id=ids, series_id=ids, path=ids, **dict.fromkeys(LABELS, 0.0))
+    data = folder / "input"
+    data.mkdir()
+    tables.write_slices(folder / "work", table, {"data_dir": str(data)})
+    sample = ids[~is_train][::-1]  # Kaggle's order is not ours
+    lines = [f"{slice_id}_{label},0.5" for slice_id in sample for label in LABELS]
+    (data / paths.SAMPLE_CSV).write_text("\n".join(["ID,Label", *lines]) + "\n")
+    write_ensemble(folder, "blend", ids, is_train)
+
+
+def write_ensemble(folder, name: str, ids: np.ndarray, is_train: np.ndarray, seed: int = 0) -> None:
+    out = paths.ensemble(folder / "work", name)
+    tables.write_predictions(out / "oof.parquet", ids[is_train], probabilities(is_train.sum(), 7))
+    tables.write_predictions(out / "test.parquet", ids[~is_train], probabilities((~is_train).sum(), seed))
+    paths.write_json(out / "weights.json", {"runs": {"b0": 0.75, "b4": 0.25}, "nested_log_loss": 0.0523})
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder, the current one, with data and an ensemble `blend` in it."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    write_competition(folder, n_train=40, n_test=20)
+    return folder
+
+
+@dataclasses.dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+    pauses: list[float]
+
+    @property
+    def error(self) -> str:
+        return self.err.splitlines()[-1] if self.err else ""
+
+
+@pytest.fixture
+def run(project, capfd, caplog):
+    """Run the command in this process, its pauses recorded and not waited for."""
+
+    caplog.set_level(logging.INFO)
+
+    def run(*argv: str, timeout: float = 5, on_pause=lambda: None) -> Outcome:
+        pauses = []
+
+        def sleep(seconds: float) -> None:
+            pauses.append(seconds)
+            on_pause()
+
+        connect = functools.partial(kaggle_client.connect, sleep=sleep, timeout=timeout)
+        code, message = 0, ""
+        try:
+            cli.run(functools.partial(submit.command, connect=connect), submit.build_parser(), list(argv))
+        except SystemExit as end:
+            code, message = 1, str(end.code)
+        out, err = capfd.readouterr()
+        logged = "".join(f"{record.getMessage()}\n" for record in caplog.records)
+        caplog.clear()
+        return Outcome(code, out, err + logged + message, pauses)
+
+    return run
+
+
+def history() -> list[dict[str, str]]:
+    return diary.read(paths.Path(HISTORY))
+
+
+def only_csv() -> paths.Path:
+    (found,) = [path for path in paths.Path("submissions").glob("*.csv") if path.name != "history.csv"]
+    return found
+
+
+def shell(*argv: str, **env: str) -> subprocess.CompletedProcess:
+    """Run the command as a user does."""
+    command = [sys.executable, "-m", "ich_kaggle.submit", *argv]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | env, check=False, timeout=60)
+
+
+BLEND = ("--ensemble", "blend")
+START, CREATE, POLL = "StartSubmissionUpload", "CreateSubmission", "GetSubmission"
+
+
+def test_a_submission_arrives_whole_and_its_scores_are_printed_and_recorded(run, kaggle_server):
+    done = run(*BLEND, "-m", "two backbones")
+    assert done.code == 0
+    assert "public 0.04732  private 0.04891" in done.out.splitlines()
+    (sent,) = kaggle_server.submissions
+    content = only_csv().read_bytes()
+    assert kaggle_server.content(sent) == content
+    (row,) = history()
+    assert re.fullmatch(r"two backbones \[ich-[0-9a-f]{12}\]", sent["description"])
+    assert sent["description"] == f"two backbones [{row['tag']}]"
+    assert row["sha256"] == hashlib.sha256(content).hexdigest()
+    assert (row["ref"], row["status"], row["public"], row["private"]) == (str(REF), "COMPLETE", "0.04732", "0.04891")
+    assert (row["name"], row["file"], row["runs"], row["oof"]) == (
+        *("blend", only_csv().name, "b0:0.75 b4:0.25", "0.05230"),
+    )
+    assert row["note"] == "two backbones"
+
+
+def test_the_csv_is_in_the_sample_order_and_holds_the_predictions(run, kaggle_server):
+    run(*BLEND, "--dry-run")
+    found = pd.read_csv(only_csv())
+    sample = pd.read_csv(f"input/{paths.SAMPLE_CSV}")
+    assert found.ID.tolist() == sample.ID.tolist()
+    expected = probabilities(20, 0)[::-1].ravel()
+    np.testing.assert_array_equal(found.Label.to_numpy(np.float32), expected)
+
+
+def test_a_dry_run_asks_nobody_and_needs_neither_credentials_nor_the_client(project, no_network):
+    blocked = project / "blocked"
+    (blocked / "kaggle").mkdir(parents=True)
+    (blocked / "kaggle" / "__init__.py").write_text("raise ImportError('blocked')\n")
+    done = shell("--dry-run", *BLEND, PYTHONPATH=str(blocked))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{os.path.relpath(only_csv())}: verified, 120 rows" in done.stdout
+    assert not paths.Path(HISTORY).exists()
+
+
+def test_the_same_numbers_are_not_written_again(run, kaggle_server):
+    run(*BLEND, "--dry-run")
+    first = only_csv()
+    again = run(*BLEND, "--dry-run")
+    assert only_csv() == first
+    assert f"{first} has the same numbers: not written again" in again.out
+
+
+def test_another_submission_of_the_same_second_is_not_overwritten(run, project, monkeypatch):
+    monkeypatch.setattr(
+        submit, "datetime", SimpleNamespace(now=lambda zone: datetime(2026, 1, 2, 3, 4, 5, tzinfo=zone))
+    )
+    run(*BLEND, "--dry-run")
+    assert only_csv().name == "20260102T030405Z-blend.csv"
+    first = only_csv().read_bytes()
+    ids = np.array([f"ID_{i:09x}" for i in range(60)])
+    write_ensemble(project, "blend", ids, np.arange(60) < 40, seed=1)
+    done = run(*BLEND, "--dry-run")
+    assert (done.code, "was written this very second with other numbers" in done.error) == (1, True)
+    assert only_csv().read_bytes() == first
+
+
+def test_two_runs_are_blended_and_both_are_in_the_history(run, project, kaggle_server):
+    table = tables.read_slices(paths.Path("work"))
+    is_train = (table.split == "train").to_numpy()
+    fold = np.arange(40) % 2
+    tables.write_folds(paths.Path("work"), pd.DataFrame({"patient_id": table.patient_id[is_train], "fold": fold}), {})
+    for seed, name in enumerate(["b0", "b4"]):
+        for k in (0, 1):
+            folder = paths.fold(paths.Path("work"), name, k)
+            ids = table.slice_id[is_train].to_numpy()[fold == k]
+            tables.write_predictions(folder / "oof.parquet", ids, probabilities(20, 10 + seed))
+            tables.write_predictions(folder / "test.parquet", table.slice_id[~is_train], probabilities(20, 20 + seed))
+            paths.write_json(folder / "predict.json", {})
+    assert_arrived_once(run(), kaggle_server)
+    (row,) = history()
+    assert re.fullmatch(r"b0:[\d.e-]+ b4:[\d.e-]+", row["runs"])
+    blended = pd.read_parquet(paths.ensemble(paths.Path("work"), row["name"]) / "test.parquet")
+    sent = pd.read_csv(only_csv()).Label.to_numpy(np.float32)
+    np.testing.assert_array_equal(sent.reshape(-1, 6), blended[list(LABELS)].to_numpy()[::-1])
+    assert only_csv().name.endswith(f"-{row['name']}.csv")
+
+
+def test_without_a_choice_every_run_is_asked_for(run, kaggle_server, monkeypatch):
+    asked = []
+
+    def ensemble(**options):
+        asked.append(options)
+        return paths.ensemble(options["work_dir"], "blend")
+
+    monkeypatch.setattr(submit.ensemble, "ensemble", ensemble)
+    assert run("--dry-run").code == 0
+    assert run("--dry-run", "--run", "b0").code == 0
+    assert [(options.get("runs"), options.get("name")) for options in asked] == [(None, None), (["b0"], "b0")]
+
+
+def test_an_ensemble_that_is_not_there_is_named_with_its_maker(run):
+    done = run("--ensemble", "blnd", "--dry-run")
+    assert done.code == 1
+    assert done.error == (
+        "error: work/ensemble/blnd/weights.json is missing: run python -m ich_kaggle.ensemble --name blnd"
+    )
+
+
+def test_help_comes_without_torch_or_the_client():
+    code = (
+        "import sys; from ich_kaggle import submit; submit.build_parser().format_help(); "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'kaggle', 'kagglesdk')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# What the CSV is compared with.
+
+
+def altered(edit) -> str:
+    """Return the path of the sample's own rows with random values, `edit`ed as a list of [id, value] rows."""
+    sample = pd.read_csv(f"input/{paths.SAMPLE_CSV}")
+    rows = [list(row) for row in zip(sample.ID, map(str, probabilities(20, 3).ravel()), strict=True)]
+    rows = edit(rows) or rows
+    paths.Path("mine.csv").write_text("\n".join(["ID,Label", *map(",".join, rows)]) + "\n")
+    return "mine.csv"
+
+
+def put(row: int, value: str):
+    return lambda rows: rows[row].__setitem__(1, value)
+
+
+FAULTS = {
+    "a row less": (lambda rows: rows[:-1], "mine.csv: ID_000000028_any is missing (1 rows are)"),
+    "a row twice": (lambda rows: [*rows, rows[4]], "mine.csv: ID_00000003b_subdural stands 2 times"),
+    "another order": (
+        lambda rows: [rows[1], rows[0], *rows[2:]],
+        "row 2 is ID_00000003b_intraparenchymal, in the sample submission ID_00000003b_epidural: keep its order",
+    ),
+    "a slice too many": (
+        lambda rows: [*rows, ["ID_abcabcabc_any", "0.1"]],
+        "mine.csv: ID_abcabcabc is not in the sample submission",
+    ),
+    "one row": (lambda rows: rows[:1], "mine.csv: ID_00000003b_intraparenchymal is missing (119 rows are)"),
+    "above one": (put(0, "1.25"), "mine.csv: ID_00000003b_epidural is 1.25, not in [0, 1]"),
+    "below zero": (put(1, "-0.5"), "mine.csv: ID_00000003b_intraparenchymal is -0.5, not in [0, 1]"),
+    "infinite": (put(2, "inf"), "mine.csv: ID_00000003b_intraventricular is inf, not in [0, 1]"),
+    "not a number": (put(2, "nan"), ": mine.csv: row 4 has no value"),
+    "not even that": (put(2, "0.3;"), "mine.csv"),
+    "any too small": (put(5, "0.001"), "mine.csv: ID_00000003b_any is 0.001, below "),
+    "constant": (lambda rows: [[name, "0.5"] for name, _ in rows], "mine.csv: every value is 0.5"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_altered_file_is_not_sent(run, kaggle_server, fault):
+    edit, message = FAULTS[fault]
+    done = run("--file", altered(edit))
+    assert done.code == 1
+    assert message in done.error
+    assert not kaggle_server.requests
+    assert not history()
+
+
+def test_an_empty_file_is_not_sent(run, kaggle_server):
+    paths.Path("mine.csv").write_bytes(b"")
+    done = run("--file", "mine.csv")
+    assert (done.code, "mine.csv: Empty CSV file" in done.error) == (1, True)
+    assert not kaggle_server.requests
+
+
+def test_a_missing_file_is_named(run, kaggle_server):
+    assert run("--file", "mine.csv").error == "error: mine.csv is missing: give --file a CSV, or leave it out"
+
+
+def test_a_file_of_ones_own_is_sent_as_it_is(run, kaggle_server):
+    path = altered(lambda rows: None)
+    assert run("--file", path).code == 0
+    assert kaggle_server.content(kaggle_server.submissions[0]) == paths.Path(path).read_bytes()
+    assert [(row["name"], row["oof"]) for row in history()] == [("mine", "")]
+
+
+def test_a_file_that_changes_after_it_was_verified_is_not_sent(run, kaggle_server):
+    def change(handler, work):
+        only_csv().write_text("ID,Label\n")
+        handler.finish_work(work)
+
+    kaggle_server.fail("GetCompetition", change)
+    done = run(*BLEND)
+    assert (done.code, "has changed since it was verified" in done.error) == (1, True)
+    assert not kaggle_server.uploads
+
+
+def test_a_mean_far_from_the_out_of_fold_mean_is_a_warning_with_both_numbers(run, kaggle_server):
+    folder = paths.ensemble(paths.Path("work"), "blend")
+    oof = pd.read_parquet(folder / "oof.parquet")
+    tables.write_parquet(folder / "oof.parquet", oof.assign(epidural=np.float32(0.01)))
+    done = run(*BLEND, "--dry-run")
+    mean = probabilities(20, 0)[:, 0].mean()
+    assert done.code == 0
+    warnings = [line for line in done.err.splitlines() if line.startswith("WARNING")]
+    assert warnings == [f"WARNING {only_csv()}: the mean of epidural is {mean:.4f}, out of fold it is 0.0100"]
+
+
+# What goes wrong at Kaggle. After each fault: the exit code, the message, the history, the submissions there.
+
+
+def outcome(done: Outcome, server) -> tuple:
+    """Return exit code, number of submissions at Kaggle, and the status of every row of the history."""
+    return done.code, len(server.submissions), [row["status"] for row in history()]
+
+
+def assert_arrived_once(done: Outcome, server) -> None:
+    assert outcome(done, server) == (0, 1, ["COMPLETE"])
+    assert server.content(server.submissions[0]) == only_csv().read_bytes()
+    assert history()[0]["ref"] == str(REF)
+
+
+RULES = f"accept the rules at https://www.kaggle.com/competitions/{paths.SLUG}/rules"
+REFUSALS = {
+    (401, "Unauthenticated"): f"the credentials are not accepted: {kaggle_client.NEW_TOKEN}",
+    (403, "Permission 'competitions.participate' was denied"): RULES,
+    (404, "Not Found"): RULES,
+    (400, "Submission not allowed: daily limit"): RULES,
+}
+
+
+@pytest.mark.parametrize("call", [START, CREATE])
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_refusal_is_one_line_with_kaggles_reason_and_is_not_tried_again(run, kaggle_server, call, refusal):
+    kaggle_server.fail(call, fake.status(*refusal))
+    done = run(*BLEND)
+    assert outcome(done, kaggle_server) == (1, 0, ["REFUSED"])
+    assert f"Kaggle answered {refusal[0]}: {refusal[1]}: " in done.error
+    assert history()[0]["note"].endswith(done.error.removeprefix("error: "))
+    assert kaggle_server.calls(call) == 1
+
+
+def test_a_submission_refused_once_can_be_sent_later(run, kaggle_server):
+    kaggle_server.fail(CREATE, fake.status(400, "daily limit"))
+    run(*BLEND)
+    assert outcome(run(*BLEND), kaggle_server) == (0, 1, ["REFUSED", "COMPLETE"])
+
+
+def test_rules_that_are_not_accepted_are_seen_before_the_upload(run, kaggle_server):
+    kaggle_server.has_entered = False
+    done = run(*BLEND)
+    assert outcome(done, kaggle_server) == (1, 0, [])
+    assert RULES in done.error
+    assert not kaggle_server.calls(START)
+
+
+def test_a_wrong_competition_name_is_answered_like_rules_not_accepted(run, kaggle_server, monkeypatch):
+    monkeypatch.setattr(paths, "SLUG", "rsna-intracranial-haemorrhage")
+    done = run("--file", altered(lambda rows: None), "--data-dir", "input")
+    assert outcome(done, kaggle_server) == (1, 0, [])
+    assert "a wrong competition name is answered in the same way" in done.error
+
+
+def test_a_used_up_day_is_seen_before_the_upload(run, kaggle_server):
+    for _ in range(5):
+        run("--file", altered(lambda rows: None), "--again")
+    done = run(*BLEND)
+    assert outcome(done, kaggle_server) == (1, 5, ["COMPLETE"] * 5)
+    assert done.error == "error: no submission is left today (5 sent): wait until 00:00 UTC"
+    assert kaggle_server.calls(START) == 5
+
+
+def test_preflight_names_the_credentials_the_rules_and_what_is_left(run, kaggle_server):
+    first = run("--file", altered(lambda rows: None))
+    second = run(*BLEND)
+    source = "credentials: the environment variables KAGGLE_USERNAME and KAGGLE_KEY; rules: accepted"
+    assert f"{source}; submissions left today: not known" in first.err
+    assert f"{source}; submissions left today: 4" in second.err
+
+
+def test_a_preflight_that_kaggle_does_not_know_stops_nothing(run, kaggle_server):
+    kaggle_server.fail("GetCompetition", fake.status(404, "Not Found"))
+    kaggle_server.fail("GetSubmissionLimits", fake.status(404, "Not Found"))
+    done = run(*BLEND)
+    assert_arrived_once(done, kaggle_server)
+    assert "rules: not known; submissions left today: not known" in done.err
+
+
+@pytest.mark.parametrize("code", [500, 502, 503])
+@pytest.mark.parametrize("call", [START, "PUT", CREATE, POLL])
+def test_a_fault_of_the_server_is_outlived(run, kaggle_server, call, code):
+    kaggle_server.fail(call, fake.status(code), fake.status(code))
+    done = run(*BLEND)
+    assert_arrived_once(done, kaggle_server)
+    assert kaggle_server.calls(call) >= 3
+    assert done.pauses[0] == 1
+
+
+@pytest.mark.parametrize("call", [START, "PUT", CREATE, POLL])
+def test_too_many_requests_waits_as_long_as_kaggle_asks(run, kaggle_server, call):
+    kaggle_server.fail(call, fake.status(429, "Too many requests", Retry_After="37"))
+    done = run(*BLEND)
+    assert_arrived_once(done, kaggle_server)
+    assert done.pauses[0] == 37
+    assert "Kaggle answered 429: Too many requests: again in 37 s" in done.err
+
+
+def test_a_wait_of_hours_is_left_to_the_user(run, kaggle_server):
+    kaggle_server.fail(CREATE, fake.status(429, "Too many requests", Retry_After="7200"))
+    done = run(*BLEND)
+    assert outcome(done, kaggle_server) == (1, 0, ["REFUSED"])
+    assert (done.error.endswith("Too many requests: wait 7200 s"), done.pauses) == (True, [])
+
+
+@pytest.mark.parametrize("hours", [-30, 30])
+def test_a_wrong_clock_changes_neither_the_pause_nor_the_submission(run, kaggle_server, hours):
+    kaggle_server.clock_skew = timedelta(hours=hours)
+    until = format_datetime(kaggle_server.now() + timedelta(seconds=90), usegmt=True)
+    kaggle_server.fail(START, fake.status(503, Retry_After=until))
+    kaggle_server.fail(CREATE, fake.lose_reply)
+    done = run(*BLEND)
+    assert_arrived_once(done, kaggle_server)
+    assert 85 <= done.pauses[0] <= 90
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(history()[0]["time"])) < timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("call", [START, "PUT"])
+def test_an_upload_that_fails_to_the_end_leaves_nothing_behind(run, kaggle_server, call):
+    kaggle_server.fail(call, *[fake.status(500)] * kaggle_client.TRIES)
+    done = run(*BLEND)
+    assert outcome(done, kaggle_server) == (1, 0, ["REFUSED"])
+    assert "Kaggle answered 500: Internal Server Error" in done.error
+    assert done.pauses == [1, 2, 4, 8]
+
+
+def test_an_upload_reset_on_the_way_starts_from_its_first_byte(run, kaggle_server):
+    kaggle_server.fail("PUT", *[fake.cut_body(1000)] * 3)
+    assert_arrived_once(run(*BLEND), kaggle_server)
+    assert kaggle_server.calls("PUT") == 4
+
+
+@pytest.mark.parametrize("code", [403, 404])
+def test_a_refused_upload_is_no_submission(run, kaggle_server, code):
+    kaggle_server.fail("PUT", fake.status(code))
+    done = run(*BLEND)
+    assert outcome(done, kaggle_server) == (1, 0, ["REFUSED"])
+    assert done.error.startswith(f"error: the upload: Kaggle answered {code}")
+    assert not kaggle_server.calls(CREATE)
+
+
+def test_the_address_of_an_upload_is_never_shown(run, kaggle_server):
+    kaggle_server.fail("PUT", fake.hang_up, fake.status(502), fake.status(403))
+    done = run(*BLEND)
+    assert "no answer from 127.0.0.1 (ConnectionError)" in done.err
+    assert "secret" not in done.out + done.err + paths.Path(HISTORY).read_text()
+
+
+@pytest.mark.parametrize("call", [START, "PUT", CREATE, POLL])
+def test_a_closed_connection_is_outlived(run, kaggle_server, call):
+    kaggle_server.fail(call, fake.hang_up)
+    assert_arrived_once(run(*BLEND), kaggle_server)
+
+
+def test_a_submission_whose_reply_is_lost_is_found_and_not_sent_again(run, kaggle_server):
+    kaggle_server.fail(CREATE, fake.lose_reply)
+    assert_arrived_once(run(*BLEND), kaggle_server)
+    assert kaggle_server.calls(CREATE) == 1
+
+
+def test_a_gateway_fault_after_the_submission_was_made_does_not_double_it(run, kaggle_server):
+    def make_and_fail(handler, work):
+        work()
+        handler.reply(502, "<html>bad gateway</html>")
+
+    kaggle_server.fail(CREATE, make_and_fail)
+    assert_arrived_once(run(*BLEND), kaggle_server)
+    assert kaggle_server.calls(CREATE) == 1
+
+
+def test_an_answer_without_a_number_is_no_success(run, kaggle_server):
+    def no_number(handler, work):
+        handler.reply(200, {"message": "Could not submit to competition"})
+
+    kaggle_server.fail(CREATE, *[no_number] * kaggle_client.TRIES)
+    done = run(*BLEND)
+    assert outcome(done, kaggle_server) == (1, 0, ["SENDING"])
+    assert "Kaggle gave no number, but: Could not submit to competition" in done.error
+
+
+def test_an_answer_that_makes_no_sense_is_a_lost_reply(run, kaggle_server):
+    def nonsense(handler, work):
+        work()
+        handler.reply(200, "<html>Kaggle is busy</html>")
+
+    kaggle_server.fail(CREATE, nonsense)
+    assert_arrived_once(run(*BLEND), kaggle_server)
+    assert kaggle_server.calls(CREATE) == 1
+
+
+def test_an_error_code_inside_a_good_answer_is_an_error(run, kaggle_server):
+    def refused(handler, work):
+        handler.reply(200, {"code": 403, "message": "denied"})
+
+    kaggle_server.fail(START, refused)
+    done = run(*BLEND)
+    assert outcome(done, kaggle_server) == (1, 0, ["REFUSED"])
+    assert f"Kaggle answered 403: denied: {RULES}" in done.error
+
+
+def test_a_silent_server_is_left_after_the_time_limit(run, kaggle_server):
+    never = threading.Event()
+    kaggle_server.fail(START, *[fake.silence(never, then_work=False)] * kaggle_client.TRIES)
+    done = run(*BLEND, timeout=0.1)
+    never.set()
+    assert outcome(done, kaggle_server) == (1, 0, ["REFUSED"])
+    assert "start_submission_upload: no answer from 127.0.0.1 (ReadTimeout)" in done.error
+
+
+def test_a_silence_shorter_than_the_time_limit_is_waited_for(run, kaggle_server):
+    timer = threading.Timer(0.3, (awake := threading.Event()).set)
+    timer.start()
+    kaggle_server.fail(CREATE, fake.silence(awake))
+    done = run(*BLEND)
+    assert_arrived_once(done, kaggle_server)
+    assert (kaggle_server.calls(CREATE), done.pauses) == (1, [kaggle_client.POLL_PAUSE])
+
+
+def test_a_submission_made_during_a_long_silence_is_waited_for_and_not_doubled(run, kaggle_server):
+    awake = threading.Event()
+
+    def on_pause():
+        looked = kaggle_server.calls("ListSubmissions")
+        if looked == 1:  # the first look found nothing: now the server wakes up
+            awake.set()
+            while not kaggle_server.submissions:
+                threading.Event().wait(0.005)
+
+    kaggle_server.fail(CREATE, fake.silence(awake))
+    done = run(*BLEND, timeout=0.2, on_pause=on_pause)
+    assert_arrived_once(done, kaggle_server)
+    assert (kaggle_server.calls(CREATE), kaggle_server.calls("ListSubmissions")) == (1, 2)
+
+
+def test_a_command_cut_short_after_the_submission_finds_it_the_next_time(run, kaggle_server):
+    kaggle_server.fail(CREATE, fake.lose_reply)
+    kaggle_server.fail("ListSubmissions", *[fake.status(500)] * kaggle_client.TRIES)
+    first = run(*BLEND)
+    assert outcome(first, kaggle_server) == (1, 1, ["SENDING"])
+    assert "may be at Kaggle: run the command again, it looks there before it sends" in first.error
+    assert_arrived_once(run(*BLEND), kaggle_server)
+
+
+def test_a_command_cut_short_before_the_submission_makes_it_the_next_time(run, kaggle_server):
+    kaggle_server.fail(CREATE, fake.hang_up)
+    kaggle_server.fail("ListSubmissions", *[fake.status(500)] * kaggle_client.TRIES)
+    assert outcome(run(*BLEND), kaggle_server) == (1, 0, ["SENDING"])
+    assert_arrived_once(run(*BLEND), kaggle_server)
+
+
+def test_a_refusal_after_a_lost_reply_says_that_the_submission_may_be_there(run, kaggle_server):
+    kaggle_server.fail(CREATE, fake.hang_up, fake.status(400, "daily limit"))
+    done = run(*BLEND)
+    assert outcome(done, kaggle_server) == (1, 0, ["SENDING"])
+    assert "daily limit" in done.error
+    assert "may be at Kaggle" in done.error
+
+
+def test_the_same_file_is_sent_twice_only_on_demand(run, kaggle_server):
+    run(*BLEND)
+    second = run(*BLEND)
+    assert outcome(second, kaggle_server) == (1, 1, ["COMPLETE"])
+    assert f"Kaggle has these numbers as submission {REF} (COMPLETE)" in second.error
+    assert outcome(run(*BLEND, "--again"), kaggle_server) == (0, 2, ["COMPLETE", "COMPLETE"])
+    assert [row["ref"] for row in history()] == [str(REF), str(REF + 1)]
+
+
+def test_a_submission_that_cannot_be_scored_is_an_error_with_kaggles_reason(run, kaggle_server):
+    reason = "Submission contains null values"
+    kaggle_server.scores = {"status": "ERROR", "errorDescription": reason, "publicScore": "", "privateScore": ""}
+    done = run(*BLEND, "-m", "mine")
+    assert outcome(done, kaggle_server) == (1, 1, ["ERROR"])
+    assert done.error == f"error: submission {REF}: Kaggle can't score it: {reason}"
+    assert history()[0]["note"] == f"mine: {reason}"
+
+
+def test_a_message_in_any_language_arrives_and_is_recorded(run, kaggle_server):
+    message = 'fünf Falten, 出血, "quoted", 🧠'
+    assert_arrived_once(run(*BLEND, "-m", message), kaggle_server)
+    assert kaggle_server.submissions[0]["description"].startswith(message)
+    assert history()[0]["note"] == message
+
+
+def test_scores_are_polled_for_until_they_are_there(run, kaggle_server):
+    kaggle_server.polls_until_scored = 6
+    done = run(*BLEND)
+    assert_arrived_once(done, kaggle_server)
+    assert done.pauses == [kaggle_client.POLL_PAUSE] * 6
+
+
+def test_scores_that_never_come_are_left_to_status(run, kaggle_server, monkeypatch):
+    monkeypatch.setattr(kaggle_client, "POLLS", 3)
+    kaggle_server.polls_until_scored = 4
+    done = run(*BLEND)
+    assert outcome(done, kaggle_server) == (1, 1, ["PENDING"])
+    assert done.error.startswith(f"error: submission {REF} is at Kaggle, its scores are not known")
+    kaggle_server.polls_until_scored = 0
+    assert run("--status").code == 0
+    assert outcome(run("--status"), kaggle_server) == (0, 1, ["COMPLETE"])
+
+
+def test_no_wait_leaves_the_scores_to_status(run, kaggle_server):
+    done = run(*BLEND, "--no-wait", "-m", "later")
+    assert outcome(done, kaggle_server) == (0, 1, ["PENDING"])
+    assert not kaggle_server.calls(POLL)
+    kaggle_server.submissions[0]["polls"] = 9
+    shown = run("--status")
+    assert outcome(shown, kaggle_server) == (0, 1, ["COMPLETE"])
+    header, line = shown.out.splitlines()
+    assert header.split() == ["status", "ref", "date", "public_score", "private_score", "description"]
+    assert line.startswith(f"COMPLETE  {REF}")
+    assert line.endswith(f"later [{history()[0]['tag']}]")
+    assert history()[0]["private"] == "0.04891"
+
+
+def test_status_finds_a_submission_whose_reply_was_lost(run, kaggle_server):
+    kaggle_server.fail(CREATE, fake.lose_reply)
+    kaggle_server.fail("ListSubmissions", *[fake.status(500)] * kaggle_client.TRIES)
+    run(*BLEND)
+    kaggle_server.submissions[0]["polls"] = 9
+    run("--status")
+    assert [(row["status"], row["ref"]) for row in history()] == [("COMPLETE", str(REF))]
+
+
+def test_status_without_any_submission_says_so(run, kaggle_server):
+    assert run("--status").out == "no submission yet\n"
+
+
+def test_offline_is_one_line_with_the_way_through_the_browser(run, no_network, monkeypatch):
+    monkeypatch.setenv("KAGGLE_USERNAME", fake.USER)
+    monkeypatch.setenv("KAGGLE_KEY", fake.KEY)
+    done = run(*BLEND)
+    assert (done.code, history()) == (1, [])
+    assert "no answer from api.kaggle.com (ProxyError)" in done.error
+    assert done.pauses == [1, 2, 4, 8]
+    assert only_csv().exists()
+
+
+def test_offline_with_a_token_is_one_line_too(run, no_network, monkeypatch):
+    monkeypatch.setenv("KAGGLE_API_TOKEN", fake.TOKEN)
+    done = run(*BLEND)
+    assert (done.code, history()) == (1, [])
+    assert "no answer from api.kaggle.com (ProxyError)" in done.error
+    assert f"or upload {only_csv()} in the browser at" in done.error
+
+
+@pytest.mark.parametrize("fault", [fake.hang_up, fake.lose_reply])
+def test_behind_a_proxy_a_lost_reply_doubles_nothing_either(run, kaggle_server, monkeypatch, fault):
+    monkeypatch.setenv("HTTP_PROXY", kaggle_server.url)
+    for call in (START, CREATE, POLL):
+        kaggle_server.fail(call, fault)
+    assert_arrived_once(run(*BLEND), kaggle_server)
+
+
+# Credentials, each in a process of its own, as the client reads them once.
+
+
+def put_key(home) -> None:
+    (home / ".kaggle").mkdir(exist_ok=True)
+    path = home / ".kaggle" / "kaggle.json"
+    path.write_text(f'{{"username": "{fake.USER}", "key": "{fake.KEY}"}}')
+    path.chmod(0o644)  # readable by others: the client prints a warning about it
+
+
+def put_token(home, token: str) -> None:
+    (home / ".kaggle").mkdir(exist_ok=True)
+    (home / ".kaggle" / "access_token").write_text(token + "\n")
+
+
+def assert_untold(done: subprocess.CompletedProcess) -> None:
+    """Fail if a secret is in what was printed or recorded."""
+    told = done.stdout + done.stderr + (paths.Path(HISTORY).read_text() if paths.Path(HISTORY).exists() else "")
+    assert not [secret for secret in (fake.KEY, fake.TOKEN, "KGAT_stale") if secret in told]
+
+
+def test_a_process_of_its_own_submits_with_a_key_and_prints_only_our_lines(project, proxied_server, no_network):
+    put_key(no_network)
+    proxied_server.polls_until_scored = 0
+    done = shell(*BLEND, "-m", "от конца до конца")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"{only_csv()}: verified, 120 rows",
+        f"{only_csv()}: submission {REF}",
+        "public 0.04732  private 0.04891",
+    ]
+    source = no_network / ".kaggle" / "kaggle.json"
+    assert done.stderr == f"credentials: {source}; rules: accepted; submissions left today: not known\n"
+    assert proxied_server.submissions[0]["description"].startswith("от конца до конца [ich-")
+    assert proxied_server.content(proxied_server.submissions[0]) == only_csv().read_bytes()
+    assert_untold(done)
+
+
+@pytest.mark.parametrize("place", ["the environment variable KAGGLE_API_TOKEN", "~/.kaggle/access_token"])
+def test_a_token_wins_over_a_key_and_is_named(project, proxied_server, no_network, place):
+    put_key(no_network)
+    proxied_server.polls_until_scored = 0
+    env = {"KAGGLE_API_TOKEN": fake.TOKEN} if "environment" in place else {}
+    if not env:
+        put_token(no_network, fake.TOKEN)
+    done = shell(*BLEND, **env)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"credentials: {place};")
+    assert_untold(done)
+
+
+@pytest.mark.parametrize("place", ["the environment variable KAGGLE_API_TOKEN", "~/.kaggle/access_token"])
+def test_a_stale_token_beside_a_good_key_is_named_and_nothing_is_sent(project, proxied_server, no_network, place):
+    put_key(no_network)
+    env = {"KAGGLE_API_TOKEN": "KGAT_stale"} if "environment" in place else {}
+    if not env:
+        put_token(no_network, "KGAT_stale")
+    done = shell(*BLEND, **env)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    key = no_network / ".kaggle" / "kaggle.json"
+    assert f"Kaggle does not accept the token in {place}, which is sent instead of the key in {key}" in done.stderr
+    assert not proxied_server.calls(START)
+    assert_untold(done)
+
+
+def test_a_stale_token_alone_is_named(project, proxied_server, no_network):
+    put_token(no_network, "KGAT_stale")
+    done = shell(*BLEND)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Kaggle does not accept the token in ~/.kaggle/access_token: make a token")
+    assert_untold(done)
+
+
+def test_a_token_that_kaggle_refuses_outright_is_named(run, kaggle_server, monkeypatch):
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "KGAT_stale")
+    kaggle_server.fail("IntrospectToken", *[fake.status(401, "Unauthenticated")] * 9)
+    done = run(*BLEND)
+    assert outcome(done, kaggle_server) == (1, 0, [])
+    assert "the environment variable KAGGLE_API_TOKEN" in done.error
+    assert "Kaggle answered 401: Unauthenticated" in done.error
+
+
+def test_without_credentials_the_csv_is_kept_and_one_line_says_what_to_do(project, proxied_server):
+    done = shell(*BLEND)
+    assert (done.returncode, done.stdout) == (1, f"{only_csv()}: verified, 120 rows\n")
+    assert done.stderr == (
+        f"error: no Kaggle credentials: {kaggle_client.NEW_TOKEN}; or upload {only_csv()} in the browser at "
+        f"https://www.kaggle.com/competitions/{paths.SLUG}/submit\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "at_import, message",
+    [
+        ("import six_is_missing", "No module named 'six_is_missing'"),
+        ("print('Authentication required'); exit(1)", "no Kaggle credentials"),
+    ],
+)
+def test_a_client_that_cannot_be_imported_is_one_line(project, no_network, at_import, message):
+    (project / "other" / "kaggle").mkdir(parents=True)
+    (project / "other" / "kaggle" / "__init__.py").write_text(at_import + "\n")
+    done = shell(*BLEND, PYTHONPATH=str(project / "other"))
+    assert (done.returncode, done.stdout) == (1, f"{only_csv()}: verified, 120 rows\n")
+    assert (message in done.stderr, len(done.stderr.splitlines())) == (True, 1)
+
+
+def test_a_server_that_is_silent_while_the_client_is_imported_is_left_too(project, proxied_server):
+    never = threading.Event()
+    proxied_server.fail("IntrospectToken", *[fake.silence(never, then_work=False)] * 9)
+    code = "from ich_kaggle import kaggle_client; kaggle_client.connect(timeout=0.1, sleep=lambda seconds: None)"
+    env = os.environ | {"KAGGLE_API_TOKEN": fake.TOKEN}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False, timeout=30
+    )
+    never.set()
+    assert proxied_server.calls("IntrospectToken") == 1 + kaggle_client.TRIES
+    assert done.stderr.splitlines()[-1].startswith("ConnectionError: signing in with the token in the environment")
+    assert_untold(done)
+
+
+# The history.
+
+
+def put_history(*scores: tuple[str, str]) -> None:
+    for i, (oof, private) in enumerate(scores):
+        row = diary.new_row("", name=f"blend{i}", oof=oof, sha256="0")
+        diary.record(paths.Path(HISTORY), row | {"private": private, "status": "COMPLETE", "ref": str(REF + i)})
+
+
+def test_history_shows_the_out_of_fold_loss_beside_the_private_score(run):
+    put_history(("0.05230", "0.04891"), ("0.05110", ""))
+    header, first, second, picture = run("--history").out.splitlines()
+    assert header.split() == ["time", "name", "oof", "public", "private", "status", "ref"]
+    assert first.split()[1:] == ["blend0", "0.05230", "-", "0.04891", "COMPLETE", str(REF)]
+    assert second.split()[1:] == ["blend1", "0.05110", "-", "-", "COMPLETE", str(REF + 1)]
+    assert picture.startswith("submissions/history.png: ")
+    assert picture.endswith("1 submissions")
+
+
+def test_the_plot_puts_a_better_submission_lower_and_further_left(run):
+    put_history(("0.09", "0.09"), ("0.05", "0.06"))
+    run("--history")
+    gray = np.asarray(Image.open("submissions/history.png").convert("RGB")).astype(int)
+    is_navy = (gray == (0, 0, 128)).all(axis=2)
+    rows, columns = np.nonzero(is_navy)
+    worse = (columns > gray.shape[1] // 2, rows < gray.shape[0] // 2)
+    assert (worse[0] == worse[1]).all()
+    assert 0 < worse[0].sum() < (~worse[0]).sum()  # the last one is filled
+
+
+def test_a_history_of_nothing_says_so(run):
+    assert run("--history").out == f"{HISTORY}: no submission yet\n"
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", ",".join(diary.COLUMNS) + "\n2026,cut"])
+def test_a_damaged_history_is_named_and_nothing_is_sent(run, kaggle_server, text):
+    paths.Path("submissions").mkdir()
+    paths.Path(HISTORY).write_text(text)
+    done = run(*BLEND)
+    assert (done.code, f"{HISTORY}: damaged" in done.error) == (1, True)
+    assert not kaggle_server.requests
+    assert paths.Path(HISTORY).read_text() == text
+
+
+@pytest.mark.slow
+def test_a_submission_of_full_size_arrives_byte_for_byte(tmp_path, kaggle_server, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    write_competition(tmp_path, n_train=2000, n_test=121_232)
+    kaggle_server.fail("PUT", fake.cut_body(5_000_000))
+    connect = functools.partial(kaggle_client.connect, sleep=lambda seconds: None)
+    submit.submit(work_dir=tmp_path / "work", name="blend", connect=connect)
+    content = only_csv().read_bytes()
+    assert content.count(b"\n") == 727_393
+    assert kaggle_server.content(kaggle_server.submissions[0]) == content
+    assert f"{only_csv()}: verified, 727392 rows" in capfd.readouterr().out
