@@ -1,34 +1,43 @@
 """Training augmentation as one affine map and one gray-level table, and the views of test-time augmentation."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
+import torch
 
 
 @dataclass(frozen=True)
 class Augment:
-    """How far a training slice is moved; each draw is uniform in plus or minus the value."""
+    """How far a training slice is changed; each draw is uniform in plus or minus the value, where not said otherwise.
+
+    No top-bottom flip by default: patients lie on their backs, and blood settles.
+    """
 
     flip: float = 0.5  # probability of a left-right flip
+    vflip: float = 0.0  # probability of a top-bottom flip
     rotate: float = 30.0  # degrees
     scale: float = 0.1  # as a share of the size
     shift: float = 0.05  # as a share of the size
-    gray: float = 0.1  # contrast, as a share; brightness, as a share of 255
+    random_crop: float = 1.0  # smallest share of the area that a random crop keeps
+    window_jitter: float = 0.1  # window width, as a share of it; window center, as a share of half of it
+    cutout: float = 0.0  # probability that a rectangle of 2 to 20 % of the area is blackened
+    swap: float = 0.0  # probability that the order of neighbouring slices is turned round
 
 
-NONE = Augment(0, 0, 0, 0, 0)
-
-VIEWS = {"identity": lambda images: images, "hflip": lambda images: images.flip(2)}  # of images (n, h, w, c)
+NONE = Augment(flip=0, rotate=0, scale=0, shift=0, window_jitter=0)
 
 
 def draw(augment: Augment, rng: np.random.Generator, size: int, target_size: int) -> np.ndarray:
     """Return a random affine map, (2, 3), of images of `size` px onto `target_size` px, about their centres."""
-    zoom = target_size / size * (1 + augment.scale * rng.uniform(-1, 1))
+    side = np.sqrt(rng.uniform(augment.random_crop, 1))
+    zoom = target_size / size / side * (1 + augment.scale * rng.uniform(-1, 1))
     angle = np.radians(augment.rotate * rng.uniform(-1, 1))
-    mirror = -1 if rng.random() < augment.flip else 1
-    turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * [mirror, 1]
-    centre = np.full(2, (target_size - 1) / 2) + augment.shift * target_size * rng.uniform(-1, 1, 2)
+    mirror = [-1 if rng.random() < p else 1 for p in (augment.flip, augment.vflip)]
+    turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * mirror
+    reach = target_size * (augment.shift + (1 - side) / (2 * side))  # a crop lies anywhere in the image
+    centre = np.full(2, (target_size - 1) / 2) + reach * rng.uniform(-1, 1, 2)
     return np.column_stack([turn, centre - turn @ np.full(2, (size - 1) / 2)])
 
 
@@ -36,20 +45,59 @@ def warp(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     """Return `image` (h, w, c; uint8) moved by `matrix` onto `size` px square, black outside."""
     if len(image) == size and np.allclose(matrix, np.eye(2, 3)):
         return image
-    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR)
+    moved = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR)
+    return moved.reshape(size, size, -1)  # OpenCV drops the axis of a single channel
 
 
-def jitter(image: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:
-    """Return `image` (uint8) with contrast and brightness redrawn for each channel, as other windows would show it."""
-    if not augment.gray:
+def jitter(image: np.ndarray, augment: Augment, rng: np.random.Generator, n_windows: int) -> np.ndarray:
+    """Return `image` (h, w, c; uint8) as windows of other centers and widths would show it.
+
+    Its channels are `n_windows` windows of each slice in turn; one window changes alike in all slices.
+    """
+    if not augment.window_jitter:
         return image
-    contrast = 1 + augment.gray * rng.uniform(-1, 1, image.shape[-1])
-    offset = 255 * augment.gray / 2 * rng.uniform(-1, 1, image.shape[-1])
+    n_slices = image.shape[-1] // n_windows
+    contrast = np.tile(1 + augment.window_jitter * rng.uniform(-1, 1, n_windows), n_slices)
+    offset = np.tile(255 * augment.window_jitter / 2 * rng.uniform(-1, 1, n_windows), n_slices)
     gray = np.arange(256)[:, None] * contrast + offset
     gray[0] = 0  # air and padding stay black
-    return cv2.LUT(image, np.clip(np.rint(gray), 0, 255).astype(np.uint8)[None])
+    changed = cv2.LUT(image, np.clip(np.rint(gray), 0, 255).astype(np.uint8)[None])
+    return changed.reshape(image.shape)
 
 
-def apply(image: np.ndarray, augment: Augment, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Return one random variant of `image` (h, h, c; uint8) at `size` px square."""
-    return jitter(warp(image, draw(augment, rng, len(image), size), size), augment, rng)
+def cut(image: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:
+    """Return `image` (h, h, c), one rectangle of it blackened in some draws (https://arxiv.org/abs/1708.04896)."""
+    if rng.random() >= augment.cutout:
+        return image
+    size = len(image)
+    area, aspect = rng.uniform(0.02, 0.2), np.exp(rng.uniform(-0.7, 0.7))
+    height, width = (int(size * side) for side in (np.sqrt(area * aspect), np.sqrt(area / aspect)))
+    top, left = rng.integers(size - height + 1), rng.integers(size - width + 1)
+    image = image.copy()
+    image[top : top + height, left : left + width] = 0
+    return image
+
+
+def apply(image: np.ndarray, rng: np.random.Generator, augment: Augment, size: int, n_windows: int = 3) -> np.ndarray:
+    """Return one random variant of `image` (h, h, c; uint8), c a multiple of `n_windows`, at `size` px square."""
+    image = warp(image, draw(augment, rng, len(image), size), size)
+    return cut(jitter(image, augment, rng, n_windows), augment, rng)
+
+
+def turned(images: torch.Tensor, *, degrees: float = 0.0, zoom: float = 1.0) -> torch.Tensor:
+    """Return `images` (n, h, w, c; uint8) rotated about their centres and enlarged, black outside: float32."""
+    angle = np.radians(degrees)
+    turn = [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0]]
+    matrix = torch.tensor(turn, dtype=torch.float32, device=images.device) / zoom
+    x = images.permute(0, 3, 1, 2).float()
+    grid = torch.nn.functional.affine_grid(matrix.expand(len(x), 2, 3), x.shape, align_corners=False)
+    return torch.nn.functional.grid_sample(x, grid, align_corners=False).permute(0, 2, 3, 1)
+
+
+VIEWS = {  # of images (n, h, w, c)
+    "identity": lambda images: images,
+    "hflip": lambda images: images.flip(2),
+    "left": partial(turned, degrees=10),
+    "right": partial(turned, degrees=-10),
+    "zoom": partial(turned, zoom=1.1),
+}

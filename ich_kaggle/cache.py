@@ -1,126 +1,268 @@
 """Cache every slice as a PNG whose three channels are three CT windows.
 
-Reads:   work/slices.parquet, the DICOM pixels
-Writes:  work/cache/<name>/ab/ID_ab....png, work/cache/<name>/cache.json  (settings first, number of slices last)
-Example: python -m ich_kaggle.cache --image-size 512
+It goes on where it was interrupted, adds slices that are new in the slice table, and leaves the rest alone. Blank and
+constant slices are cached like any other and listed in work/defects.csv.
+
+Reads:   work/slices.parquet, the DICOM pixels, out of Kaggle's zip too
+Writes:  work/cache/<name>/ab/ID_ab....png   (<name>: the size, and -study for --crop study)
+         work/cache/<name>/ledger.csv        (checksums and crop box of every slice)
+         work/cache/<name>/cache.json        (settings first, number of slices last: then it is whole)
+Example: python -m ich_kaggle.cache --image-size 512 --crop study
 """
 
+import os
 import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 
-from ich_kaggle import cli, dicom, paths, png, slices, tables, windows
+from ich_kaggle import archive, cli, crop, ledger, parallel, paths, png, render, slices, tables, windows
+from ich_kaggle.archive import Member
 
 BATCH = 32  # slices in a task of one worker
+CROPS = ("none", "study")
+REMEDY = "give another --work-dir, or run python -m ich_kaggle.cache --overwrite"
+TILE = 160  # px of a slice on a contact sheet
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Return `image` (h, w, c; uint8) at `size` px square; a shorter side is padded with black first, centred."""
-    height, width = image.shape[:2]
-    if height != width:
-        side = max(height, width)
-        top, left = (side - height) // 2, (side - width) // 2
-        image = cv2.copyMakeBorder(
-            image, top, side - height - top, left, side - width - left, cv2.BORDER_CONSTANT, value=(0, 0, 0)
-        )
-    if len(image) == size:
-        return image
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if len(image) > size else cv2.INTER_LINEAR)
-
-
-def image_of(content: bytes, name: str, size: int) -> np.ndarray:
-    """Return the DICOM slice in `content` as it is cached: uint8 (size, size, 3), a channel a window.
-
-    Windows come before the resize, so that bone, clipped, does not shine into the blood beside it.
-    """
-    dataset = dicom.parse(content, name)
-    gray = windows.apply(dicom.hu_table(dicom.encoding(dataset, name)), windows.CACHED)
-    return resize(gray.take(dicom.stored_words(dataset, name), axis=0), size)
-
-
-def _cache_batch(root: Path, batch: pd.DataFrame, folder: Path, size: int) -> int:
+def _cache_batch(
+    data: paths.Data, batch: list[tuple[str, Member]], folder: Path, size: int, spacing: float | None
+) -> tuple[list[ledger.Line], int, int]:
+    """Cache the slices of `batch`, cut to their head where a `spacing` (mm) is given; return their ledger's lines."""
     cv2.setNumThreads(1)
-    for row in batch.itertuples():
-        path = paths.cached(folder, row.slice_id)
-        if not path.exists():
-            image = image_of(dicom.read_bytes(root, row.path, row.offset, row.packed), row.path, size)
-            with paths.writing(path) as temporary:
-                png.write(temporary, image)
-    return len(batch)
+    # A second reading of a study, from the page cache, costs less than to hold a thousand slices.
+    box = render.study_box(data, [member for _, member in batch], spacing) if spacing else None
+    lines = []
+    for slice_id, member in batch:
+        content = data.read(member)
+        made = render.picture(content, member.path, size, box)
+        encoded = png.encode(made.image)
+        with paths.writing(paths.cached(folder, slice_id)) as temporary:
+            temporary.write_bytes(encoded)
+        sums = archive.crc32(content), archive.crc32(encoded)
+        lines.append(ledger.Line(slice_id, member.stamp, *sums, *made.box, made.defect))
+    return lines, len(batch), sum(member.size for _, member in batch)
 
 
-def fill(data: paths.Data, table: pd.DataFrame, folder: Path, *, size: int, workers: int) -> None:
-    """Write the PNG of every slice in `table` that `folder` has not."""
-    batches = [table.iloc[i : i + BATCH] for i in range(0, len(table), BATCH)]
-    tasks = (delayed(_cache_batch)(data.root, batch, folder, size) for batch in batches)
-    with cli.progress(None, len(table), f"cache {folder.name}") as bar:
-        for n_done in Parallel(workers, return_as="generator_unordered")(tasks):
-            bar.update(n_done)
+def _to_cache(table: pd.DataFrame, crop_by: str, is_missing: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return the slices of `table` to cache, and a number for each: those of one number are cached together.
+
+    To find the head takes all slices of a series that have one shape: as soon as one of them is missing.
+    """
+    if crop_by == "none":
+        return table[is_missing], np.arange(is_missing.sum()) // BATCH
+    groups = table.groupby(["series_id", "rows", "columns"], sort=False).ngroup().to_numpy()
+    is_wanted = np.isin(groups, groups[is_missing])
+    return table[is_wanted], groups[is_wanted]
 
 
-def settings_of(table: pd.DataFrame, size: int) -> dict:
-    return {"image_size": size, "windows": windows.CACHED, "slices": tables.slices_hash(table)}
+def _members(table: pd.DataFrame) -> list[tuple[str, Member]]:
+    columns = [table[field].tolist() for field in Member._fields]
+    return list(zip(table.slice_id, map(Member._make, zip(*columns, strict=True)), strict=True))
 
 
-def ensure(data_dir: Path | None, work_dir: Path, image_size: int, workers: int) -> Path:
-    """Return the folder of the cache of `image_size` px, completing it where it is not whole.
+def _sources(data: paths.Data, batch: list[tuple[str, Member]]) -> tuple[list[tuple[str, int]], int, int]:
+    sums = [(slice_id, archive.crc32(data.read(member))) for slice_id, member in batch]
+    return sums, len(batch), sum(member.size for _, member in batch)
 
-    Raises ValueError naming both settings if it was made from another slice table or with other windows.
+
+def recheck(data: paths.Data, table: pd.DataFrame, held: pd.DataFrame, folder: Path, workers: int) -> pd.DataFrame:
+    """Return the ledger `held` with today's stamps; a DICOM with another stamp is read again.
+
+    Raises ValueError naming a slice whose DICOM is not the one that was cached.
+    """
+    known = table[table.slice_id.isin(held.index)].set_index("slice_id", drop=False)
+    known = known[known.stamp != held.stamp.reindex(known.index)]
+    tasks = ((data, _members(known.iloc[i : i + BATCH])) for i in range(0, len(known), BATCH))
+    for sums in parallel.work(_sources, tasks, len(known), "check changed files", workers):
+        for slice_id, source in sums:
+            if source != held.source[slice_id]:
+                raise ValueError(
+                    f"{folder}: {slice_id} was cached from a file with checksum {held.source[slice_id]:08x}, but "
+                    f"{data.root}: {known.path[slice_id]} has {source:08x}: {REMEDY}"
+                )
+    held.loc[known.index, "stamp"] = known.stamp
+    return held
+
+
+def _sweep(folder: Path) -> set[str]:
+    """Remove what killed processes left half written; return the slices that have a PNG."""
+    found = set()
+    for inner in (entry.path for entry in os.scandir(folder) if entry.is_dir()):
+        for entry in os.scandir(inner):
+            if entry.name.startswith("."):
+                Path(entry.path).unlink()
+            else:
+                found.add(entry.name.removesuffix(".png"))
+    return found
+
+
+def complete(data: paths.Data, table: pd.DataFrame, folder: Path, *, size: int, crop_by: str, workers: int) -> None:
+    """Cache every slice of `table` that the folder has not, and sort its ledger like the table."""
+    present = _sweep(folder)
+    held = ledger.read(folder)
+    held = recheck(data, table, held[held.index.isin(present)], folder, workers)
+    ledger.write(folder, held)
+    todo, groups = _to_cache(table, crop_by, ~table.slice_id.isin(held.index).to_numpy())
+    tasks = (
+        (data, _members(part), folder, size, part.row_spacing.iloc[0] if crop_by == "study" else None)
+        for _, part in todo.groupby(groups, sort=False)
+    )
+    with ledger.appending(folder) as append:
+        for lines in parallel.work(_cache_batch, tasks, len(todo), f"cache {folder.name}", workers):
+            append(lines)
+    held = ledger.read(folder)
+    others = held.index.difference(table.slice_id)  # cached once, now not in the table: kept
+    ledger.write(folder, held.loc[[*table.slice_id, *others]])
+
+
+def settings_of(image_size: int, crop_by: str) -> dict:
+    return {"image_size": image_size, "windows": windows.CACHED, "crop": crop_by}
+
+
+def _is_whole(state: Path, settings: dict, contents: dict) -> bool:
+    """Return whether the cache has `contents`. Raises ValueError naming both if it has other `settings`."""
+    if not state.exists():
+        return False
+    found = paths.read_json(state)
+    paths.same_settings(state, found, settings, REMEDY)
+    return all(found.get(key) == value for key, value in contents.items())
+
+
+def folder_of(work_dir: Path, image_size: int, crop: str) -> Path:
+    return paths.cache(work_dir, f"{image_size}" if crop == "none" else f"{image_size}-{crop}")
+
+
+def ensure(data_dir: Path | None, work_dir: Path, image_size: int, workers: int, crop: str = "none") -> Path:
+    """Return the folder of the cache of `image_size` px, completed where it was not whole, see `make`."""
+    return make(data_dir, work_dir, image_size, workers, crop)[0]
+
+
+def make(data_dir: Path | None, work_dir: Path, image_size: int, workers: int, crop: str) -> tuple[Path, bool]:
+    """Return the folder of a cache, completed where it was not whole, and whether there was anything to do.
+
+    A second process waits for the first. Raises ValueError naming both settings if it was made with other windows,
+    or from other pixels.
     """
     table = slices.ensure(data_dir, work_dir, workers)
-    folder = paths.cache(work_dir, str(image_size))
-    state, wanted = folder / "cache.json", settings_of(table, image_size)
-    found = paths.read_json(state) if state.exists() else wanted
-    paths.same_settings(state, found, wanted, "give another --work-dir, or run python -m ich_kaggle.cache --overwrite")
-    if found.get("n_slices") == len(table):
-        return folder
-    paths.write_json(state, wanted)
-    fill(slices.data_of(data_dir, work_dir), table, folder, size=image_size, workers=workers)
-    paths.write_json(state, wanted | {"n_slices": len(table)})
+    folder, settings = folder_of(work_dir, image_size, crop), settings_of(image_size, crop)
+    state, contents = folder / "cache.json", {"slices": ledger.sources_hash(table), "n_slices": len(table)}
+    if _is_whole(state, settings, contents):
+        return folder, False
+    with ledger.locked(folder):
+        if _is_whole(state, settings, contents):  # by the process that this one waited for
+            return folder, False
+        paths.write_json(state, settings)
+        data = slices.data_of(data_dir, work_dir)
+        complete(data, table, folder, size=image_size, crop_by=crop, workers=workers)
+        note_defects(work_dir, table, folder)
+        paths.write_json(state, settings | contents)
     cli.say(f"{folder}: {len(table)} slices of {image_size} px")
-    return folder
+    return folder, True
 
 
-def sheet(table: pd.DataFrame, folder: Path, *, columns: int = 6, size: int = 160) -> np.ndarray:
-    """Return the cached slices of `table` in its order, left to right, as uint8 RGB: a row of each window in turn."""
-    images = [resize(png.read(paths.cached(folder, slice_id)), size) for slice_id in table.slice_id]
-    images += [np.zeros_like(images[0])] * (-len(images) % columns)
-    strips = [np.hstack(images[i : i + columns]) for i in range(0, len(images), columns)]
-    gray = np.vstack([strip[..., channel] for strip in strips for channel in range(strip.shape[2])])
-    return np.repeat(gray[..., None], 3, axis=2)
+def note_defects(work_dir: Path, table: pd.DataFrame, folder: Path) -> None:
+    """Add the blank and constant slices that the ledger names to work/defects.csv."""
+    held, known = ledger.read(folder), slices.read_defects(work_dir)
+    new = held.loc[(held.defect != "") & ~held.index.isin(known.slice_id[known.action == slices.KEPT]), ["defect"]]
+    new = new.join(table.set_index("slice_id")[["path"]], how="inner").assign(action=slices.KEPT).reset_index()
+    if len(new):
+        defects = pd.concat([known, new[slices.DEFECT_COLUMNS]]).sort_values(slices.DEFECT_COLUMNS)
+        slices.write_defects(work_dir, defects)
 
 
-def show(work_dir: Path, folder: Path, study_id: str) -> Path:
-    """Write a contact sheet of a study's slices in z order. Raises ValueError if there is no such study."""
+def _damaged(folder: Path, batch: list[tuple[str, int]]) -> tuple[list[str], int, int]:
+    """Return the slices of `batch`, (id, checksum of its PNG), whose file is missing or not what it was."""
+    damaged, n_bytes = [], 0
+    for slice_id, checksum in batch:
+        path = paths.cached(folder, slice_id)
+        content = path.read_bytes() if path.exists() else b""
+        n_bytes += len(content)
+        if archive.crc32(content) != checksum:
+            damaged.append(slice_id)
+    return damaged, len(batch), n_bytes
+
+
+def check(folder: Path, workers: int) -> None:
+    """Read every PNG of a cache again. Raises ValueError naming the first that is not what the ledger says.
+
+    Those are struck from the ledger, so that the next run makes them again.
+    """
+    state = paths.require(folder / "cache.json")
+    with ledger.locked(folder):
+        held = ledger.read(folder)
+        sums = list(held.checksum.items())
+        tasks = ((folder, sums[i : i + 8 * BATCH]) for i in range(0, len(sums), 8 * BATCH))
+        damaged = sorted(sum(parallel.work(_damaged, tasks, len(sums), f"verify {folder.name}", workers), []))
+        if damaged:
+            settings = paths.read_json(state)
+            paths.write_json(state, {key: value for key, value in settings.items() if key != "n_slices"})
+            ledger.write(folder, held.drop(damaged))
+            raise ValueError(
+                f"{folder}: {len(damaged)} of {len(held)} slices are missing or damaged, the first {damaged[0]}: "
+                "run the same command without --verify, which makes them again"
+            )
+    cli.say(f"{folder}: {len(held)} slices are what their checksums say")
+
+
+def show(data: paths.Data, work_dir: Path, folder: Path, study_id: str) -> Path:
+    """Write a contact sheet of a study in z order, a row of each window in turn, and below whole slices with their box.
+
+    Raises ValueError if there is no such study.
+    """
     table = tables.read_slices(work_dir)
     study = table[table.study_id == study_id]
     if not len(study):
         raise ValueError(f"no study {study_id} in {paths.slices(work_dir)}; the first is {table.study_id.iloc[0]}")
+    boxes = [crop.Box(*box) for box in ledger.read(folder).loc[study.slice_id, list(crop.Box._fields)].to_numpy()]
+    images = [render.resize(png.read(paths.cached(folder, slice_id)), TILE) for slice_id in study.slice_id]
+    rows = [render.sheet(images)]
+    if folder.name.endswith("-study"):
+        whole = zip(_members(study), boxes, strict=True)
+        drawn = [render.outlined(data.read(member), member.path, TILE, box) for (_, member), box in whole]
+        rows.append(render.sheet([image[..., 2:] for image in drawn]))
     path = paths.sheet(work_dir, study_id)
     with paths.writing(path) as temporary:
-        png.write(temporary, sheet(study, folder))
+        png.write(temporary, np.vstack(rows))
     return path
 
 
-def cache(*, data_dir: Path | None, work_dir: Path, image_size: int, study: str | None, workers: int, overwrite=False):
-    folder = paths.cache(work_dir, str(image_size))
-    if overwrite and (folder / "cache.json").exists():
-        shutil.rmtree(folder)
-    is_there = (folder / "cache.json").exists() and "n_slices" in paths.read_json(folder / "cache.json")
-    ensure(data_dir, work_dir, image_size, workers)
-    if is_there:
+def cache(
+    *,
+    data_dir: Path | None,
+    work_dir: Path,
+    image_size: int,
+    crop: str,
+    study: str | None,
+    verify: bool,
+    workers: int,
+    backend: str,
+    scheduler: str | None,
+    overwrite: bool,
+) -> None:
+    folder = folder_of(work_dir, image_size, crop)
+    if overwrite and folder.exists():
+        with ledger.locked(folder):
+            shutil.rmtree(folder)
+    with parallel.using(backend, scheduler):
+        if verify:
+            check(folder, workers)
+            return
+        _, is_new = make(data_dir, work_dir, image_size, workers, crop)
+    if not is_new:
+        note_defects(work_dir, tables.read_slices(work_dir), folder)
         cli.say(f"{folder}{cli.THERE}")
     if study is not None:
-        cli.say(f"{show(work_dir, folder, study)}")
+        cli.say(f"{show(slices.data_of(data_dir, work_dir), work_dir, folder, study)}")
 
 
 def build_parser():
-    flags = ("--data-dir", "--work-dir", "--image-size", "--workers", "--overwrite")
+    flags = ("--data-dir", "--work-dir", "--image-size", "--workers", "--backend", "--scheduler", "--overwrite")
     parser = cli.command(__doc__, *flags)
+    parser.add_argument("--crop", choices=CROPS, default="none", help="study: one square box round the head a study")
+    parser.add_argument("--verify", action="store_true", help="only read every PNG again and check its checksum")
     parser.add_argument("--show", dest="study", help="write a contact sheet of this study to work/sheets")
     return parser
 

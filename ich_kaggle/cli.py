@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterable
@@ -11,6 +12,8 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 RECIPES = Path(__file__).parent / "recipes"
+
+IS_FIRST = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes
 
 THERE = " is there: nothing to do"  # said of a file that a command would have made
 
@@ -39,6 +42,8 @@ FLAGS = {
     "--seed": dict(type=int, default=0, help="every random draw comes from it"),
     "--device": dict(default="auto", help="auto, cpu, cuda, cuda:1"),
     "--workers": dict(type=int, default=os.cpu_count(), help="processes"),
+    "--backend": dict(choices=("loky", "dask"), default="loky", help="this machine's cores, or a Dask cluster"),
+    "--scheduler": dict(help="address of the Dask cluster, as tcp://host:8786 (default: one of this machine)"),
     "--overwrite": dict(action="store_true", help="make again what is there"),
     "--dry-run": dict(action="store_true", help="stop before anything that cannot be undone"),
 }
@@ -86,6 +91,16 @@ def read_recipe(path: Path) -> dict:
         raise ValueError(f"{path}: not a TOML recipe: {error}") from error
 
 
+def describe_recipes() -> str:
+    """Return a line a recipe: its name, its architecture and where it comes from."""
+    rows = []
+    for path in sorted(RECIPES.glob("*.toml")):
+        source = re.search(r"^# Source: *(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        rows.append((path.stem, str(read_recipe(path)["arch"]), source[1] if source else ""))
+    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    return "\n".join(f"{name:{widths[0]}}  {arch:{widths[1]}}  {source}" for name, arch, source in rows)
+
+
 def _apply(parser: argparse.ArgumentParser, recipe: dict, path: Path) -> None:
     actions = {action.option_strings[0][2:]: action for action in parser._actions if action.option_strings}
     for key, value in recipe.items():
@@ -106,7 +121,7 @@ def _apply(parser: argparse.ArgumentParser, recipe: dict, path: Path) -> None:
 
 def run(function: Callable, parser: argparse.ArgumentParser, argv: list[str] | None = None) -> None:
     """Call `function` with the parsed flags; what a user can mend ends in one line on stderr and exit code 1."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", level=logging.INFO if IS_FIRST else logging.WARNING, stream=sys.stderr)
     logging.captureWarnings(True)
     try:
         options = vars(parse(parser, argv))
@@ -128,12 +143,13 @@ def one_line(error: Exception) -> str:
 
 
 def say(text: str) -> None:
-    """Print a command's result to stdout."""
-    print(text, flush=True)
+    """Print a command's result to stdout; of the processes that torchrun starts, the first speaks."""
+    if IS_FIRST:
+        print(text, flush=True)
 
 
 def progress(items: Iterable, total: int, what: str, unit: str = " slices") -> Iterable:
     """Return `items` behind a bar with rate and time left; silent when not on a terminal."""
     from tqdm import tqdm
 
-    return tqdm(items, total=total, desc=what, unit=unit, disable=None, smoothing=0.05)
+    return tqdm(items, total=total, desc=what, unit=unit, disable=None if IS_FIRST else True, smoothing=0.05)

@@ -1,7 +1,11 @@
-"""One CT slice in DICOM: where it lies, and its pixels in Hounsfield units."""
+"""One CT slice in DICOM: where it lies, and its pixels in Hounsfield units.
 
-import contextlib
+Uncompressed slices (implicit, explicit, big endian, deflated) need no other package; RLE, JPEG lossless, JPEG-LS and
+JPEG 2000 go through pydicom's plug-ins, from the extra `codecs`. DICOM: https://www.dicomstandard.org/current
+"""
+
 import io
+import math
 import zlib
 from functools import lru_cache
 from pathlib import Path
@@ -18,16 +22,24 @@ from pydicom.uid import (
     UncompressedTransferSyntaxes,
 )
 
-try:
-    from isal import isal_zlib as inflater
-except ImportError:  # Kaggle's image has no isal
-    inflater = zlib
+from ich_kaggle import paths
 
 AIR = -1024  # HU: what pixels outside the scanner's field of view become
 PADDING_BELOW = -2000  # HU: no tissue lies here; the competition's padding is -2048 and -3024 HU
-HEAD_BYTES = 1 << 16  # more than the headers of plain CT take
+HEAD_BYTES = 1 << 13  # more than the headers of plain CT take
 PLAIN = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
-ZIP_HEADER = 30  # bytes before the name in a member's own header, APPNOTE.TXT 4.3.7
+BROKEN = (EOFError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, zlib.error)
+UNREADABLE = (InvalidDicomError, *BROKEN)  # what pydicom raises for damaged files
+
+# What one CT slice has (PS3.3 C.8.2.1): keyword, the values allowed, what it is where the tag is absent.
+PLAIN_CT = (
+    ("Modality", ("CT",), "absent"),
+    ("SamplesPerPixel", (1,), "absent"),
+    ("NumberOfFrames", (1,), 1),
+    ("BitsAllocated", (16,), "absent"),
+    ("PhotometricInterpretation", ("MONOCHROME1", "MONOCHROME2"), "absent"),
+    ("RescaleType", ("HU", "US"), "HU"),
+)
 
 
 class Header(NamedTuple):
@@ -35,38 +47,21 @@ class Header(NamedTuple):
     study_id: str
     series_id: str
     position: float  # mm along the slice normal
-    tilt: float  # degrees between the slice normal and the z axis of the patient
+    tilt: float  # degrees between the slice normal and the z axis of the patient: the gantry's
     rows: int  # px
     columns: int  # px
     row_spacing: float  # mm between rows
     column_spacing: float  # mm between columns
 
 
-def read_bytes(root: Path, path: str, offset: int = 0, packed: int = 0, limit: int = -1) -> bytes:
-    """Return the file `path` below the folder `root`, or the `packed` bytes at `offset` of the zip `root`, inflated.
+class Encoding(NamedTuple):
+    """How stored values become HU; one look-up table serves every slice that shares it."""
 
-    At most `limit` bytes of it, if that is given. Raises ValueError if the zip holds no such member.
-    """
-    if not root.is_file():
-        with (root / path).open("rb") as file:
-            return file.read(limit)
-    with root.open("rb") as archive:
-        archive.seek(offset)
-        head = archive.read(ZIP_HEADER)
-        if head[:4] != b"PK\3\4":
-            raise ValueError(f"{root}: {path} is not at byte {offset}: run python -m ich_kaggle.slices --overwrite")
-        archive.seek(int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little"), 1)
-        content = archive.read(packed)
-    is_stored = head[8:10] == b"\0\0"
-    try:
-        if limit < 0:
-            return content if is_stored else inflater.decompress(content, -15)
-        return content[:limit] if is_stored else inflater.decompressobj(-15).decompress(content, limit)
-    except inflater.error as error:
-        raise ValueError(f"{root}: {path} can't be inflated ({error}): get the zip again") from error
-
-
-UNREADABLE = (InvalidDicomError, EOFError, ValueError, KeyError, NotImplementedError, zlib.error)
+    bits: int  # BitsStored
+    signed: bool
+    slope: float
+    intercept: float  # HU
+    padding: tuple[int, int] | None  # lowest and highest stored value that is padding
 
 
 def parse(content: bytes, name: str) -> pydicom.Dataset:
@@ -77,28 +72,45 @@ def parse(content: bytes, name: str) -> pydicom.Dataset:
         raise ValueError(f"{name}: not a readable DICOM file ({error}): get it again") from error
 
 
-def read_head(root: Path, path: str, size: int, offset: int = 0, packed: int = 0) -> pydicom.Dataset:
-    """Return the data set of a member as far as its pixels, reading no more of it than that takes.
+def _plain_head(content: bytes) -> tuple[pydicom.Dataset, int, int] | None:
+    """Return the header, and where its pixels begin and how many bytes they have, of a slice stored plainly.
 
-    Raises ValueError naming the file if it is not DICOM, or ends before its pixels do.
+    None if it is stored otherwise, or `content` ends before its pixels.
     """
-    start = io.BytesIO(read_bytes(root, path, offset, packed, HEAD_BYTES))
-    with contextlib.suppress(*UNREADABLE):
-        dataset = pydicom.dcmread(start, stop_before_pixels=True)
-        is_plain = dataset.file_meta.get("TransferSyntaxUID") in PLAIN
-        if is_plain and start.tell() + 12 <= start.getbuffer().nbytes:  # 12: the head of the pixels' own element
-            _check_length(dataset, size - start.tell() - 8, path)
-            return dataset
-    dataset = parse(read_bytes(root, path, offset, packed), path)
-    content = _tag(dataset, "PixelData", path)
-    if dataset.file_meta.TransferSyntaxUID in UncompressedTransferSyntaxes:
-        _check_length(dataset, len(content), path)
+    stream = io.BytesIO(content)
+    try:
+        dataset = pydicom.dcmread(stream, stop_before_pixels=True)
+    except UNREADABLE:
+        return None
+    syntax, at = dataset.file_meta.get("TransferSyntaxUID"), stream.tell()
+    if syntax not in PLAIN:
+        return None
+    order = "little" if syntax.is_little_endian else "big"
+    group, element = (int.from_bytes(content[i : i + 2], order) for i in (at, at + 2))
+    start = at + (8 if syntax.is_implicit_VR else 12)  # PS3.5 7.1.2 and 7.1.3
+    if (group, element) != (0x7FE0, 0x0010) or start > len(content):
+        return None
+    return dataset, start, int.from_bytes(content[start - 4 : start], order)
+
+
+def read_head(data: paths.Data, member: paths.Member) -> pydicom.Dataset:
+    """Return the header of a slice, reading no more of it than that takes; compressed pixels are decoded once.
+
+    Raises ValueError naming the file if it is not DICOM, or ends before its pixels do, RuntimeError if it takes a
+    package that is missing.
+    """
+    if (plain := _plain_head(data.read(member, HEAD_BYTES))) is None:
+        return read_slice(data.read(member), member.path)[0]
+    dataset, start, length = plain
+    _check_length(dataset, min(length, member.size - start), member.path)
     return dataset
 
 
 def _check_length(dataset: pydicom.Dataset, n_bytes: int, name: str) -> None:
-    expected = 2 * int(_tag(dataset, "Rows", name)) * int(_tag(dataset, "Columns", name))
-    if n_bytes < expected:
+    rows, columns = int(_tag(dataset, "Rows", name)), int(_tag(dataset, "Columns", name))
+    if not rows * columns:
+        raise ValueError(f"{name}: {rows} rows and {columns} columns: no pixels")
+    if n_bytes < (expected := 2 * rows * columns):
         raise ValueError(f"{name}: truncated: {n_bytes} bytes of pixels, {expected} expected")
 
 
@@ -106,72 +118,119 @@ def read_header(dataset: pydicom.Dataset, name: str) -> Header:
     """Return what the slice table holds of a slice.
 
     The position is ImagePositionPatient along the normal, the cross product of the two direction cosines of
-    ImageOrientationPatient (DICOM PS3.3 C.7.6.2.1.1). Raises ValueError naming a tag that is missing.
+    ImageOrientationPatient (PS3.3 C.7.6.2.1.1), to a thousandth of a millimetre, so that slices at one place tie on
+    every machine. Raises ValueError naming a tag that is missing or can't be.
     """
-    with disable_value_validation():
-        orientation = np.array(_tag(dataset, "ImageOrientationPatient", name), float)
-        normal = np.cross(orientation[:3], orientation[3:])
-        normal /= np.linalg.norm(normal)
-        spacing = _tag(dataset, "PixelSpacing", name)
-        return Header(
-            str(_tag(dataset, "PatientID", name)),
-            str(_tag(dataset, "StudyInstanceUID", name)),
-            str(_tag(dataset, "SeriesInstanceUID", name)),
-            float(np.array(_tag(dataset, "ImagePositionPatient", name), float) @ normal),
-            float(np.degrees(np.arccos(min(1.0, abs(normal[2]))))),
-            int(_tag(dataset, "Rows", name)),
-            int(_tag(dataset, "Columns", name)),
-            float(spacing[0]),
-            float(spacing[1]),
-        )
+    directions = _numbers(dataset, "ImageOrientationPatient", 6, name)
+    normal = np.cross(directions[:3], directions[3:])
+    if not (length := np.linalg.norm(normal)):
+        raise ValueError(f"{name}: ImageOrientationPatient {directions.tolist()} is not two directions")
+    normal /= length
+    return Header(
+        str(_tag(dataset, "PatientID", name)),
+        str(_tag(dataset, "StudyInstanceUID", name)),
+        str(_tag(dataset, "SeriesInstanceUID", name)),
+        round(float(_numbers(dataset, "ImagePositionPatient", 3, name) @ normal), 3) + 0.0,
+        round(math.degrees(math.acos(min(1.0, abs(normal[2])))), 3),
+        int(_tag(dataset, "Rows", name)),
+        int(_tag(dataset, "Columns", name)),
+        *_numbers(dataset, "PixelSpacing", 2, name).tolist(),
+    )
 
 
 def _tag(dataset: pydicom.Dataset, keyword: str, name: str):
-    value = dataset.get(keyword)
+    try:
+        with disable_value_validation():
+            value = dataset.get(keyword)
+    except UNREADABLE as error:
+        raise ValueError(f"{name}: {keyword} can't be read ({error})") from error
     if value is None or value == "":
         raise ValueError(f"{name}: no {keyword} in the header")
     return value
 
 
-class Encoding(NamedTuple):
-    """How stored values become HU; one look-up table serves every slice that shares it."""
+def _numbers(dataset: pydicom.Dataset, keyword: str, n: int, name: str) -> np.ndarray:
+    value = _tag(dataset, keyword, name)
+    try:
+        numbers = np.array(value, float).reshape(n)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name}: {keyword} is {value}, not {n} numbers") from error
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"{name}: {keyword} is {value}, not {n} numbers")
+    return numbers
 
-    bits: int  # BitsStored
-    signed: bool
-    slope: float
-    intercept: float  # HU
-    padding: int | None  # stored value
+
+def check_ct(dataset: pydicom.Dataset, name: str) -> None:
+    """Raise ValueError naming the tag if this is not one plain CT slice: a localizer, a report, a multi-frame ..."""
+    for keyword, allowed, absent in PLAIN_CT:
+        found = dataset.get(keyword)
+        found = absent if found is None or found == "" else found
+        if found not in allowed:
+            raise ValueError(f"{name}: {keyword} is {found}, not {' or '.join(map(str, allowed))}: not a CT slice")
+    if "LOCALIZER" in (dataset.get("ImageType") or ()):  # PS3.3 C.8.2.1.1.1
+        raise ValueError(f"{name}: ImageType says LOCALIZER: not a CT slice")
+    bits, high = int(_tag(dataset, "BitsStored", name)), dataset.get("HighBit")
+    if not 1 <= bits <= 16 or (high is not None and high != bits - 1):  # PS3.5 8.1.1
+        raise ValueError(f"{name}: BitsStored {bits} with HighBit {high}: not a CT slice")
 
 
 def encoding(dataset: pydicom.Dataset, name: str) -> Encoding:
-    with disable_value_validation():
-        return Encoding(
-            int(_tag(dataset, "BitsStored", name)),
-            bool(_tag(dataset, "PixelRepresentation", name)),
-            float(_tag(dataset, "RescaleSlope", name)),
-            float(_tag(dataset, "RescaleIntercept", name)),
-            None if dataset.get("PixelPaddingValue") is None else int(dataset.PixelPaddingValue),
-        )
+    """Return how the slice stores HU. Raises ValueError naming the tag if it is not CT or does not say so.
+
+    MONOCHROME1 changes nothing here: HU come from the rescale alone (PS3.3 C.11.1.1.2); the photometric
+    interpretation only tells a display to turn its gray scale round, after any window (C.7.6.3.1.2).
+    """
+    check_ct(dataset, name)
+    slope, intercept = (_rescale(dataset, keyword, identity, name) for keyword, identity in RESCALE)
+    if slope == 0:
+        raise ValueError(f"{name}: RescaleSlope is 0")
+    padding = None
+    if dataset.get("PixelPaddingValue") is not None:
+        edges = [int(_tag(dataset, "PixelPaddingValue", name))]
+        if dataset.get("PixelPaddingRangeLimit") is not None:
+            edges.append(int(_tag(dataset, "PixelPaddingRangeLimit", name)))
+        padding = (edges[0], edges[-1])
+    signed = bool(_tag(dataset, "PixelRepresentation", name))
+    return Encoding(int(dataset.BitsStored), signed, slope, intercept, padding)
+
+
+RESCALE = (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
+
+
+def _rescale(dataset: pydicom.Dataset, keyword: str, identity: float, name: str) -> float:
+    # CT must have both (PS3.3 C.8.2.1); without, stored values are HU only where the header says so.
+    if dataset.get(keyword) in (None, ""):
+        if dataset.get("RescaleType") == "HU":
+            return identity
+        raise ValueError(f"{name}: no {keyword} in the header, nor RescaleType HU: these are not known to be HU")
+    return float(_numbers(dataset, keyword, 1, name)[0])
 
 
 @lru_cache(maxsize=64)
 def hu_table(code: Encoding) -> np.ndarray:
     """Return the HU of every 16-bit word a slice can store: int16, or float32 where that can't hold them, (65536,).
 
-    HU = slope * stored + intercept (DICOM PS3.3 C.11.1.1.2); bits above BitsStored are ignored; padding becomes AIR.
+    HU = slope * stored + intercept (PS3.3 C.11.1.1.2); bits above BitsStored are ignored; padding (C.7.5.1.1.2)
+    becomes AIR.
     """
-    stored = np.arange(1 << 16) & ((1 << code.bits) - 1)
-    if code.signed:
-        stored[stored >= 1 << (code.bits - 1)] -= 1 << code.bits
-    padded = np.zeros(stored.shape, bool) if code.padding is None else stored == code.padding
+    stored = _values(np.arange(1 << 16), code)
     hu = code.slope * stored + code.intercept
     if _has_wrong_intercept(code):
         hu = code.slope * ((stored + 1000) % 4096) - 1000
-    hu[padded | (hu <= PADDING_BELOW)] = AIR
+    if code.padding is not None:
+        low, high = sorted(_values(np.array(code.padding), code))
+        hu[(low <= stored) & (stored <= high)] = AIR
+    hu[hu <= PADDING_BELOW] = AIR
     whole = np.array_equal(hu, np.rint(hu)) and np.abs(hu).max() < 1 << 15
     hu = hu.astype(np.int16 if whole else np.float32)
     hu.flags.writeable = False
     return hu
+
+
+def _values(words: np.ndarray, code: Encoding) -> np.ndarray:
+    """Return the values that 16-bit `words` stand for. (Of a padding too: some write -2000 as 63536.)"""
+    values = words & ((1 << code.bits) - 1)
+    return np.where(values >= 1 << (code.bits - 1), values - (1 << code.bits), values) if code.signed else values
 
 
 def _has_wrong_intercept(code: Encoding) -> bool:
@@ -179,32 +238,39 @@ def _has_wrong_intercept(code: Encoding) -> bool:
     return code.bits == 12 and not code.signed and code.intercept > -100
 
 
-def stored_words(dataset: pydicom.Dataset, name: str) -> np.ndarray:
-    """Return the stored values as raw 16-bit words: uint16 (rows, columns).
+def read_slice(content: bytes, name: str) -> tuple[pydicom.Dataset, np.ndarray]:
+    """Return the header in `content` and the stored values as raw 16-bit words, uint16 (rows, columns).
 
-    Raises ValueError naming the file for pixels that are cut short, or are not one 16-bit gray image.
+    They share the memory of `content` if they are stored plainly. Raises ValueError naming the file for pixels that
+    are cut short, or are not one CT slice, RuntimeError if they take a package that is missing.
     """
-    rows, columns = int(_tag(dataset, "Rows", name)), int(_tag(dataset, "Columns", name))
-    for keyword, only in (("SamplesPerPixel", 1), ("BitsAllocated", 16), ("NumberOfFrames", 1)):
-        if (found := int(dataset.get(keyword) or only)) != only:
-            raise ValueError(f"{name}: {keyword} is {found}, not {only}: not a plain CT slice")
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax not in UncompressedTransferSyntaxes:
-        return _decoded(dataset, name).view(np.uint16)
-    content = _tag(dataset, "PixelData", name)
-    _check_length(dataset, len(content), name)
-    words = np.frombuffer(content, "<u2" if syntax.is_little_endian else ">u2", rows * columns)
-    return words.reshape(rows, columns)
+    plain = _plain_head(content)
+    dataset = parse(content, name) if plain is None else plain[0]
+    check_ct(dataset, name)
+    syntax = _tag(dataset.file_meta, "TransferSyntaxUID", name)
+    if plain is None and syntax not in UncompressedTransferSyntaxes:
+        return dataset, _decoded(dataset, name)
+    pixels = memoryview(content)[plain[1] :][: plain[2]] if plain else _tag(dataset, "PixelData", name)
+    _check_length(dataset, len(pixels), name)
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    words = np.frombuffer(pixels, "<u2" if syntax.is_little_endian else ">u2", rows * columns)
+    return dataset, words.reshape(rows, columns)
 
 
 def _decoded(dataset: pydicom.Dataset, name: str) -> np.ndarray:
+    _tag(dataset, "PixelData", name)
     try:
-        return np.ascontiguousarray(dataset.pixel_array)
-    except (RuntimeError, AttributeError, NotImplementedError) as error:
-        raise RuntimeError(f"{name}: {' '.join(str(error).split())}: pip install 'ich_kaggle[codecs]'") from error
+        return np.ascontiguousarray(dataset.pixel_array).view(np.uint16)
+    except RuntimeError as error:
+        if "missing dependencies" in str(error):
+            syntax = dataset.file_meta.TransferSyntaxUID.name
+            raise RuntimeError(f"{name}: {syntax} takes more packages: pip install 'ich_kaggle[codecs]'") from error
+        raise ValueError(f"{name}: the pixels can't be decoded ({error})") from error
+    except UNREADABLE as error:
+        raise ValueError(f"{name}: the pixels can't be decoded ({error})") from error
 
 
 def read_hu(path: Path) -> np.ndarray:
     """Return the slice in the file `path` in HU: int16, or float32 where that can't hold it, (rows, columns)."""
-    dataset = parse(path.read_bytes(), str(path))
-    return hu_table(encoding(dataset, str(path)))[stored_words(dataset, str(path))]
+    dataset, words = read_slice(path.read_bytes(), str(path))
+    return hu_table(encoding(dataset, str(path)))[words]

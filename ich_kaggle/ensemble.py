@@ -1,7 +1,12 @@
 """Blend runs by the competition's log loss over their out-of-fold predictions.
 
+--method auto tries every way to blend and takes the one with the least nested loss, or equal weights where that gains
+no more than one standard error over patients; a calibration for each label, and a clip, are kept by the same rule.
+`plain` scores are of the slices that the blend was fitted on; `nested` ones are of folds that no part of it, the choice
+included, has seen. In every run `any` is first raised to its largest subtype, so are the scores of single runs.
+
 Reads:   work/runs/<run>/fold<k>/  oof.parquet, test.parquet  (predicted first where they are missing)
-Writes:  work/ensemble/<name>/  weights.json, oof.parquet, test.parquet
+Writes:  work/ensemble/<name>/  weights.json, oof.parquet, nested.parquet, test.parquet
 Example: python -m ich_kaggle.ensemble --runs cpu resnet50
 """
 
@@ -10,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize
 
-from ich_kaggle import cli, folds, metric, paths, tables
-from ich_kaggle.labels import ANY, LABELS, WEIGHTS
+from ich_kaggle import blending, cli, comparison, folds, intervals, metric, paths, selection, tables
+from ich_kaggle.labels import LABELS
+
+METHODS = ("auto", *blending.METHODS)
 
 
 def fit_weights(target: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -21,35 +27,24 @@ def fit_weights(target: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
     `target` is (n, 6), `probabilities` (n_runs, n, 6). The loss is convex in the weights: there is one minimum.
     """
-    n_runs = len(probabilities)
-    share = np.asarray(WEIGHTS) / sum(WEIGHTS) / len(target)
-
-    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        mean = np.clip(np.tensordot(weights, probabilities, 1), metric.EPS, 1 - metric.EPS)
-        slope = share * (mean - target) / (mean * (1 - mean))
-        return float((share * metric.losses(target, mean)).sum()), np.tensordot(probabilities, slope, 2)
-
-    equal = np.full(n_runs, 1 / n_runs)
-    simplex = {"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like}
-    found = minimize(loss, equal, jac=True, method="SLSQP", bounds=[(0, 1)] * n_runs, constraints=simplex)
-    weights = np.clip(found.x, 0, None)
-    return weights / weights.sum()
+    every = np.ones(len(target), np.float32)
+    return blending.METHODS["simplex"](target, probabilities, every, 0).weights[:, 0]
 
 
 def blend(weights: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return the mean of `probabilities` (n_runs, n, 6), `any` raised to the largest subtype: float64 (n, 6)."""
-    mean = np.tensordot(weights, probabilities.astype(np.float64), 1)
-    mean[:, ANY] = mean.max(axis=1)
-    return mean
+    """Return the mean of `probabilities` (n_runs, n, 6), `any` raised to the largest subtype: float32 (n, 6)."""
+    each = np.tile(np.asarray(weights)[:, None], len(LABELS))
+    return blending.raise_any(
+        blending.combine(blending.Blend("probability", each, np.zeros(len(LABELS))), probabilities)
+    )
 
 
 def nested(target: np.ndarray, probabilities: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """Return blended predictions (n, 6), each fold's with the weights fitted on the other folds."""
-    out = np.empty(target.shape)
-    for k in np.unique(fold):
-        held_out = fold == k
-        weights = fit_weights(target[~held_out], probabilities[:, ~held_out])
-        out[held_out] = blend(weights, probabilities[:, held_out])
+    """Return blended predictions (n, 6), each fold's with the simplex weights fitted on the other folds."""
+    out = np.empty(target.shape, np.float32)
+    data = selection.prepare(target, probabilities, fold, np.arange(len(target)))
+    for rows, probability in selection.nested(data, selection.Recipe("simplex")):
+        out[rows] = probability
     return out
 
 
@@ -74,38 +69,102 @@ def read_oof(work_dir: Path, run: str, table: pd.DataFrame, fold: np.ndarray) ->
     return out
 
 
-def read_test(work_dir: Path, run: str, table: pd.DataFrame, fold: np.ndarray) -> np.ndarray:
-    """Return the probabilities of all test slices, the mean over the folds' models: float32 (n_test, 6)."""
+def read_test(work_dir: Path, run: str, table: pd.DataFrame, k: int) -> np.ndarray:
+    """Return the probabilities of all test slices by the model of fold `k`: float32 (n_test, 6)."""
     ids = table.slice_id[table.split == "test"].to_numpy()
-    per_fold = [
-        tables.read_predictions(paths.fold(work_dir, run, k) / "test.parquet", ids, f"--run {run} --fold {k}")
-        for k in np.unique(fold[fold >= 0])
-    ]
-    return np.mean(per_fold, axis=0)
+    path = paths.fold(work_dir, run, k) / "test.parquet"
+    return tables.read_predictions(path, ids, f"--run {run} --fold {k}").copy()
 
 
-def score(target: np.ndarray, probabilities: np.ndarray, fold: np.ndarray, runs: list[str]) -> dict:
-    """Return the fitted weight and the log loss of each run, and of their blend: plain, nested and per label."""
-    weights = fit_weights(target, probabilities)
-    mixed = blend(weights, probabilities)
-    return {
-        "runs": dict(zip(runs, weights.tolist(), strict=True)),
-        "single": {run: metric.log_loss(target, p) for run, p in zip(runs, probabilities, strict=True)},
-        "oof_log_loss": metric.log_loss(target, mixed),
-        "nested_log_loss": metric.log_loss(target, nested(target, probabilities, fold)),
-        "label_losses": dict(zip(LABELS, metric.label_losses(target, mixed).tolist(), strict=True)),
-        "constant": metric.log_loss(target, constant(target, fold)),
+def test_predictions(
+    work_dir: Path, runs: list[str], table: pd.DataFrame, fold: np.ndarray, pipeline: selection.Pipeline
+) -> np.ndarray:
+    """Return the ensemble's probabilities of all test slices, float32 (n_test, 6): the mean over the folds.
+
+    Each fold's models are combined as their out-of-fold predictions were.
+    """
+    per_fold = []
+    for k in np.unique(fold[fold >= 0]):
+        of_runs = [blending.raise_any(read_test(work_dir, run, table, k)) for run in runs]
+        per_fold.append(selection.predict(pipeline, of_runs))
+    return blending.raise_any(np.mean(per_fold, axis=0))
+
+
+def score(
+    target: np.ndarray,
+    probabilities: np.ndarray,
+    fold: np.ndarray,
+    runs: list[str],
+    *,
+    patient: np.ndarray | None = None,
+    method: str = "simplex",
+    calibrate: bool = False,
+    seed: int = 0,
+) -> dict:
+    """Return the weight and the log loss of each run, and of their blend: plain, nested and per label.
+
+    With them how sure these are, what each run adds, and how to combine. Without `patient` every slice is one.
+    """
+    patient = np.arange(len(target)) if patient is None else patient
+    data = selection.prepare(target, probabilities, fold, patient, seed)
+    recipe = selection.choose(data, method, calibrate=calibrate)
+    return _scores(data, runs, recipe, selection.honest(data, method, calibrate=calibrate), seed)[0]
+
+
+def _scores(
+    data: selection.Data, runs: list[str], recipe: selection.Recipe, honest: np.ndarray, seed: int
+) -> tuple[dict, selection.Pipeline, np.ndarray]:
+    """Return all that weights.json says, the fitted pipeline, and its plain predictions."""
+    pipeline = selection.fit_pipeline(data, recipe)
+    plain = selection.predict(pipeline, data.probabilities)
+    total = comparison.patient_losses(data.target, [*data.probabilities, honest], data.patient)
+    size, single = selection.sizes(data), total.sum(axis=0) / len(data.target)
+    scores = {
+        "runs": dict(zip(runs, (pipeline.blend.weights @ blending.SHARE).tolist(), strict=True)),
+        "single": dict(zip(runs, single[:-1].tolist(), strict=True)),
+        "oof_log_loss": metric.log_loss(data.target, plain),
+        "nested_log_loss": float(single[-1]),
+        "label_losses": dict(zip(LABELS, metric.label_losses(data.target, plain).tolist(), strict=True)),
+        "nested_label_losses": dict(zip(LABELS, metric.label_losses(data.target, honest).tolist(), strict=True)),
+        "constant": metric.log_loss(data.target, constant(data.target, data.fold)),
+        "n_slices": len(data.target),
+        "n_patients": int((size > 0).sum()),
+        **comparison.compare([*runs, "nested"], total, size, n_draws=intervals.N_DRAWS, seed=seed),
+        "correlation": comparison.error_correlation(data.target, data.probabilities).round(4).tolist(),
+        "left_out": selection.without_each(data, runs, recipe, seed),
+        "pipeline": selection.to_json(recipe, pipeline, runs),
     }
+    return scores, pipeline, plain
 
 
 def describe(name: str, scores: dict) -> str:
-    rows = [("constant prevalence", "", scores["constant"])]
-    rows += [(run, f"{scores['runs'][run]:.3f}", loss) for run, loss in scores["single"].items()]
-    rows += [(f"{name}, plain", "", scores["oof_log_loss"]), (f"{name}, nested", "", scores["nested_log_loss"])]
-    width = max(len(row[0]) for row in rows)
-    lines = [f"{'out-of-fold log loss':{width}}  weight     loss"]
-    lines += [f"{what:{width}}  {weight:>6}  {loss:.5f}" for what, weight, loss in rows]
-    return "\n".join([*lines, f"on {scores['n_slices']} slices of {scores['n_patients']} patients"])
+    rows = [("out-of-fold log loss", "weight", "loss", "95 % interval", "without it")]
+    rows += [("constant prevalence", "", f"{scores['constant']:.5f}", "", "")]
+    for run, loss in scores["single"].items():
+        low, high = scores["intervals"][run]
+        without = "{:+.5f} +- {:.5f}".format(*scores["left_out"][run]) if scores["left_out"] else ""
+        rows.append((run, f"{scores['runs'][run]:.3f}", f"{loss:.5f}", f"{low:.4f} to {high:.4f}", without))
+    for method, tried in scores.get("methods", {}).items():
+        gain = "{gain:+.5f} +- {standard_error:.5f} over equal".format(**tried)
+        rows.append((f"{method}, nested", "", f"{tried['nested']:.5f}", "", gain))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = [
+        f"{row[0]:{widths[0]}}  {row[1]:>6}  {row[2]:>7}  {row[3]:>{widths[3]}}  {row[4]}".rstrip() for row in rows
+    ]
+    low, high = scores["intervals"]["nested"]
+    return "\n".join(
+        [
+            *lines,
+            f"{name}: {recipe_line(scores['pipeline'])}",
+            f"plain {scores['oof_log_loss']:.5f}, nested {scores['nested_log_loss']:.5f} ({low:.4f} to {high:.4f}), "
+            f"on {scores['n_slices']} slices of {scores['n_patients']} patients",
+        ]
+    )
+
+
+def recipe_line(pipeline: dict) -> str:
+    curves = [f"{kind} for {label}" for label, kind in pipeline["calibration"].items() if kind != "none"]
+    return ", ".join([pipeline["method"], *curves, *([f"clipped at {pipeline['clip']:g}"] if pipeline["clip"] else [])])
 
 
 def default_name(runs: list[str]) -> str:
@@ -143,12 +202,15 @@ def ensemble(
     work_dir: Path,
     runs: list[str] | None = None,
     name: str | None = None,
+    method: str = "auto",
+    calibrate: bool = True,
+    seed: int = 0,
     workers: int = 1,
     overwrite: bool = False,
 ) -> Path:
     """Return the folder of the blend of `runs` (None: all there are), blending them where that is not done.
 
-    Raises ValueError naming both states if it was made from other predictions.
+    Raises ValueError naming both states if it was made from other predictions or in another way.
     """
     fold = folds.ensure(data_dir, work_dir, workers)
     table = tables.read_slices(work_dir)
@@ -157,30 +219,60 @@ def ensemble(
     made_from = {}
     for run in runs:
         made_from |= need_predictions(data_dir, work_dir, run, np.unique(fold[fold >= 0]).tolist(), workers)
+    settings = {"made_from": made_from, "asked": {"method": method, "calibrate": calibrate, "seed": seed}}
     done = folder / "weights.json"
     if done.exists() and not overwrite:
-        remedy = "give another --name, or run python -m ich_kaggle.ensemble --overwrite"
-        paths.same_settings(done, paths.read_json(done)["made_from"], made_from, remedy)
-        cli.say(f"{folder}{cli.THERE}\n{describe(folder.name, paths.read_json(done))}")
+        found, remedy = paths.read_json(done), "give another --name, or run python -m ich_kaggle.ensemble --overwrite"
+        for part, wanted in settings.items():
+            paths.same_settings(done, found.get(part, {}), wanted, remedy)
+        cli.say(f"{folder}{cli.THERE}\n{describe(folder.name, found)}")
         return folder
     done.unlink(missing_ok=True)
-    is_train = fold >= 0
-    probabilities = np.stack([read_oof(work_dir, run, table, fold) for run in runs])
-    scores = score(tables.targets(table[is_train]), probabilities, fold[is_train], runs)
-    scores |= {"n_slices": int(is_train.sum()), "n_patients": int(table.patient_id[is_train].nunique())}
-    weights = np.array(list(scores["runs"].values()))
-    test = blend(weights, np.stack([read_test(work_dir, run, table, fold) for run in runs]))
-    tables.write_predictions(folder / "oof.parquet", table.slice_id[is_train], blend(weights, probabilities))
-    tables.write_predictions(folder / "test.parquet", table.slice_id[~is_train], test)
-    paths.write_json(done, scores | {"made_from": made_from})
+    scores = write(folder, work_dir, runs, table, fold, **settings["asked"])
+    paths.write_json(done, scores | settings)
     cli.say(f"{folder}\n{describe(folder.name, scores)}")
     return folder
 
 
+def write(
+    folder: Path,
+    work_dir: Path,
+    runs: list[str],
+    table: pd.DataFrame,
+    fold: np.ndarray,
+    *,
+    method: str,
+    calibrate: bool,
+    seed: int,
+) -> dict:
+    """Blend `runs`, write their predictions into `folder`, and return the scores."""
+    is_train = fold >= 0
+    probabilities = [read_oof(work_dir, run, table, fold) for run in runs]
+    target = tables.targets(table[is_train])
+    as_predicted = {run: metric.log_loss(target, p) for run, p in zip(runs, probabilities, strict=True)}
+    for probability in probabilities:
+        blending.raise_any(probability)
+    data = selection.prepare(target, probabilities, fold[is_train], table.patient_id[is_train], seed)
+    recipe = selection.choose(data, method, calibrate=calibrate)
+    honest = selection.honest(data, method, calibrate=calibrate)
+    scores, pipeline, plain = _scores(data, runs, recipe, honest, seed)
+    scores |= {"as_predicted": as_predicted} | (
+        {"methods": selection.try_methods(data)} if method == "auto" and runs[1:] else {}
+    )
+    test = test_predictions(work_dir, runs, table, fold, pipeline)
+    ids = table.slice_id[is_train]
+    for file, probability in (("oof.parquet", plain), ("nested.parquet", honest)):
+        tables.write_predictions(folder / file, ids, probability)
+    tables.write_predictions(folder / "test.parquet", table.slice_id[~is_train], test)
+    return scores
+
+
 def build_parser():
-    parser = cli.command(__doc__, "--data-dir", "--work-dir", "--workers", "--overwrite")
+    parser = cli.command(__doc__, "--data-dir", "--work-dir", "--seed", "--workers", "--overwrite")
     parser.add_argument("--runs", nargs="+", help="names of folders in work/runs (default: all)")
     parser.add_argument("--name", help="name of the ensemble (default: its runs' names)")
+    parser.add_argument("--method", choices=METHODS, default="auto", help="how to blend")
+    parser.add_argument("--no-calibrate", dest="calibrate", action="store_false", help="blend, and no more")
     return parser
 
 

@@ -1,8 +1,13 @@
 """Split the patients into folds that look alike.
 
-Reads:   work/slices.parquet
-Writes:  work/folds.csv  (patient_id, fold)
+--check fails on patients, studies and identical pixels that two folds, or train and test, share, and lists slices that
+look the same. --from takes the folds of a CSV with a column `fold` and one of patient or slice ids.
+
+Reads:   work/slices.parquet, with --check every DICOM once
+Writes:  work/folds.csv  (patient_id, fold), work/folds.json; with --repeats also folds1.csv, ... for --from
+         work/fingerprints.parquet with --check
 Example: python -m ich_kaggle.folds --folds 5 --seed 0
+         python -m ich_kaggle.folds --check
 """
 
 from pathlib import Path
@@ -10,11 +15,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import cli, paths, slices, tables
+from ich_kaggle import cli, dicom, figures, leaks, parallel, paths, slices, tables
+from ich_kaggle.archive import Member
 from ich_kaggle.labels import LABELS
 
+BATCH = 64  # slices in a task of one worker
+SHOWN = 10  # pairs that look the same
 
-def assign_folds(slices: pd.DataFrame, *, n_folds: int, seed: int) -> pd.DataFrame:
+
+def assign_folds(slices: pd.DataFrame, *, n_folds: int, seed: int | list[int]) -> pd.DataFrame:
     """Return one row a patient (patient_id, fold): every label and the number of slices balanced over the folds.
 
     Patients go one by one, those with the largest share of something rare first, to the fold that has least of what
@@ -35,6 +44,35 @@ def assign_folds(slices: pd.DataFrame, *, n_folds: int, seed: int) -> pd.DataFra
     return pd.DataFrame({"patient_id": counts.index, "fold": fold})
 
 
+def adopt(path: Path, train: pd.DataFrame) -> pd.DataFrame:
+    """Return the folds (patient_id, fold) of someone else's CSV, numbered from 0; ids not in `train` are let be.
+
+    Raises ValueError naming a patient in two folds, or in none, and a file without ids or folds.
+    """
+    given = pd.read_csv(path, dtype=str).rename(columns=lambda column: column.strip().lower())
+    if "fold" not in given or len(given.columns) < 2:
+        raise ValueError(
+            f"{path}: the columns are {', '.join(given.columns)}: one must be fold, one patient or slice ids"
+        )
+    of_patient = dict(zip(train.patient_id, train.patient_id, strict=True))
+    patient_of = of_patient | dict(zip(train.slice_id, train.patient_id, strict=True))
+    columns = [given[column].str.extract(r"(ID_[0-9a-f]+)", expand=False) for column in given if column != "fold"]
+    patient = max((column.map(patient_of) for column in columns), key=lambda found: found.notna().sum())
+    known = pd.DataFrame({"patient_id": patient, "fold": given.fold})[patient.notna()].drop_duplicates()
+    if known.empty:
+        raise ValueError(f"{path}: no id of a training patient or slice in it")
+    if len(leaked := known[known.patient_id.duplicated()]):
+        first = leaked.patient_id.iloc[0]
+        where = ", ".join(sorted(known.fold[known.patient_id == first].astype(str)))
+        raise ValueError(f"{path}: patient {first} is in folds {where} ({leaked.patient_id.nunique()} such patients)")
+    if len(lost := sorted(set(train.patient_id) - set(known.patient_id))):
+        raise ValueError(f"{path}: no fold for patient {lost[0]} ({len(lost)} such patients)")
+    numbers = sorted(known.fold.unique(), key=lambda text: (len(text), text))
+    if len(numbers) < 2:
+        raise ValueError(f"{path}: all patients are in one fold")
+    return known.assign(fold=known.fold.map(numbers.index)).sort_values("patient_id", ignore_index=True)
+
+
 def describe(train: pd.DataFrame, fold: np.ndarray) -> str:
     by_fold = train.assign(fold=fold).groupby("fold")
     table = by_fold[list(LABELS)].mean().map("{:.2%}".format)
@@ -50,27 +88,113 @@ def ensure(data_dir: Path | None, work_dir: Path, workers: int) -> np.ndarray:
     return tables.read_folds(work_dir, tables.read_slices(work_dir))
 
 
-def folds(*, data_dir: Path | None, work_dir: Path, n_folds: int, seed: int, workers: int, overwrite=False) -> None:
+def _fingerprints(data: paths.Data, first: int, members: list[Member]) -> tuple:
+    found = []
+    for member in members:
+        dataset, words = dicom.read_slice(data.read(member), member.path)
+        found.append(leaks.fingerprint(words, dicom.hu_table(dicom.encoding(dataset, member.path))[words]))
+    return (first, found), len(members), sum(member.size for member in members)
+
+
+def fingerprints(data_dir: Path | None, work_dir: Path, table: pd.DataFrame, workers: int) -> pd.DataFrame:
+    """Return the fingerprint of every slice in `table`, row by row; those of this very table are read once only."""
+    path, settings = work_dir / "fingerprints.parquet", {"slices": tables.slices_hash(table)}
+    if path.exists() and tables.settings_of(path) == settings:
+        return pd.read_parquet(path)
+    data = slices.data_of(data_dir, work_dir)
+    members = [Member(*where) for where in zip(*(table[field] for field in Member._fields), strict=True)]
+    tasks = ((data, i, members[i : i + BATCH]) for i in range(0, len(members), BATCH))
+    found = dict(parallel.work(_fingerprints, tasks, len(table), "fingerprints", workers))
+    prints = pd.DataFrame([one for first in sorted(found) for one in found[first]]).assign(slice_id=table.slice_id)
+    tables.write_parquet(path, prints, settings)
+    return prints
+
+
+def check(table: pd.DataFrame, fold: np.ndarray, prints: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Return a line for each leak between folds or between train and test, and one for each pair that looks alike."""
+    places = [f"{slice_id} ({leaks.name(k)})" for slice_id, k in zip(table.slice_id, fold, strict=True)]
+    found = []
+    for what, keys in (("patient", table.patient_id), ("study", table.study_id)):
+        for key, groups in leaks.shared(keys.to_numpy(str), fold):
+            found.append(f"{what} {key} is in {' and '.join(map(leaks.name, groups))}")
+    pixels = np.array([value.hex() for value in prints.pixels])
+    for key, _ in leaks.shared(pixels, fold):
+        found.append("identical pixels: " + ", ".join(places[i] for i in np.flatnonzero(pixels == key)))
+    alike = [
+        f"{places[a]} looks like {places[b]}: {distance} of {leaks.SIDE**2} bits differ"
+        for a, b, distance in leaks.near(prints.look.tolist(), fold)
+        if pixels[a] != pixels[b]
+    ]
+    return found, alike
+
+
+def run_check(data_dir: Path | None, work_dir: Path, workers: int) -> None:
+    """Print what looks alike. Raises ValueError naming what folds, or train and test, share."""
+    fold = ensure(data_dir, work_dir, workers)
+    table = tables.read_slices(work_dir)
+    found, alike = check(table, fold, fingerprints(data_dir, work_dir, table, workers))
+    for line in alike[:SHOWN]:
+        cli.say(line)
+    if found:
+        for line in found:
+            cli.say(line)
+        raise ValueError(f"{paths.folds(work_dir)}: {len(found)} leaks, the first: {found[0]}")
+    cli.say(f"{paths.folds(work_dir)}: nothing shared between folds, or train and test; {len(alike)} pairs look alike")
+
+
+def folds(
+    *,
+    data_dir: Path | None,
+    work_dir: Path,
+    n_folds: int,
+    seed: int,
+    workers: int,
+    repeats: int = 1,
+    source: Path | None = None,
+    picture: Path | None = None,
+    overwrite: bool = False,
+) -> None:
     path = paths.folds(work_dir)
     table = slices.ensure(data_dir, work_dir, workers)
     train = table[table.split == "train"]
     settings = {"folds": n_folds, "seed": seed, "slices": tables.slices_hash(table)}
+    if source is not None:
+        taken = adopt(source, train)
+        settings |= {"folds": int(taken.fold.max()) + 1, "seed": None, "from": paths.file_hash(source)}
     if is_there := path.exists() and not overwrite:
         remedy = "give the same, or --overwrite: runs made with the old folds are then refused"
         paths.same_settings(path, tables.folds_settings(work_dir), settings, remedy)
     else:
-        tables.write_folds(work_dir, assign_folds(train, n_folds=n_folds, seed=seed), settings)
+        taken = assign_folds(train, n_folds=n_folds, seed=seed) if source is None else taken
+        tables.write_folds(work_dir, taken, settings)
+    for i in range(1, repeats):
+        with paths.writing(path.with_name(f"folds{i}.csv")) as temporary:
+            assign_folds(train, n_folds=n_folds, seed=[seed, i]).to_csv(temporary, index=False)
     fold = tables.read_folds(work_dir, table)[: len(train)]
+    if picture is not None:
+        figures.folds(picture, tables.targets(train), fold)
     cli.say(f"{path}{cli.THERE if is_there else ''}\n{describe(train, fold)}")
+
+
+def command(*, check: bool, **options) -> None:
+    if check:
+        run_check(options["data_dir"], options["work_dir"], options["workers"])
+    else:
+        folds(**options)
 
 
 def build_parser():
     flags = ("--data-dir", "--work-dir", "--folds", "--seed", "--workers", "--overwrite")
-    return cli.command(__doc__, *flags)
+    parser = cli.command(__doc__, *flags)
+    parser.add_argument("--repeats", type=int, default=1, help="as many splits, each of another draw")
+    parser.add_argument("--from", dest="source", type=Path, help="CSV of folds to take instead")
+    parser.add_argument("--check", action="store_true", help="look for leaks in the folds that are there, and stop")
+    parser.add_argument("--picture", type=Path, help="also draw the label rates per fold as this PNG")
+    return parser
 
 
 def main(argv=None):
-    cli.run(folds, build_parser(), argv)
+    cli.run(command, build_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class Connection:
         for name, value in fields.items():
             setattr(request, name, value)
         send = _tamed(self.timeout)(lambda: method(request))
-        return _retry(send, method.__name__, hint, self.sleep, safe)
+        return retry(send, method.__name__, hint, self.sleep, safe)
 
     def put(self, url: str, content: bytes) -> None:
         """Upload `content` to `url`, from its first byte after every fault. Raises like `call`."""
@@ -69,7 +69,7 @@ class Connection:
             if response.status_code not in (200, 201):
                 raise requests.HTTPError(response=response)
 
-        _retry(send, "the upload", AGAIN, self.sleep)
+        retry(send, "the upload", AGAIN, self.sleep)
 
 
 def connect(*, sleep: Callable[[float], None] = time.sleep, timeout: float = TIMEOUT) -> Connection:
@@ -83,7 +83,7 @@ def connect(*, sleep: Callable[[float], None] = time.sleep, timeout: float = TIM
             from kaggle.api.kaggle_api_extended import KaggleApi
         api = KaggleApi()
         what = f"signing in with the token in {found}" if found else "signing in"
-        _retry(_tamed(timeout)(api.authenticate), what, NEW_TOKEN, sleep)
+        retry(_tamed(timeout)(api.authenticate), what, NEW_TOKEN, sleep)
     except ImportError as error:
         raise ImportError(f"Kaggle's client can't be imported ({error}): pip install 'kaggle>=2.2.4,<3' six") from error
     except SystemExit:
@@ -136,7 +136,8 @@ def _source(api: Any) -> str:
             return "~/.kaggle/credentials.json"
 
 
-def _retry(send: Callable, what: str, hint: str, sleep: Callable[[float], None], safe: bool = True) -> Any:
+def retry(send: Callable, what: str, hint: str, sleep: Callable[[float], None], safe: bool = True) -> Any:
+    """Return what `send` does, once it succeeds. Raises like `Connection.call`, naming `what` was tried."""
     for attempt in range(TRIES):
         try:
             return send()
@@ -177,6 +178,11 @@ def _status(error: Exception) -> int | None:
     """Return the HTTP status of `error`, None without an answer. Kaggle may answer 200 with the true code inside."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return _body(error).get("code", status) if status == 200 else status
+
+
+def is_missing(error: RuntimeError) -> bool:
+    """Return whether `Connection.call` raised `error` because Kaggle has no such thing."""
+    return _status(error.__cause__) == 404
 
 
 def _reason(error: Exception) -> str:

@@ -4,16 +4,18 @@ Kaggle's tables hold a row a slice and label, `ID_<9 hex digits>_<label>,value`;
 https://www.kaggle.com/competitions/rsna-intracranial-hemorrhage-detection/overview/evaluation
 """
 
-import re
-
 import numpy as np
 
 LABELS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
 WEIGHTS = (1, 1, 1, 1, 1, 2)
 ANY = LABELS.index("any")
 
-SLICE_ID = re.compile(r"ID_[0-9a-f]{9}")
 ID_LENGTH = len("ID_000012eaf")
+
+# What byte may stand in which place of a slice id: bool (ID_LENGTH, 256).
+ID_BYTES = np.zeros((ID_LENGTH, 256), bool)
+ID_BYTES[np.arange(3), list(b"ID_")] = True
+ID_BYTES[3:, list(b"0123456789abcdef")] = True
 
 
 def to_wide(slice_index: np.ndarray, label_index: np.ndarray, values: np.ndarray, slice_ids: np.ndarray) -> np.ndarray:
@@ -29,9 +31,7 @@ def to_wide(slice_index: np.ndarray, label_index: np.ndarray, values: np.ndarray
     if len(other := np.flatnonzero(wide[cell] != values.astype(np.float32))):
         row, label = divmod(int(cell[other[0]]), len(LABELS))
         raise ValueError(f"{slice_ids[row]}_{LABELS[label]} stands twice with different values")
-    filled = np.zeros(n_slices * len(LABELS), bool)
-    filled[cell] = True
-    if len(empty := np.flatnonzero(~filled)):
+    if len(empty := np.flatnonzero(np.isnan(wide))):
         row, label = divmod(int(empty[0]), len(LABELS))
         raise ValueError(f"{slice_ids[row]} has no row for {LABELS[label]} ({len(empty)} rows are missing)")
     return wide.reshape(n_slices, len(LABELS))

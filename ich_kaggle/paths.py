@@ -2,36 +2,31 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
 import subprocess
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
+
+from ich_kaggle import archive
+from ich_kaggle.archive import Member
 
 SLUG = "rsna-intracranial-hemorrhage-detection"
 TRAIN_CSV = "stage_2_train.csv"
 SAMPLE_CSV = "stage_2_sample_submission.csv"
 SPLITS = ("train", "test")
 DICOM_FOLDERS = {split: (f"stage_2_{split}", f"stage_2_{split}_images") for split in SPLITS}
-MOUNTS = (f"/kaggle/input/competitions/{SLUG}", f"/kaggle/input/{SLUG}")
+INPUT = Path(os.environ.get("KAGGLE_INPUT_DIR", "/kaggle/input"))  # what a Kaggle kernel has attached
+MOUNTS = (INPUT / "competitions" / SLUG, INPUT / SLUG)
 
 NO_DATA = (
     "no competition data in {looked}: download it (kaggle competitions download -c " + SLUG + "), or make some "
     "(python -m ich_kaggle.phantom), or see it all run (python -m ich_kaggle.demo)"
 )
-
-
-class Member(NamedTuple):
-    """Where the bytes of one DICOM are."""
-
-    path: str  # below the data folder, or the name inside the zip
-    size: int  # bytes
-    offset: int = 0  # byte of its header in the zip; 0 outside one
-    packed: int = 0  # bytes it takes in the zip; 0 outside one
 
 
 @dataclass(frozen=True)
@@ -53,10 +48,16 @@ class Data:
                 with (self.root / name).open("rb") as file:
                     yield file
                 return
-            with zipfile.ZipFile(self.root) as archive, archive.open(self.inner + name) as file:
-                yield file
+            yield io.BytesIO(self.read(archive.directory(self.root)[self.inner + name]))
         except (FileNotFoundError, KeyError) as error:
             raise FileNotFoundError(f"{self.root}: {name} is missing: download the competition's data again") from error
+
+    def read(self, member: Member, limit: int = -1) -> bytes:
+        """Return a file of the data, or its first `limit` bytes. Raises ValueError if the zip is damaged there."""
+        if self.is_zip:
+            return archive.read(self.root, member, limit)
+        with (self.root / member.path).open("rb", buffering=0) as file:
+            return file.read(limit)
 
     def members(self, split: str) -> list[Member]:
         """Return every DICOM file of `split`, sorted by path; empty if there is no folder of it."""
@@ -68,18 +69,19 @@ def _folder_members(root: Path, split: str) -> list[Member]:
         if (root / folder).is_dir():
             with os.scandir(root / folder) as entries:
                 files = [entry for entry in entries if entry.name.endswith(".dcm")]
-                return sorted(Member(f"{folder}/{file.name}", file.stat().st_size) for file in files)
+                return sorted(_member(folder, file) for file in files)
     return []
+
+
+def _member(folder: str, file: os.DirEntry) -> Member:
+    status = file.stat()
+    return Member(f"{folder}/{file.name}", status.st_size, stamp=status.st_mtime_ns)
 
 
 def _zip_members(data: Data, split: str) -> list[Member]:
     folders = tuple(data.inner + folder + "/" for folder in DICOM_FOLDERS[split])
-    with zipfile.ZipFile(data.root) as archive:
-        return sorted(
-            Member(info.filename, info.file_size, info.header_offset, info.compress_size)
-            for info in archive.infolist()
-            if info.filename.startswith(folders) and info.filename.endswith(".dcm")
-        )
+    members = archive.directory(data.root).items()
+    return sorted(member for name, member in members if name.startswith(folders) and name.endswith(".dcm"))
 
 
 def find_data(data_dir: Path | None = None) -> Data:
@@ -104,15 +106,19 @@ def _layout(place: Path) -> Data | None:
             return Data(folder)
     if not place.is_file():
         return None
-    try:
-        with zipfile.ZipFile(place) as archive:
-            names = [PurePosixPath(n) for n in archive.namelist() if n.endswith((SAMPLE_CSV, TRAIN_CSV))]
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{place}: not a readable zip ({error}): download it again") from error
+    names = [PurePosixPath(name) for name in archive.directory(place) if name.endswith((SAMPLE_CSV, TRAIN_CSV))]
     if not names:
         return None
     parent = min(names, key=lambda name: len(name.parts)).parent
     return Data(place, "" if str(parent) == "." else f"{parent}/")
+
+
+def dataset(name: str) -> Path:
+    """Return the folder of the dataset `name` that a Kaggle kernel has attached. Raises FileNotFoundError."""
+    found = [folder for folder in (*INPUT.glob(f"datasets/*/{name}"), INPUT / name) if folder.is_dir()]
+    if len(found) != 1:
+        raise FileNotFoundError(f"{INPUT}: {len(found)} datasets {name}, not one: attach it to the kernel")
+    return found[0]
 
 
 def slices(work_dir: Path) -> Path:
@@ -167,6 +173,7 @@ MAKERS = {
     "test.parquet": "python -m ich_kaggle.predict",
     "embeddings.npy": "python -m ich_kaggle.predict",
     "weights.json": "python -m ich_kaggle.ensemble",
+    "nested.parquet": "python -m ich_kaggle.ensemble",
 }
 
 
@@ -185,6 +192,9 @@ def writing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say where
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

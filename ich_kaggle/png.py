@@ -5,7 +5,6 @@ PNG specification: https://www.w3.org/TR/png-3/
 """
 
 import struct
-import zlib as crc
 from pathlib import Path
 
 import cv2
@@ -45,7 +44,7 @@ def encode(image: np.ndarray) -> bytes:
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
     return b"".join(
-        (struct.pack(">I", len(content)), kind, content, struct.pack(">I", crc.crc32(content, crc.crc32(kind))))
+        (struct.pack(">I", len(content)), kind, content, struct.pack(">I", zlib.crc32(content, zlib.crc32(kind))))
     )
 
 

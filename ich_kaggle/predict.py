@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import expit
 
-from ich_kaggle import augment, cache, cli, folds, models, paths, tables, train, training
+from ich_kaggle import augment, cache, cli, folds, models, paths, tables, tasks, train, training
 from ich_kaggle.labels import LABELS
 
 VIEWS = ["identity", "hflip"]
@@ -57,10 +57,10 @@ def predict_fold(
     options = folder / "options.json"
     remedy = f"run python -m ich_kaggle.train {flags} --overwrite"
     paths.same_settings(options, paths.read_json(options)["options"], same, remedy)
-    cache_dir = cache.ensure(data_dir, work_dir, model.config.cache_size, workers)
+    cache_dir = cache.ensure(data_dir, work_dir, model.config.cache_size, workers, model.config.crop)
     is_test = (table.split == "test").to_numpy()
     rows = np.arange(len(table)) if all_slices else np.flatnonzero((fold == k) | is_test)
-    loader = train.slice_loader(table.iloc[rows], cache_dir, model.config, batch_size=batch_size, workers=workers)
+    loader = tasks.slice_loader(table.iloc[rows], cache_dir, model.config, batch_size=batch_size, workers=workers)
     probability = predict_rows(
         model, loader, rows, n_slices=len(table), views=views, device=device, embeddings=folder / "embeddings.npy"
     )

@@ -1,75 +1,94 @@
 """Scan every DICOM header and the label table into one sorted table of slices.
 
+Order: patient, study, series, position along the slice normal; slices at one position go by their slice id.
+Train slices that can't be read are left out; a test slice that can't be read stops the run with its name.
+
 Reads:   stage_2_train.csv, stage_2_sample_submission.csv, the headers in stage_2_train/ and stage_2_test/
+         (with --pixels every pixel: blank slices are found now, and not when the cache is made)
 Writes:  work/slices.parquet  (a row a slice: ids, position, split, path, six labels, header facts)
          work/defects.csv     (slice_id, path, defect, action)
-Example: python -m ich_kaggle.slices --data-dir input/rsna-intracranial-hemorrhage-detection
+Example: python -m ich_kaggle.slices --data-dir rsna-intracranial-hemorrhage-detection.zip
 """
 
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 
-from ich_kaggle import cli, dicom, paths, tables
+from ich_kaggle import cli, dicom, parallel, paths, render, tables, windows
 from ich_kaggle.labels import LABELS
 
-BATCH = 64  # headers in a task of one worker
-ORDER = ["patient_id", "study_id", "series_id", "position", "slice_id"]  # ties in position fall to the slice id
+BATCH = 128  # headers in a task of one worker
+ORDER = ["patient_id", "study_id", "series_id", "position", "slice_id"]
+DEFECT_COLUMNS = ["slice_id", "path", "defect", "action"]
+KEPT = "kept"
 
 
-def scan_header(data: paths.Data, member: paths.Member) -> dict:
-    """Return the header facts of one slice and where its bytes are, or, as `defect`, why it can't be read."""
+def scan_slice(data: paths.Data, member: paths.Member, pixels: bool) -> dict:
+    """Return the header facts of one slice, where its bytes are, its `defect`, and what became of it, `action`."""
     row = {"slice_id": PurePosixPath(member.path).stem, **member._asdict()}
     try:
-        dataset = dicom.read_head(data.root, *member)
-        dicom.encoding(dataset, member.path)
-        return row | dicom.read_header(dataset, member.path)._asdict()
+        dataset = dicom.read_head(data, member)
+        code = dicom.encoding(dataset, member.path)
+        row |= dicom.read_header(dataset, member.path)._asdict()
+        if pixels:
+            words = dicom.read_slice(data.read(member), member.path)[1]
+            brain = windows.apply(dicom.hu_table(code), (windows.BRAIN,))[words]
+            row |= {"defect": render.pixel_defect(words, brain) or None, "action": KEPT}
+        return row
     except ValueError as error:
-        return row | {"defect": str(error)}
+        return row | {"defect": str(error).removeprefix(f"{member.path}: "), "action": "left out"}
 
 
-def _scan_batch(data: paths.Data, members: list[paths.Member]) -> list[dict]:
-    return [scan_header(data, member) for member in members]
+def _scan_batch(data: paths.Data, members: list[paths.Member], pixels: bool) -> tuple[pd.DataFrame, int, int]:
+    rows = pd.DataFrame([scan_slice(data, member, pixels) for member in members])
+    n_bytes = sum(member.size if pixels else min(member.size, dicom.HEAD_BYTES) for member in members)
+    return rows, len(rows), n_bytes
 
 
-def scan(data: paths.Data, split: str, workers: int) -> pd.DataFrame:
-    """Return a row for each DICOM file of `split`; `defect` says why one can't be read, and is empty for the others.
+def scan(data: paths.Data, split: str, workers: int, pixels: bool = False) -> pd.DataFrame:
+    """Return a row for each DICOM file of `split`, in no order; `defect` says what is wrong with one.
 
     Raises FileNotFoundError if there is no file, ValueError if a test slice can't be read.
     """
     members = data.members(split)
     if not members:
         raise FileNotFoundError(f"{data.root}: no DICOM files in {' or '.join(paths.DICOM_FOLDERS[split])}")
-    batches = [members[i : i + BATCH] for i in range(0, len(members), BATCH)]
-    rows = []
-    with cli.progress(None, len(members), f"scan {split}") as bar:
-        for found in Parallel(workers, return_as="generator")(delayed(_scan_batch)(data, batch) for batch in batches):
-            rows += found
-            bar.update(len(found))
-    table = pd.DataFrame(rows).reindex(columns=[*rows[0], "defect"]) if "defect" not in rows[0] else pd.DataFrame(rows)
-    unread = table.defect[table.defect.notna()]
+    tasks = ((data, members[i : i + BATCH], pixels) for i in range(0, len(members), BATCH))
+    found = list(parallel.work(_scan_batch, tasks, len(members), f"scan {split}", workers))
+    columns = dict.fromkeys([*max(found, key=lambda rows: rows.shape[1]), "defect", "action"])
+    table = pd.concat(found, ignore_index=True).reindex(columns=list(columns)).assign(split=split)
+    unread = table[table.action == "left out"].sort_values("path")
     if split == "test" and len(unread):
-        raise ValueError(f"{data.root}: test slice {unread.iloc[0]} ({len(unread)} such slices)")
-    return table.assign(split=split)
+        first = unread.iloc[0]
+        raise ValueError(f"{data.root}: test slice {first.path}: {first.defect} ({len(unread)} such slices)")
+    return table
 
 
-def build(data: paths.Data, workers: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def build(data: paths.Data, workers: int, pixels: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the slice table, sorted, and the table of defects.
 
     Raises ValueError naming slices that have a file but no label row, or a label row but no file.
     """
     targets = tables.read_labels(data)
     sample_ids = tables.read_long(data, paths.SAMPLE_CSV)[0]
-    train = scan(data, "train", workers)
+    train = scan(data, "train", workers, pixels)
     _match(data, paths.TRAIN_CSV, targets.slice_id, train.slice_id)
-    test = scan(data, "test", workers)
+    test = scan(data, "test", workers, pixels)
     _match(data, paths.SAMPLE_CSV, sample_ids, test.slice_id)
-    is_unread = train.defect.notna()
-    defects = train.loc[is_unread, ["slice_id", "path", "defect"]].assign(action="left out")
-    train = train[~is_unread].merge(targets, on="slice_id", validate="1:1")
-    slices = pd.concat([train.sort_values(ORDER), test.sort_values(ORDER)], ignore_index=True).drop(columns="defect")
+    found = pd.concat([train, test], ignore_index=True)
+    twice = found.loc[found.slice_id.isin(_labelled_twice(data)), ["slice_id", "path"]]
+    twice = twice.assign(defect="duplicated label rows", action="counted once")
+    defects = pd.concat([found.loc[found.defect.notna(), DEFECT_COLUMNS], twice]).sort_values(DEFECT_COLUMNS)
+    train = train[train.action != "left out"].merge(targets, on="slice_id", validate="1:1")
+    slices = pd.concat([train.sort_values(ORDER), test.sort_values(ORDER)], ignore_index=True)
+    slices = slices.drop(columns=["defect", "action"])
     return slices[tables.SLICE_COLUMNS + [c for c in slices if c not in tables.SLICE_COLUMNS]], defects
+
+
+def _labelled_twice(data: paths.Data) -> np.ndarray:
+    slice_ids, slice_index, _, _ = tables.read_long(data, paths.TRAIN_CSV)
+    return slice_ids[np.bincount(slice_index, minlength=len(slice_ids)) > len(LABELS)]
 
 
 def _match(data: paths.Data, table: str, in_table, in_files) -> None:
@@ -87,10 +106,26 @@ def describe(slices: pd.DataFrame, defects: pd.DataFrame) -> str:
         for split, part in slices.groupby("split", sort=False)
     ]
     lines.append("labels: " + ", ".join(f"{label} {train[label].mean():.2%}" for label in LABELS))
-    lines.append(
-        f"defects: {len(defects)}" + "".join(f"\n  {d.defect}: {d.action}" for d in defects.head(5).itertuples())
-    )
-    return "\n".join(lines)
+    return "\n".join([*lines, describe_defects(defects)])
+
+
+def describe_defects(defects: pd.DataFrame) -> str:
+    """Return a line for each kind of defect: how many slices, what became of them, the first of them."""
+    if not len(defects):
+        return "defects: none"
+    kind = defects.defect.str.split(r":| \(", regex=True).str[0].rename("defect")
+    groups = defects.groupby([kind, "action"]).agg(slices=("slice_id", "size"), first=("slice_id", "min"))
+    return f"defects: {len(defects)}\n{groups.reset_index().to_string(index=False)}"
+
+
+def read_defects(work_dir: Path) -> pd.DataFrame:
+    path = paths.defects(work_dir)
+    return pd.read_csv(path, dtype=str) if path.exists() else pd.DataFrame(columns=DEFECT_COLUMNS, dtype=str)
+
+
+def write_defects(work_dir: Path, defects: pd.DataFrame) -> None:
+    with paths.writing(paths.defects(work_dir)) as temporary:
+        defects.to_csv(temporary, index=False)
 
 
 def ensure(data_dir: Path | None, work_dir: Path, workers: int) -> pd.DataFrame:
@@ -102,19 +137,31 @@ def ensure(data_dir: Path | None, work_dir: Path, workers: int) -> pd.DataFrame:
         settings = {"data_dir": str(paths.find_data(data_dir).root.absolute())}
         remedy = "give another --work-dir, or run python -m ich_kaggle.slices --overwrite"
         paths.same_settings(path, tables.slices_settings(work_dir), settings, remedy)
-    return tables.read_slices(work_dir)
+    table = tables.read_slices(work_dir)
+    if missing := [column for column in paths.Member._fields if column not in table]:
+        raise ValueError(f"{path}: no column {missing[0]}: run {paths.MAKERS[path.name]} --overwrite")
+    return table
 
 
-def slices(*, data_dir: Path | None, work_dir: Path, workers: int, overwrite: bool = False) -> None:
+def slices(
+    *,
+    data_dir: Path | None,
+    work_dir: Path,
+    workers: int,
+    pixels: bool = False,
+    overwrite: bool = False,
+    backend: str = "loky",
+    scheduler: str | None = None,
+) -> None:
     path = paths.slices(work_dir)
     if path.exists() and not overwrite:
         table = ensure(data_dir, work_dir, workers)
-        cli.say(f"{path}{cli.THERE}\n{describe(table, pd.read_csv(paths.defects(work_dir)))}")
+        cli.say(f"{path}{cli.THERE}\n{describe(table, read_defects(work_dir))}")
         return
     data = paths.find_data(data_dir)
-    table, defects = build(data, workers)
-    with paths.writing(paths.defects(work_dir)) as temporary:
-        defects.to_csv(temporary, index=False)
+    with parallel.using(backend, scheduler):
+        table, defects = build(data, workers, pixels)
+    write_defects(work_dir, defects)
     tables.write_slices(work_dir, table, {"data_dir": str(data.root.absolute())})
     cli.say(f"{path}\n{describe(table, defects)}")
 
@@ -125,7 +172,10 @@ def data_of(data_dir: Path | None, work_dir: Path) -> paths.Data:
 
 
 def build_parser():
-    return cli.command(__doc__, "--data-dir", "--work-dir", "--workers", "--overwrite")
+    flags = ("--data-dir", "--work-dir", "--workers", "--backend", "--scheduler", "--overwrite")
+    parser = cli.command(__doc__, *flags)
+    parser.add_argument("--pixels", action="store_true", help="read every pixel too, to find blank slices now")
+    return parser
 
 
 def main(argv=None):

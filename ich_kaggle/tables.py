@@ -16,6 +16,7 @@ from ich_kaggle.labels import LABELS
 
 SLICE_COLUMNS = ["slice_id", "patient_id", "study_id", "series_id", "position", "split", "path", *LABELS]
 PREDICTION_COLUMNS = ["slice_id", *LABELS]
+LONGEST = 1 << 10  # bytes of an ID that are looked at
 
 
 def read_long(data: paths.Data, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -25,32 +26,52 @@ def read_long(data: paths.Data, name: str) -> tuple[np.ndarray, np.ndarray, np.n
     Raises ValueError naming the table and the first row that is not `ID_<9 hex digits>_<label>,number`.
     """
     with data.open(name) as file:
-        types = pyarrow.csv.ConvertOptions(column_types={"ID": pa.string(), "Label": pa.float32()})
+        types = pyarrow.csv.ConvertOptions(column_types={"ID": pa.binary(), "Label": pa.float32()})
         try:
             table = pyarrow.csv.read_csv(file, convert_options=types)
         except pa.ArrowInvalid as error:
             raise ValueError(f"{data.root}: {name}: {error}") from error
     if table.column_names != ["ID", "Label"]:
         raise ValueError(f"{data.root}: {name}: the columns are {table.column_names}, not ID,Label")
-    table = table.combine_chunks()
-    slice_ids, slice_index = _encode(pc.utf8_slice_codeunits(table["ID"], 0, labels.ID_LENGTH))
-    names, label_index = _encode(pc.utf8_slice_codeunits(table["ID"], labels.ID_LENGTH))
-    known = {f"_{label}": i for i, label in enumerate(LABELS)}
-    for text in names:
-        if text not in known:
-            raise ValueError(f"{data.root}: {name}: an ID ends in {text!r}, not in _ and one of {', '.join(LABELS)}")
-    for text in slice_ids:
-        if not labels.SLICE_ID.fullmatch(text):
-            raise ValueError(f"{data.root}: {name}: {text!r} is not ID_ and 9 hex digits")
+    try:
+        slice_ids, slice_index = _encode_slices(pc.binary_slice(table["ID"], 0, labels.ID_LENGTH).combine_chunks())
+        label_index = _encode_labels(pc.binary_slice(table["ID"], labels.ID_LENGTH, LONGEST))
+    except ValueError as error:
+        raise ValueError(f"{data.root}: {name}: {error}") from error
     values = table["Label"].to_numpy()
     if np.isnan(values).any():
         raise ValueError(f"{data.root}: {name}: row {int(np.isnan(values).argmax()) + 2} has no value")
-    return slice_ids, slice_index, np.array([known[text] for text in names])[label_index], values
+    return slice_ids, slice_index, label_index, values
 
 
-def _encode(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+def _encode_slices(column: pa.BinaryArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the different slice ids of `column`, in order of first appearance, and the index of each row's."""
+    if len(short := np.flatnonzero(pc.binary_length(column).to_numpy() != labels.ID_LENGTH)):
+        raise ValueError(f"{column[int(short[0])].as_py().decode()!r} is not ID_ and 9 hex digits")
+    start = int(np.frombuffer(column.buffers()[1], np.int32)[column.offset]) if len(column) else 0
+    size = len(column) * labels.ID_LENGTH
+    rows = np.frombuffer(column.buffers()[2] or b"", np.uint8)[start : start + size].reshape(-1, labels.ID_LENGTH)
+    # A slice's rows stand together: only the first of each such run has to be looked up.
+    words = np.ascontiguousarray(rows).view(np.uint32)
+    is_first = np.ones(len(rows), bool)
+    is_first[1:] = (words[1:] != words[:-1]).any(axis=1)
+    encoded = column.filter(pa.array(is_first)).dictionary_encode()
+    found = np.frombuffer(b"".join(encoded.dictionary.to_pylist()), np.uint8).reshape(-1, labels.ID_LENGTH)
+    if len(odd := np.flatnonzero(~(labels.ID_BYTES[np.arange(labels.ID_LENGTH), found]).all(axis=1))):
+        raise ValueError(f"{encoded.dictionary[int(odd[0])].as_py().decode()!r} is not ID_ and 9 hex digits")
+    slice_ids = encoded.dictionary.cast(pa.string()).to_numpy(zero_copy_only=False)
+    return slice_ids, encoded.indices.to_numpy()[is_first.cumsum() - 1]
+
+
+def _encode_labels(column: pa.ChunkedArray) -> np.ndarray:
+    """Return the index of the label that each row of `column`, `_<label>`, names."""
     encoded = column.combine_chunks().dictionary_encode()
-    return encoded.dictionary.to_numpy(zero_copy_only=False), encoded.indices.to_numpy()
+    known = {f"_{label}".encode(): i for i, label in enumerate(LABELS)}
+    names = encoded.dictionary.to_pylist()
+    for text in names:
+        if text not in known:
+            raise ValueError(f"an ID ends in {text.decode()!r}, not in _ and one of {', '.join(LABELS)}")
+    return np.array([known[text] for text in names], int)[encoded.indices.to_numpy()]
 
 
 def read_labels(data: paths.Data) -> pd.DataFrame:
@@ -106,7 +127,12 @@ def read_slices(work_dir: Path) -> pd.DataFrame:
 
 def slices_settings(work_dir: Path) -> dict:
     """Return what the slice table was made from."""
-    metadata = pq.read_schema(paths.require(paths.slices(work_dir))).metadata or {}
+    return settings_of(paths.require(paths.slices(work_dir)))
+
+
+def settings_of(path: Path) -> dict:
+    """Return the settings that a Parquet file was written with; empty for a file without."""
+    metadata = pq.read_schema(path).metadata or {}
     return json.loads(metadata.get(b"settings", b"{}"))
 
 

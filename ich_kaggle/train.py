@@ -1,14 +1,18 @@
 """Fit the slice model on every fold but one, and score it on that one.
 
-Reads:   work/slices.parquet, work/folds.csv, work/cache/  (each made first where it is missing)
-Writes:  work/runs/<run>/fold<k>/  options.json, log.csv, model.pt
+Reads:   work/slices.parquet, work/folds.csv, work/cache/  (each made first where it is missing),
+         work/weights/<arch>.safetensors  (if it is there, instead of a download)
+Writes:  work/runs/<run>/fold<k>/  options.json, log.csv, model.pt  (state.pt until it is finished)
 Example: python -m ich_kaggle.train --recipe cpu --fold 0
+         python -m ich_kaggle.train --arch resnet50 --context slices --dry-run
+         torchrun --nproc_per_node 2 -m -- ich_kaggle.train --recipe cpu --fold 0
 """
 
+import argparse
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +21,54 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from ich_kaggle import augment, cache, cli, datasets, folds, metric, models, paths, tables, training
+from ich_kaggle import (
+    augment,
+    cache,
+    cli,
+    contexts,
+    distributed,
+    folds,
+    gauges,
+    metric,
+    models,
+    paths,
+    tables,
+    tasks,
+    training,
+)
 from ich_kaggle.labels import LABELS, WEIGHTS
 
 log = logging.getLogger(__name__)
+
+
+HELP = {
+    augment.Augment: {
+        "flip": "probability of a left-right flip",
+        "vflip": "probability of a top-bottom flip",
+        "rotate": "degrees to either side",
+        "scale": "share of the size, to either side",
+        "shift": "share of the size, to either side",
+        "random_crop": "smallest share of the area that a random crop keeps",
+        "window_jitter": "share of a window's width, to either side",
+        "cutout": "probability of a blackened rectangle",
+        "swap": "probability that the order of neighbouring slices is turned round",
+    },
+    training.Recipe: {
+        "weight_decay": "of AdamW, none on biases and norms",
+        "warmup": "share of all steps that lead up to --lr",
+        "ema": "share the averaged weights keep in a step",
+        "clip": "norm that a gradient is cut to",
+        "accumulate": "batches in a step of the optimizer",
+        "freeze": "first epochs in which only the head learns",
+        "layer_decay": "learning rate of a layer, as a share of the next one's",
+    },
+    tasks.Task: {
+        "per_study": "slices of a study in an epoch of --sampler study",
+        "soften": "share by which labels move to their neighbours' where a lesion ends",
+        "focal": "power of the focal loss",
+        "side_weight": "weight of the neighbours' labels, learned beside the slice's own; for --context slices or both",
+    },
+}
 
 
 def chosen_folds(fold: np.ndarray, wanted: int | str) -> list[int]:
@@ -33,60 +81,58 @@ def chosen_folds(fold: np.ndarray, wanted: int | str) -> list[int]:
     return [wanted]
 
 
-def slice_loss(model, batch: tuple):
-    images, target, _ = batch
-    return training.bce(model(images), target)
-
-
-def slice_loader(
-    table: pd.DataFrame,
-    folder: Path,
-    config: models.SliceConfig,
-    *,
-    batch_size: int,
-    workers: int,
-    move: augment.Augment = augment.NONE,
-    seed: int | None = None,
-):
-    """Return a loader of the cached slices of `table`, in its order, or shuffled and moved where `seed` is given."""
-    files = [paths.cached(folder, slice_id) for slice_id in table.slice_id]
-    dataset = datasets.SliceDataset(files, tables.targets(table), config.image_size, move, seed or 0)
-    return datasets.loader(dataset, batch_size, workers, seed)
+def scores(target: np.ndarray, logits: np.ndarray) -> dict:
+    """Return the log loss of `logits` (n, 6) over all slices at once, in total and per label."""
+    losses = metric.label_losses(target, expit(logits.astype(float))).tolist()
+    return {"valid_loss": float(np.average(losses, weights=WEIGHTS)), **dict(zip(LABELS, losses, strict=True))}
 
 
 def fit_fold(
-    k: int,
-    table: pd.DataFrame,
-    fold: np.ndarray,
-    load: Callable,
     model: models.SliceModel,
-    recipe: training.Recipe,
+    loaders: tuple,
+    loss: Callable,
+    seen: pd.DataFrame,
+    held_out: pd.DataFrame,
     folder: Path,
+    *,
+    recipe: training.Recipe,
     device,
+    every: float = 600.0,
+    tensorboard: bool = False,
 ) -> None:
-    """Fit `model` on all folds but `k` and write its log and itself into `folder`.
+    """Fit `model` on the slices `seen` and write its log, scored on those `held_out`, and itself into `folder`.
 
-    `load(table, seed=, move=)` returns a loader of slices.
+    `loaders` give the two, a state is written every `every` seconds.
     """
-    held_out = table[fold == k]
-    train_loader = load(table[(fold >= 0) & (fold != k)], seed=recipe.seed, move=augment.Augment())
-    valid_loader = load(held_out)
-    target = tables.targets(held_out)
+    loader, valid_loader = loaders
 
     def validate(averaged) -> dict:
-        logits = training.predict(averaged, valid_loader, device, what="validate")
-        losses = metric.label_losses(target, expit(logits.astype(float))).tolist()
-        total = float(np.average(losses, weights=WEIGHTS))
-        return {"valid_loss": total, **dict(zip(LABELS, losses, strict=True))}
+        logits = distributed.gather(training.predict(averaged, valid_loader, device, what="validate"))
+        return scores(tables.targets(held_out), logits)
 
     checkpoint = folder / "state.pt"
     steps = training.fit(
-        model, train_loader, slice_loss, recipe=recipe, validate=validate, device=device, checkpoint=checkpoint
+        model,
+        loader,
+        loss,
+        recipe=recipe,
+        validate=validate,
+        device=device,
+        checkpoint=checkpoint,
+        every=every,
+        names=lambda batch: seen.slice_id.iloc[batch[-1].tolist()].tolist(),
     )
+    with distributed.first() as is_first:
+        tell = gauges.board(folder / "tensorboard") if tensorboard and is_first else None
     for rows in steps:
-        write_log(folder / "log.csv", rows)
-    models.save(folder / "model.pt", model)
-    checkpoint.unlink()
+        if is_first:
+            write_log(folder / "log.csv", rows)
+        if tell and rows:
+            tell(rows[-1])
+    with distributed.first() as is_first:
+        if is_first:
+            models.save(folder / "model.pt", models.for_prediction(model))
+            checkpoint.unlink(missing_ok=True)
     cli.say(f"{folder}: log loss {rows[-1]['valid_loss']:.4f} on {held_out.patient_id.nunique()} held-out patients")
 
 
@@ -104,6 +150,8 @@ def start_fold(folder: Path, options: dict, *, overwrite: bool) -> bool:
     """
     if overwrite and folder.exists():
         shutil.rmtree(folder)
+    for unfinished in folder.glob(".*.[0-9]*"):
+        unfinished.unlink()  # by a process that was killed while it wrote
     path = folder / "options.json"
     if path.exists():
         remedy = "give another --run, or --overwrite"
@@ -111,78 +159,128 @@ def start_fold(folder: Path, options: dict, *, overwrite: bool) -> bool:
     else:
         versions = {name: version(name) for name in ("ich_kaggle", "torch", "timm", "numpy", "opencv-python-headless")}
         paths.write_json(path, {"options": options, "versions": versions, "commit": paths.git_commit()})
-    return not (folder / "model.pt").exists()
+    if (folder / "model.pt").exists():
+        (folder / "state.pt").unlink(missing_ok=True)
+        return False
+    return True
+
+
+def rehearse(model: models.SliceModel, loaders: tuple, loss: Callable, *, recipe: training.Recipe, device) -> str:
+    """Take three steps of everything, keep nothing, and return what the run would take."""
+    loader, valid_loader = loaders
+    run = training.Fit(model, recipe, len(loader), device)
+    run.start_epoch()
+    step = gauges.seconds_per_batch(training.batches(loader), lambda batch: training.careful_step(run, loss, batch))
+    valid = gauges.seconds_per_batch(training.outputs(run.averaged(), valid_loader, device), lambda _: None)
+    epoch, size = step * len(loader) + valid * len(valid_loader), len(loader.batch_sampler.rows()) / len(loader)
+    memory, checkpoint = gauges.peak_memory(device), gauges.size_on_disk(run.write)
+    return (
+        f"dry run: {step:.2f} s a step of {size:.0f} slices, {size / step:.0f} img/s; {gauges.duration(epoch)} an "
+        f"epoch, {gauges.duration(epoch * recipe.epochs)} a fold of {recipe.epochs} epochs; "
+        f"{memory / 1e9:.1f} GB of memory, {checkpoint / 1e6:.0f} MB a checkpoint"
+    )
+
+
+def _take(kind: type, settings: dict):
+    return kind(**{field.name: settings.pop(field.name) for field in fields(kind) if field.name in settings})
+
+
+def _ready(data_dir: Path | None, work_dir: Path, config: models.SliceConfig, workers: int) -> tuple:
+    """Return the slice table, the fold of every slice and the folder of their cache, made where they are missing."""
+    with distributed.first():
+        fold = folds.ensure(data_dir, work_dir, workers)
+        folder = cache.ensure(data_dir, work_dir, config.cache_size, workers, config.crop)
+    return tables.read_slices(work_dir), fold, folder
 
 
 def train(
     *,
     data_dir: Path | None,
     work_dir: Path,
-    run: str | None,
+    run: str | None = None,
     arch: str,
-    fold: int | str,
-    image_size: int,
-    cache_size: int,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    drop_path: float,
-    ema: float,
-    weights: str,
-    seed: int,
-    device: str,
-    workers: int,
-    overwrite: bool,
+    fold: int | str = "all",
+    device: str = "auto",
+    workers: int = 1,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    tensorboard: bool = False,
+    checkpoint_every: float = 600.0,
+    **settings,
 ) -> None:
+    """Fit the chosen folds of a run, those left out that are finished.
+
+    `settings` are fields of training.Recipe, augment.Augment and tasks.Task, and arguments of tasks.slice_config.
+    """
     models.check_arch(arch)
-    of_slice = folds.ensure(data_dir, work_dir, workers)
-    chosen = chosen_folds(of_slice, fold)
-    cache_dir = cache.ensure(data_dir, work_dir, cache_size, workers)
-    table = tables.read_slices(work_dir)
-    config = models.SliceConfig(arch, image_size, cache_size, drop_path=drop_path)
-    recipe = training.Recipe(epochs=epochs, lr=lr, ema=ema, seed=seed)
-    options = {
-        **asdict(config),
-        **asdict(recipe),
-        "batch_size": batch_size,
-        "weights": weights,
-        "slices": tables.slices_hash(table),
-        "folds": tables.folds_hash(of_slice),
-    }
-    load = partial(slice_loader, folder=cache_dir, config=config, batch_size=batch_size, workers=workers)
-    for k in chosen:
-        folder = paths.fold(work_dir, run or arch, k)
-        if not start_fold(folder, options, overwrite=overwrite):
-            cli.say(f"{folder / 'model.pt'}{cli.THERE}")
-            continue
-        training.set_seed(seed)
-        model = models.create(config, weights)
-        models.start_at_prevalence(model, tables.targets(table[(of_slice >= 0) & (of_slice != k)]).mean(axis=0))
-        fit_fold(k, table, of_slice, load, model, recipe, folder, training.pick_device(device))
+    recipe, move, task = (_take(kind, settings) for kind in (training.Recipe, augment.Augment, tasks.Task))
+    config = tasks.slice_config(arch, side_weight=task.side_weight, **settings)
+    with distributed.processes(device) as name:
+        table, of_slice, cache_dir = _ready(data_dir, work_dir, config, workers)
+        options = {**asdict(config), **asdict(recipe), **asdict(move), **asdict(task)}
+        options |= {"slices": tables.slices_hash(table), "folds": tables.folds_hash(of_slice)}
+        load = partial(tasks.slice_loader, folder=cache_dir, config=config, batch_size=task.batch_size, workers=workers)
+        loss = partial(tasks.slice_loss, focal=task.focal, side_weight=task.side_weight)
+        same = dict(recipe=recipe, device=training.pick_device(name))
+        for k in (chosen := chosen_folds(of_slice, fold)):
+            folder = paths.fold(work_dir, run or arch, k)
+            if not dry_run and not _is_open(folder, options, overwrite):
+                continue
+            seen, held_out = table[(of_slice >= 0) & (of_slice != k)], table[of_slice == k]
+            loaders = tasks.loaders(seen, held_out, load, task, move, recipe.seed)
+            model = tasks.new_model(config, task.weights, work_dir, seen, recipe.seed)
+            if dry_run:
+                cli.say(f"{rehearse(model, loaders, loss, **same)}; folds to fit: {len(chosen)}")
+                return
+            rest = dict(every=checkpoint_every, tensorboard=tensorboard)
+            fit_fold(model, loaders, loss, seen, held_out, folder, **same, **rest)
+
+
+def _is_open(folder: Path, options: dict, overwrite: bool) -> bool:
+    with distributed.first() as is_first:
+        is_open = start_fold(folder, options, overwrite=overwrite and is_first)
+    if not is_open:
+        cli.say(f"{folder / 'model.pt'}{cli.THERE}")
+    return is_open
+
+
+class _ListRecipes(argparse.Action):
+    def __call__(self, parser, *_):
+        cli.say(cli.describe_recipes())
+        parser.exit()
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--cache-size", type=int, default=512, help="px of the cached slices that are read")
+    add(
+        "--context",
+        choices=tasks.CONTEXTS,
+        default="windows",
+        help="three windows of a slice, three slices of one, or nine",
+    )
+    add("--stride", type=int, default=1, help="positions between the slices of a context")
+    add("--window", choices=list(tasks.WINDOWS), default="subdural", help="what --context slices shows")
+    add("--output-stride", type=int, default=models.STRIDE, help="px to a pixel of the last features: 8, 16 dilate")
+    add("--drop-path", type=float, default=0.0, help="stochastic depth")
+    add("--sampler", choices=contexts.SAMPLERS, default="all", help="all slices, balanced patients, mid-study")
+    add("--compile", action="store_true", help="with torch.compile")
+    for kind, texts in HELP.items():
+        for name, text in texts.items():
+            default = getattr(kind, name)
+            add(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text)
 
 
 def build_parser():
-    flags = (
-        "--data-dir",
-        "--work-dir",
-        "--run",
-        "--recipe",
-        "--arch",
-        "--fold",
-        "--image-size",
-        "--epochs",
-        "--batch-size",
-        "--lr",
-        "--weights",
-        "--seed",
-        "--device",
-        "--workers",
-        "--overwrite",
-    )
+    flags = ("--data-dir", "--work-dir", "--run", "--recipe", "--arch", "--fold", "--image-size", "--epochs")
+    flags += ("--batch-size", "--lr", "--weights", "--seed", "--device", "--workers", "--overwrite")
     parser = cli.command(__doc__, *flags, image_size=384)
-    parser.add_argument("--cache-size", type=int, default=512, help="px of the cached slices that are read")
-    parser.add_argument("--drop-path", type=float, default=0.0, help="stochastic depth")
-    parser.add_argument("--ema", type=float, default=0.999, help="share the averaged weights keep in a step")
+    _add_settings(parser)
+    add = parser.add_argument
+    add("--checkpoint-every", type=float, default=600.0, help="seconds")
+    add("--tensorboard", action="store_true", help="write the log for TensorBoard too")
+    add("--dry-run", action="store_true", help="take three steps and say what the run would take")
+    add("--recipes", action=_ListRecipes, nargs=0, dest=argparse.SUPPRESS, help="list the recipes and their sources")
     return parser
 
 

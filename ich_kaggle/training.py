@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
@@ -30,6 +31,10 @@ class Recipe:
     warmup: float = 0.1  # share of all steps
     ema: float = 0.999  # share that the averaged weights keep in a step
     clip: float = 1.0  # norm of the gradient
+    accumulate: int = 1  # batches in a step of the optimizer
+    freeze: int = 0  # first epochs in which only the head learns
+    layer_decay: float = 1.0  # learning rate of a layer, as a share of the next one's
+    compile: bool = False
     seed: int = 0
 
 
@@ -57,10 +62,17 @@ def precision(device: torch.device) -> tuple[torch.dtype, bool]:
     return (torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16), True
 
 
-def bce(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return the competition's metric of `logits` against `target`, both (n, 6), as a loss."""
+def bce(logits: torch.Tensor, target: torch.Tensor, focal: float = 0.0) -> torch.Tensor:
+    """Return the competition's metric of `logits` against `target`, both (..., 6), as a loss.
+
+    With `focal`, each term counts by that power of how wrong its prediction is (https://arxiv.org/abs/1708.02002).
+    """
     weight = torch.tensor(WEIGHTS, dtype=logits.dtype, device=logits.device)
-    return nn.functional.binary_cross_entropy_with_logits(logits, target, weight=weight / weight.mean())
+    weight = weight / weight.mean()
+    if not focal:
+        return nn.functional.binary_cross_entropy_with_logits(logits, target, weight=weight)
+    losses = nn.functional.binary_cross_entropy_with_logits(logits, target, weight=weight, reduction="none")
+    return (losses * (torch.sigmoid(logits) - target).abs() ** focal).mean()
 
 
 def warmup_cosine(step: int, total: int, warmup: int) -> float:
@@ -82,16 +94,25 @@ def _ema(decay: float) -> Callable:
     return update
 
 
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
+    """Return the parameters with their weight decay, none on biases and norms, and their share of the learning rate."""
+    if recipe.layer_decay < 1:
+        from timm.optim import param_groups_layer_decay
+
+        return param_groups_layer_decay(model.backbone, recipe.weight_decay, layer_decay=recipe.layer_decay)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    return [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
 class Fit:
     """All that a training run is made of, so that it can be written down and taken up again."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, n_batches: int, device: torch.device):
         self.model, self.recipe, self.n_batches, self.device = model.to(device), recipe, n_batches, device
+        self.network, self.is_frozen = None, None
         self.ema = AveragedModel(model, multi_avg_fn=_ema(recipe.ema), use_buffers=True)
-        decayed = [p for p in model.parameters() if p.ndim > 1]
-        plain = [p for p in model.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
+        self.optimizer = torch.optim.AdamW(parameter_groups(model, recipe), lr=recipe.lr, fused=True)
         self.dtype, self.is_mixed = precision(device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.step, self.train_loss, self.rows = 0, 0.0, []
@@ -100,41 +121,104 @@ class Fit:
     def total(self) -> int:
         return self.recipe.epochs * self.n_batches
 
+    @property
+    def rate(self) -> float:
+        return self.recipe.lr * warmup_cosine(self.step, self.total, round(self.recipe.warmup * self.total))
+
+    @property
+    def rank(self) -> int:
+        return distributed.get_rank() if distributed.is_initialized() else 0
+
+    def start_epoch(self) -> None:
+        """Put the model into training mode, frozen up to its head in the first epochs that the recipe says."""
+        is_frozen = len(self.rows) < self.recipe.freeze
+        self.model.train(not is_frozen)
+        if is_frozen == self.is_frozen:
+            return
+        self.is_frozen = is_frozen
+        if self.recipe.freeze:
+            self.model.requires_grad_(not is_frozen)
+            self.model.head.requires_grad_(True)
+        self.network = torch.compile(self.model) if self.recipe.compile else self.model
+        if distributed.is_initialized():
+            self.network = DistributedDataParallel(self.network)
+
     def train_step(self, loss: Callable, batch: tuple) -> float:
         """Take one step and return the loss of the batch. Raises FloatingPointError where that is not a number."""
-        rate = self.recipe.lr * warmup_cosine(self.step, self.total, round(self.recipe.warmup * self.total))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        # Drawn from the step alone, so that no state of a generator has to be kept.
+        torch.manual_seed(int(np.random.SeedSequence([self.recipe.seed, self.step, self.rank]).generate_state(1)[0]))
         with torch.autocast(self.device.type, self.dtype, enabled=self.is_mixed):
-            value = loss(self.model, batch)
+            value = loss(self.network, batch)
         if not torch.isfinite(value):
-            raise RuntimeError(f"the loss is {value.item()} at step {self.step}: try a lower --lr")
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(value).backward()
-        self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.ema.update_parameters(self.model)
+            raise FloatingPointError(f"the loss is {value.item()}")
+        group = self.step % self.n_batches // self.recipe.accumulate * self.recipe.accumulate
+        n_in_group = min(self.recipe.accumulate, self.n_batches - group)
+        self.scaler.scale(value / n_in_group).backward()
+        if self.step % self.n_batches + 1 == group + n_in_group:
+            self._update()
         self.step += 1
         return value.item()
 
+    def _update(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * group.get("lr_scale", 1)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):
+            raise FloatingPointError(f"the gradient is {norm.item()}")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update_parameters(self.model)
+
+    @property
+    def may_pause(self) -> bool:
+        """Whether no gradient is being gathered."""
+        return self.step % self.n_batches % self.recipe.accumulate == 0
+
+    def averaged(self) -> nn.Module:
+        """Return the averaged model, the same in all processes."""
+        if distributed.is_initialized():
+            for buffer in self.ema.module.buffers():
+                distributed.broadcast(buffer, 0)
+        return self.ema.module
+
     def state(self) -> dict:
         parts = {name: getattr(self, name).state_dict() for name in ("model", "ema", "optimizer", "scaler")}
-        return parts | {
-            "step": self.step,
-            "train_loss": self.train_loss,
-            "rows": self.rows,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all(),
-        }
+        return parts | {"step": self.step, "train_loss": self.train_loss, "rows": self.rows}
 
     def restore(self, state: dict) -> None:
         for name in ("model", "ema", "optimizer", "scaler"):
             getattr(self, name).load_state_dict(state[name])
         self.step, self.train_loss, self.rows = state["step"], state["train_loss"], state["rows"]
-        torch.set_rng_state(state["rng"])
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+    def write(self, path: Path) -> None:
+        if self.rank == 0:
+            with paths.writing(path) as temporary:
+                torch.save(self.state(), temporary)
+
+    def n_that_fit(self, loss: Callable, batch: tuple) -> int:
+        """Return how many of the batch, halved until it is so, a step has memory for; 0 if not even one."""
+        n = len(batch[0])
+        while n := n // 2:
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            try:
+                with torch.autocast(self.device.type, self.dtype, enabled=self.is_mixed):
+                    loss(self.network, tuple(part[:n] for part in batch)).backward()
+                return n
+            except RuntimeError as error:
+                if not _is_memory(error):
+                    raise
+        return 0
+
+
+def _is_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _unnamed(batch: tuple) -> list[str]:
+    return [f"of {len(batch[0])}"]
 
 
 def fit(
@@ -147,12 +231,14 @@ def fit(
     device: torch.device,
     checkpoint: Path,
     every: float = 600.0,
+    names: Callable[[tuple], list[str]] = _unnamed,
 ) -> Iterator[list[dict]]:
     """Fit `model` by `loss(model, batch)` and leave the averaged weights in it.
 
     Yields all rows of the log after each epoch: epoch, lr, train_loss and what `validate` returns of the averaged
     model. Its state is written to `checkpoint` after each epoch and every `every` seconds; a state that is there is
-    gone on from, to the same weights bit for bit on a CPU.
+    gone on from, to the same weights bit for bit on a CPU. Raises RuntimeError with what to do where the loss is not a
+    number, with the `names` of the batch, and where memory runs out.
     """
     set_seed(recipe.seed)
     run = Fit(model, recipe, len(loader), device)
@@ -161,36 +247,62 @@ def fit(
         log.info("going on from step %d of %d", run.step, run.total)
         yield run.rows
     while run.step < run.total:
-        _train_epoch(run, loader, loss, checkpoint, every)
-        validation = validate(run.ema.module)
-        lr = run.optimizer.param_groups[0]["lr"]
+        _train_epoch(run, loader, loss, checkpoint, every, names)
+        validation = validate(run.averaged())
         train_loss = run.train_loss / run.n_batches
+        lr = run.optimizer.param_groups[-1]["lr"]
         run.rows.append({"epoch": len(run.rows), "lr": lr, "train_loss": train_loss, **validation})
         run.train_loss = 0.0
-        _write(checkpoint, run.state())
+        run.write(checkpoint)
         yield run.rows
     model.load_state_dict(run.ema.module.state_dict())
 
 
-def _train_epoch(run: Fit, loader: DataLoader, loss: Callable, checkpoint: Path, every: float) -> None:
+def batches(loader: DataLoader) -> Iterator[tuple]:
+    """Yield the batches of `loader`; an error of a worker is told as if it had been raised here."""
+    try:
+        yield from loader
+    except (ValueError, OSError) as error:
+        told = str(error).strip().splitlines()[-1]  # below the worker's traceback
+        raise ValueError(told.removeprefix(f"{type(error).__name__}: ")) from error
+
+
+def _train_epoch(run: Fit, loader: DataLoader, loss: Callable, checkpoint: Path, every: float, names: Callable) -> None:
     epoch, start = len(run.rows), run.step - len(run.rows) * run.n_batches
     loader.batch_sampler.epoch, loader.batch_sampler.start = epoch, start
-    run.model.train()
-    saved = time.monotonic()
-    bar = cli.progress(loader, run.n_batches, f"epoch {epoch}", " batches")
+    run.start_epoch()
+    began = saved = time.monotonic()
+    n_seen = 0
+    bar = cli.progress(batches(loader), run.n_batches, f"epoch {epoch + 1} of {run.recipe.epochs}", " batches")
     bar.update(start)
     for batch in bar:
-        value = run.train_step(loss, tuple(part.to(run.device, non_blocking=True) for part in batch))
+        value = careful_step(run, loss, batch, checkpoint, names)
         run.train_loss += value
-        bar.set_postfix(loss=f"{value:.4f}", refresh=False)
-        if time.monotonic() - saved > every:
-            _write(checkpoint, run.state())
+        n_seen += len(batch[0])
+        bar.set_postfix_str(f"loss {value:.4f}, {n_seen / (time.monotonic() - began):.0f} img/s", refresh=False)
+        if time.monotonic() - saved > every and run.may_pause:
+            run.write(checkpoint)
             saved = time.monotonic()
 
 
-def _write(path: Path, state: dict) -> None:
-    with paths.writing(path) as temporary:
-        torch.save(state, temporary)
+def careful_step(
+    run: Fit, loss: Callable, batch: tuple, checkpoint: Path | None = None, names: Callable = _unnamed
+) -> float:
+    """Take one step with a batch from the loader. Raises RuntimeError saying what to do if it can't be taken."""
+    batch = tuple(part.to(run.device, non_blocking=True) for part in batch)
+    try:
+        return run.train_step(loss, batch)
+    except FloatingPointError as error:
+        good = f"{checkpoint} is from before" if checkpoint and checkpoint.exists() else "there is no checkpoint yet"
+        what = f"{error} at step {run.step}, in the batch {', '.join(names(batch))}"
+        raise RuntimeError(f"{what}: {good}: try a lower --lr with --overwrite") from error
+    except RuntimeError as error:
+        if not _is_memory(error):
+            raise
+    # Outside of the except clause, whose traceback holds on to the memory.
+    n, wanted = run.n_that_fit(loss, batch), len(batch[0])
+    remedy = f"give --batch-size {n} --accumulate {-(-wanted // n)}" if n else "give a smaller --image-size or --arch"
+    raise RuntimeError(f"out of memory at step {run.step}: {wanted} at once do not fit, {n} do: {remedy}")
 
 
 @contextlib.contextmanager
@@ -214,7 +326,7 @@ def outputs(
     dtype, is_mixed = precision(device)
     bar = cli.progress(None, len(loader.dataset), what)
     with evaluating(model), torch.inference_mode(), torch.autocast(device.type, dtype, enabled=is_mixed), bar:
-        for images, *_ in loader:
+        for images, *_ in batches(loader):
             images = images.to(device, non_blocking=True)
             seen = [model.outputs(view(images)) for view in views] or [model.outputs(images)]
             logits, embeddings = (sum(part.float() for part in parts) / len(seen) for parts in zip(*seen, strict=True))

@@ -1,0 +1,51 @@
+"""Calibration of one label's probabilities by log loss: logit q = a ln p - b ln(1 - p) + c.
+
+Beta calibration fits a, b >= 0 and c (Kull, Silva Filho, Flach, AISTATS 2017); temperature scaling is a = b, c = 0
+(Guo et al., ICML 2017).
+"""
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit, logit
+
+IDENTITY = (1.0, 1.0, 0.0)
+KINDS = ("none", "temperature", "beta")
+FLOOR = 1e-7  # as close to 0 and 1 as float32 tells numbers apart
+BINS = 100  # a unit of logit: slices this alike are fitted as one
+
+
+def fit(kind: str, target: np.ndarray, probability: np.ndarray) -> tuple[float, float, float]:
+    """Return a, b, c of a label: `target` and `probability` are (n,). With one class only, the identity."""
+    if kind == "none" or target.min() == target.max():
+        return IDENTITY
+    x, n_positive, n_negative = _binned(target, probability)
+    # Rows of `bases` are what multiplies each parameter.
+    bases = np.stack([logit(x)] if kind == "temperature" else [np.log(x), -np.log1p(-x), np.ones_like(x)])
+    total = n_positive.sum() + n_negative.sum()
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        z = parameters @ bases
+        value = n_positive @ np.logaddexp(0, -z) + n_negative @ np.logaddexp(0, z)
+        return value / total, bases @ ((n_positive + n_negative) * expit(z) - n_positive) / total
+
+    start, bounds = ([1.0], [(0, None)]) if kind == "temperature" else (IDENTITY, [(0, None), (0, None), (None, None)])
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-12, "gtol": 1e-9}).x
+    return (found[0], found[0], 0.0) if kind == "temperature" else tuple(found.tolist())
+
+
+def _binned(target: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the probabilities there are, to 1 / BINS of a logit, and how many positives and negatives have each."""
+    z = logit(np.clip(probability, FLOOR, 1 - FLOOR).astype(float))
+    _, place = np.unique(np.rint(z * BINS), return_inverse=True)
+    n_all, n_positive = np.bincount(place), np.bincount(place, target)
+    return expit(np.bincount(place, z) / n_all), n_positive, n_all - n_positive
+
+
+def apply(parameters: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """Return `probability` (n, 6) calibrated by `parameters` (6, 3): float32."""
+    a, b, c = np.asarray(parameters, float).T
+    out = probability.copy()
+    for label in np.flatnonzero((np.asarray(parameters) != IDENTITY).any(axis=1)):
+        p = np.clip(probability[:, label].astype(float), FLOOR, 1 - FLOOR)
+        out[:, label] = expit(a[label] * np.log(p) - b[label] * np.log1p(-p) + c[label])
+    return out

@@ -1,0 +1,96 @@
+"""Run the whole pipeline on a synthetic competition, from nothing, on any machine.
+
+Reads:   nothing
+Writes:  <demo-dir>/input/ (the competition), <demo-dir>/work/ (folds, cache, runs, ensemble), <demo-dir>/submissions/
+Example: python -m ich_kaggle.demo
+"""
+
+import importlib
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ich_kaggle import cli, ensemble, metric, paths, tables
+from ich_kaggle.labels import LABELS
+
+RUNS = ("cpu", "cpu_scratch")
+
+
+def steps(demo_dir: Path, *, patients: int, n_folds: int, epochs: int | None, seed: int, workers: int) -> list[str]:
+    """Return the command lines of the pipeline, in order, without `python -m ich_kaggle.`."""
+    data, work = demo_dir / "input" / paths.SLUG, demo_dir / "work"
+    shared = f"--work-dir {work} --workers {workers}"
+    extra = "" if epochs is None else f" --epochs {epochs}"
+    return [
+        f"phantom --out {data} --patients {patients} --seed {seed} --workers {workers}",
+        f"slices --data-dir {data} {shared}",
+        f"folds --folds {n_folds} --seed {seed} {shared}",
+        *(f"train --recipe {run} --fold all --seed {seed} {shared}{extra}" for run in RUNS),
+        f"ensemble {shared}",
+        f"submit --dry-run --work-dir {work} --submissions-dir {demo_dir / 'submissions'}",
+    ]
+
+
+def run_step(line: str) -> None:
+    """Run one command in this process, as its line would in a shell."""
+    cli.say(f"\n$ python -m ich_kaggle.{line}")
+    started = time.monotonic()
+    name, *argv = line.split(" ")
+    importlib.import_module(f"ich_kaggle.{name}").main(argv)
+    cli.say(f"({time.monotonic() - started:.0f} s)")
+
+
+def test_scores(demo_dir: Path, submission: Path) -> tuple[float, float, int]:
+    """Return the log loss of `submission` and of the training prevalence against the test truth, and the patients."""
+    truth = pd.read_parquet(demo_dir / "input" / paths.SLUG / "truth.parquet").set_index("slice_id")
+    slice_ids, slice_index, label_index, values = tables.read_long(paths.Data(submission.parent), submission.name)
+    probability = np.empty((len(slice_ids), len(LABELS)))
+    probability[slice_index, label_index] = values
+    target = truth.loc[slice_ids, list(LABELS)].to_numpy(float)
+    train = tables.read_slices(demo_dir / "work").query("split == 'train'")
+    constant = np.broadcast_to(tables.targets(train).mean(axis=0), target.shape)
+    n_patients = truth.loc[slice_ids, "patient_id"].nunique()
+    return metric.log_loss(target, probability), metric.log_loss(target, constant), n_patients
+
+
+def summary(demo_dir: Path, submission: Path) -> str:
+    work = demo_dir / "work"
+    folder = paths.ensemble(work, ensemble.default_name(ensemble.all_runs(work)))
+    ours, constant, n_patients = test_scores(demo_dir, submission)
+    lines = [
+        ensemble.describe("ensemble", paths.read_json(folder / "weights.json")),
+        "",
+        f"test log loss of the submission {ours:.5f}, of the training prevalence {constant:.5f}: "
+        f"{ours / constant:.2f} of it, on {n_patients} patients",
+        f"submission   {submission}",
+        f"predictions  {folder}",
+        f"models       {work / 'runs'}",
+        f"cached CT    {work / 'cache'}",
+    ]
+    return "\n".join(lines)
+
+
+def demo(*, demo_dir: Path, n_folds: int, patients: int, epochs: int | None, seed: int, workers: int) -> None:
+    started = time.monotonic()
+    options = dict(n_folds=n_folds, patients=patients, epochs=epochs, seed=seed, workers=workers)
+    for line in steps(demo_dir, **options):
+        run_step(line)
+    submission = max((demo_dir / "submissions").glob("*.csv"), key=lambda path: path.stat().st_mtime)
+    cli.say(f"\n{summary(demo_dir, submission)}\n{(time.monotonic() - started) / 60:.1f} minutes")
+
+
+def build_parser():
+    parser = cli.command(__doc__, "--folds", "--epochs", "--seed", "--workers", n_folds=3, epochs=None)
+    parser.add_argument("--demo-dir", type=Path, default=Path("demo"), help="everything the demo makes")
+    parser.add_argument("--patients", type=int, default=120, help="in train and test")
+    return parser
+
+
+def main(argv=None):
+    cli.run(demo, build_parser(), argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""Score a run or an ensemble on out-of-fold predictions, draw its curves, choose its thresholds.
+
+All scores come with the 95 % interval of a bootstrap over patients. Those of an ensemble are of its nested
+predictions. Rates are of thresholds that were chosen on the other folds; the thresholds written are chosen on all.
+recall_R is the highest threshold that misses, with --confidence, at most 1 - R of a patient's positive slices in the
+mean over patients; recall_R_expected the one that does so in expectation (conformal risk control).
+
+Reads:   work/runs/<run>/fold<k>/oof.parquet, or work/ensemble/<name>/nested.parquet
+Writes:  evaluation/ in the folder of the run or the ensemble:
+         metrics.json, thresholds.json, roc.png, precision_recall.png, reliability.png, thresholds.png
+         with --shift only shift.json: how the test scans differ from the training scans
+Example: python -m ich_kaggle.evaluate --run cpu --recall 0.95
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import logit
+
+from ich_kaggle import (
+    blending,
+    cli,
+    ensemble,
+    figures,
+    folds,
+    intervals,
+    metric,
+    paths,
+    ranking,
+    shift,
+    tables,
+    thresholds,
+)
+from ich_kaggle.labels import LABELS, WEIGHTS
+
+FLOOR = 1e-6
+
+
+def read(work_dir: Path, run: str | None, name: str | None, table: pd.DataFrame, fold: np.ndarray) -> tuple:
+    """Return the folder of a run or an ensemble, its honest out-of-fold probabilities, float32 (n_train, 6), and the
+    hashes of the files they came from."""
+    train_ids = table.slice_id[fold >= 0].to_numpy()
+    if name is not None:
+        folder = paths.ensemble(work_dir, name)
+        files = [paths.require(folder / "nested.parquet", f"--name {name} --overwrite")]
+        probability = tables.read_predictions(files[0], train_ids).copy()
+    else:
+        folder, probability = paths.run(work_dir, run), ensemble.read_oof(work_dir, run, table, fold)
+        files = [paths.fold(work_dir, run, k) / "oof.parquet" for k in np.unique(fold[fold >= 0])]
+    hashes = {str(path.relative_to(folder)): paths.file_hash(path) for path in files}
+    return folder, blending.raise_any(probability), hashes
+
+
+def nested_thresholds(target, probability, patient, fold, **wanted) -> dict[str, np.ndarray]:
+    """Return the thresholds of one label, by name, each (n,): those of a fold are chosen on the other folds."""
+    out = {}
+    for k in np.unique(fold):
+        rest = fold != k
+        for name, value in thresholds.choose(target[rest], probability[rest], patient[rest], **wanted).items():
+            out.setdefault(name, np.empty(len(target)))[fold == k] = value
+    return out
+
+
+def measure(target, probability, patient, fold, wanted: dict, *, n_draws: int, seed: int) -> dict:
+    """Return the metrics of one label, (n,), each with its interval, and its rates at each kind of threshold."""
+    at = nested_thresholds(target, probability, patient, fold, **wanted)
+    f1, *others = at
+    values = ranking.exact(target, probability, at[f1])
+    draws = ranking.bootstrap(target, probability, patient, at[f1], n_draws=n_draws, seed=seed)
+    scores = {name: [value, *intervals.interval(draws[name])] for name, value in values.items()}
+    return {**scores, "at": {name: ranking.at_threshold(target, probability, at[name]) for name in (f1, *others)}}
+
+
+def measure_labels(target, probability, patient, fold, wanted: dict, **options) -> dict:
+    columns = zip(LABELS, target.T, probability.T, strict=True)
+    return {label: measure(t, p, patient, fold, wanted, **options) for label, t, p in columns}
+
+
+def log_losses(target, probability, patient, fold, *, n_draws: int, seed: int) -> dict:
+    """Return the competition's log loss in total, of each label, with intervals, and of each fold."""
+    losses = metric.losses(target, probability)
+    losses = np.column_stack([losses @ (np.asarray(WEIGHTS) / sum(WEIGHTS)), losses])
+    size = np.bincount(patient)
+    draws = intervals.bootstrap(intervals.sums(losses, patient, len(size)), size, n_draws=n_draws, seed=seed)
+    names = zip(("total", *LABELS), losses.mean(axis=0).tolist(), draws.T, strict=True)
+    scores = {name: [value, *intervals.interval(column)] for name, value, column in names}
+    return {**scores, "folds": {str(k): float(losses[fold == k, 0].mean()) for k in np.unique(fold)}}
+
+
+def studies(table: pd.DataFrame, target, probability, patient, fold) -> tuple:
+    """Return for each study: target (m, 6), the largest probability of its slices (m, 6), what `aggregate` makes of
+    them (m, 6), patient (m,) and fold (m,)."""
+    _, first, code = np.unique(table.study_id.to_numpy(str), return_index=True, return_inverse=True)
+    grouped = pd.DataFrame(np.hstack([target, probability])).groupby(code)
+    largest, mean = grouped.max().to_numpy(), grouped.mean().to_numpy()
+    of_study = largest[:, : len(LABELS)], largest[:, len(LABELS) :]
+    calibrated = aggregate(*of_study, mean[:, len(LABELS) :], fold[first])
+    return *of_study, calibrated, patient[first], fold[first]
+
+
+def aggregate(target: np.ndarray, largest: np.ndarray, mean: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Return the probability that a study has each label: a logistic regression on the logits of the largest and of
+    the mean probability of its slices, each fold's fitted on the others. (m, 6), like all it is given."""
+    from sklearn.linear_model import LogisticRegression
+
+    x = logit(np.clip(np.stack([largest, mean], axis=2), FLOOR, 1 - FLOOR))
+    out = largest.copy()
+    for k in np.unique(fold):
+        for label in range(len(LABELS)):
+            t = target[fold != k, label]
+            if 0 < t.sum() < len(t):
+                model = LogisticRegression().fit(x[fold != k, label], t)
+                out[fold == k, label] = model.predict_proba(x[fold == k, label])[:, 1]
+    return out
+
+
+def score(table: pd.DataFrame, probability: np.ndarray, fold: np.ndarray, *, wanted: dict, n_draws: int, seed: int):
+    """Return all metrics of the training slices in `table`, and the thresholds of slices and of studies."""
+    target, patient = tables.targets(table), np.unique(table.patient_id, return_inverse=True)[1]
+    options = {"n_draws": n_draws, "seed": seed}
+    study_target, largest, calibrated, study_patient, study_fold = studies(table, target, probability, patient, fold)
+    of_study = (study_patient, study_fold, wanted)
+    metrics = {
+        "n_slices": len(table),
+        "n_studies": len(study_target),
+        "n_patients": int(patient.max()) + 1,
+        "log_loss": log_losses(target, probability, patient, fold, **options),
+        "slices": measure_labels(target, probability, patient, fold, wanted, **options),
+        "studies_max": measure_labels(study_target, largest, *of_study, **options),
+        "studies_aggregate": measure_labels(study_target, calibrated, *of_study, **options),
+    }
+    chosen = {
+        level: {label: thresholds.choose(t, p, of, **wanted) for label, t, p in zip(LABELS, ts.T, ps.T, strict=True)}
+        for level, ts, ps, of in (
+            ("slices", target, probability, patient),
+            ("studies_max", study_target, largest, study_patient),
+        )
+    }
+    return metrics, chosen
+
+
+def draw(folder: Path, target: np.ndarray, probability: np.ndarray, metrics: dict, chosen: dict) -> None:
+    areas = {
+        name: {label: metrics["slices"][label][name][0] for label in LABELS} for name in ("auc", "average_precision")
+    }
+    figures.roc(folder / "roc.png", target, probability, areas["auc"])
+    figures.precision_recall(folder / "precision_recall.png", target, probability, areas["average_precision"])
+    figures.reliability(folder / "reliability.png", target, probability)
+    figures.threshold_curves(folder / "thresholds.png", target, probability, chosen["slices"])
+
+
+def with_test(work_dir: Path, run: str | None, name: str | None, table: pd.DataFrame, fold, probability) -> np.ndarray:
+    """Return the probabilities of all slices of `table`, (n, 6): `probability` of the training slices, and the test
+    slices' by the ensemble, or the mean of the run's folds."""
+    is_test = fold < 0
+    if name is not None:
+        path = paths.require(paths.ensemble(work_dir, name) / "test.parquet", f"--name {name} --overwrite")
+        test = tables.read_predictions(path, table.slice_id[is_test].to_numpy())
+    else:
+        test = np.mean([ensemble.read_test(work_dir, run, table, k) for k in np.unique(fold[~is_test])], axis=0)
+    out = np.empty((len(table), len(LABELS)))
+    out[~is_test], out[is_test] = probability, test
+    return out
+
+
+def show_shift(folder: Path, work_dir: Path, table: pd.DataFrame, probability: np.ndarray, seed: int) -> None:
+    of_study = shift.features(table, probability, shift.find_cache(work_dir))
+    test, rows = shift.two_sample(of_study, seed), shift.differences(of_study)
+    paths.write_json(folder / "shift.json", plain({**test, "features": rows, "seed": seed}))
+    cli.say(f"{folder / 'shift.json'}\n{shift.describe(test, rows)}")
+
+
+def plain(content):
+    """Return `content` with None for what is no number: JSON has no NaN."""
+    if isinstance(content, dict):
+        return {key: plain(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [plain(value) for value in content]
+    return None if isinstance(content, float) and not np.isfinite(content) else content
+
+
+def describe(name: str, metrics: dict) -> str:
+    total = metrics["log_loss"]["total"]
+    lines = [f"{name}: log loss {total[0]:.5f} ({total[1]:.4f} to {total[2]:.4f})"]
+    per_fold = ", ".join(f"{k} {loss:.4f}" for k, loss in metrics["log_loss"]["folds"].items())
+    lines.append(f"folds: {per_fold}")
+    columns = ("auc", "average_precision", "f1", "sensitivity", "specificity")
+    for level in ("slices", "studies_max", "studies_aggregate"):
+        lines.append(f"{level:18}" + "".join(f"{column:>19}" for column in columns))
+        for label in LABELS:
+            values = (metrics[level][label][column] for column in columns)
+            lines.append(f"  {label:16}" + "".join(_cell(*value) for value in values))
+    what = "{n_slices} slices, {n_studies} studies, {n_patients} patients; rates at the F1 threshold of the other folds"
+    return "\n".join([*lines, "on " + what.format(**metrics)])
+
+
+def _cell(value, low, high) -> str:
+    if value is None:
+        return f"{'-':>19}"
+    return f"{value:.2f} ({low:.2f}-{high:.2f})".rjust(19) if low is not None else f"{value:.2f}".rjust(19)
+
+
+def evaluate(
+    *,
+    data_dir: Path | None = None,
+    work_dir: Path = Path("work"),
+    run: str | None = None,
+    name: str | None = None,
+    beta: float = 2.0,
+    recall: float = 0.95,
+    confidence: float = 0.95,
+    n_draws: int = intervals.N_DRAWS,
+    compare_splits: bool = False,
+    seed: int = 0,
+    workers: int = 1,
+    overwrite: bool = False,
+) -> Path:
+    """Return the folder with the evaluation of a `run` or of the ensemble `name`, made where it is not there.
+
+    Raises ValueError naming both settings if it was made of other predictions or with other wishes.
+    """
+    for flag, value in (("--recall", recall), ("--confidence", confidence)):
+        if not 0 < value < 1:
+            raise ValueError(f"{flag} {value}: give a number between 0 and 1")
+    fold = folds.ensure(data_dir, work_dir, workers)
+    table = tables.read_slices(work_dir)
+    folder, probability, made_from = read(work_dir, run, name, table, fold)
+    folder = folder / "evaluation"
+    if compare_splits:
+        show_shift(folder, work_dir, table, with_test(work_dir, run, name, table, fold, probability), seed)
+        return folder
+    wanted = {"beta": beta, "recall": recall, "confidence": confidence}
+    settings = {"made_from": made_from, "wanted": wanted, "n_draws": n_draws, "seed": seed}
+    done = folder / "metrics.json"
+    if done.exists() and not overwrite:
+        found = paths.read_json(done)
+        paths.same_settings(done, found, settings, "give --overwrite")
+        cli.say(f"{done}{cli.THERE}\n{describe(run or name, found)}")
+        return folder
+    train = table[fold >= 0]
+    metrics, chosen = score(train, probability, fold[fold >= 0], wanted=wanted, n_draws=n_draws, seed=seed)
+    draw(folder, tables.targets(train), probability, metrics, chosen)
+    paths.write_json(folder / "thresholds.json", settings | {"n_patients": metrics["n_patients"], **chosen})
+    metrics = plain(metrics)
+    paths.write_json(done, metrics | settings)
+    cli.say(f"{folder}\n{describe(run or name, metrics)}")
+    return folder
+
+
+def build_parser():
+    parser = cli.command(__doc__, "--data-dir", "--work-dir", "--seed", "--workers", "--overwrite")
+    of = parser.add_mutually_exclusive_group(required=True)
+    of.add_argument("--run", help="a run, as it was predicted, `any` raised to the largest subtype")
+    of.add_argument("--ensemble", dest="name", help="a folder in work/ensemble")
+    parser.add_argument("--beta", type=float, default=2.0, help="of F-beta: how many times recall counts precision")
+    parser.add_argument("--recall", type=float, default=0.95, help="to be promised")
+    parser.add_argument("--confidence", type=float, default=0.95, help="of that promise")
+    parser.add_argument("--draws", dest="n_draws", type=int, default=intervals.N_DRAWS, help="of the bootstrap")
+    parser.add_argument("--shift", dest="compare_splits", action="store_true", help="compare train and test instead")
+    return parser
+
+
+def main(argv=None):
+    cli.run(evaluate, build_parser(), argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Build and run kernels at Kaggle, and ship models to them. ACTION is one of:
+
+build NAME    kernels/NAME -> build/kernels/NAME: a single file with the package in it, and its metadata
+check NAME    build it, and hold it against every rule of Kaggle's
+push NAME     check it, and send it: Kaggle runs it at once
+wait NAME     until it has run
+fetch NAME    bring its output and its log to build/kernels/NAME/output
+weights       pack the models of an ensemble into build/kernels/DATASET, and upload them as a dataset
+
+Reads:   kernels/NAME/, kernels/unpack.py, work/ensemble/, work/runs/, Kaggle's credentials
+Writes:  build/kernels/
+Example: python -m ich_kaggle.kernel weights --user NAME --ensemble b0+b4
+         python -m ich_kaggle.kernel push ich-infer --user NAME
+         python -m ich_kaggle.kernel wait ich-infer --user NAME
+         python -m ich_kaggle.kernel fetch ich-infer --user NAME
+         python -m ich_kaggle.submit --file build/kernels/ich-infer/output/submission.csv
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ich_kaggle import bundle, cli, infer, kaggle_client, kaggle_kernels, kernel_check, paths
+from ich_kaggle.labels import LABELS
+
+ACTIONS = ("build", "check", "push", "wait", "fetch", "weights")
+NOTHING = 1e-4  # a run that weighs less, in every label, is not worth its time
+
+
+def build(source: Path, out: Path, *, user: str, attached: bool) -> Path:
+    """Return `out` with the kernel of the folder `source` in it, as one file, and its metadata.
+
+    The package is in that file, or if `attached` it is left to a dataset.
+    """
+    metadata = kernel_check.read(source)
+    filled = json.loads(json.dumps(metadata).replace(kernel_check.PLACEHOLDER, user or kernel_check.PLACEHOLDER))
+    template = (source.parent / "unpack.py").read_text(encoding="utf-8")
+    unpack = bundle.unpacking(template, None if attached else bundle.wheel())
+    code = (source / "main.py").read_text(encoding="utf-8")
+    make = bundle.notebook if metadata.get("kernel_type") == "notebook" else bundle.script
+    name = Path(str(metadata.get("code_file", "main.py"))).name
+    with paths.writing(out / name) as temporary:
+        temporary.write_text(make(code, unpack), encoding="utf-8", newline="\n")
+    paths.write_json(out / kernel_check.METADATA, filled)
+    return out
+
+
+def check(folder: Path) -> None:
+    """Raise ValueError with all that Kaggle would refuse, or ignore, in the kernel in `folder`."""
+    if found := kernel_check.faults(folder):
+        raise ValueError(f"{folder}: {'; '.join(found)}")
+    metadata = kernel_check.read(folder)
+    size = (folder / metadata["code_file"]).stat().st_size
+    cli.say(f"{folder}: {metadata['code_file']}, {size} bytes, keeps to Kaggle's rules")
+
+
+def choose_ensemble(work_dir: Path, name: str | None) -> Path:
+    """Return the folder of the ensemble `name`, or of the only one. Raises FileNotFoundError or ValueError."""
+    there = sorted(path.parent.name for path in (work_dir / "ensemble").glob("*/weights.json"))
+    if name is None and len(there) > 1:
+        raise ValueError(f"{work_dir / 'ensemble'} has {', '.join(there)}: choose one with --ensemble")
+    name = name or (there[0] if there else "all")
+    return paths.require(paths.ensemble(work_dir, name) / "weights.json", f"--name {name}").parent
+
+
+def pack(work_dir: Path, ensemble: Path, out: Path, extra: list[Path]) -> Path:
+    """Return `out` with the models of `ensemble`, how to blend them, the package and the `extra` files.
+
+    Raises ValueError for a run that `infer` can't predict, and FileNotFoundError naming a model that is missing.
+    """
+    if out.exists():
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    scores = paths.read_json(ensemble / "weights.json")
+    pipeline = scores["pipeline"]
+    kept = {run: weight for run, weight in scores["runs"].items() if np.abs(pipeline["weights"][run]).max() > NOTHING}
+    packed = {"ensemble": ensemble.name, "runs": kept, "pipeline": pipeline, "models": {}, "views": {}, "options": {}}
+    packed["mean"] = pd.read_parquet(ensemble / "oof.parquet")[list(LABELS)].mean().tolist()
+    for run in kept:
+        folders = sorted(paths.run(work_dir, run).glob("fold*"), key=lambda folder: int(folder.name[4:]))
+        packed["models"][run] = [pack_model(run, folder, out) for folder in folders]
+        packed["views"][run] = paths.read_json(folders[0] / "predict.json")["views"]
+        packed["options"][run] = paths.read_json(folders[0] / "options.json")["options"]
+    for path in extra:
+        shutil.copyfile(path, out / path.name)
+    (out / bundle.WHEEL_NAME).write_bytes(bundle.wheel())
+    paths.write_json(out / infer.MODELS, packed)
+    return out
+
+
+def pack_model(run: str, folder: Path, out: Path) -> dict:
+    k = int(folder.name[4:])
+    model = paths.require(folder / "model.pt", f"--run {run} --fold {k}")
+    if "on" in paths.read_json(folder / "options.json")["options"]:
+        raise ValueError(
+            f"{run} reads other runs, which a kernel does not: blend the slice models alone with "
+            "python -m ich_kaggle.ensemble --runs RUN ... --name NAME, and give --ensemble NAME"
+        )
+    file = f"{run}.fold{k}.pt"
+    shutil.copyfile(model, out / file)
+    return {"fold": k, "file": file, "hash": paths.file_hash(out / file)}
+
+
+def upload(kaggle: kaggle_client.Connection, user: str, dataset: str, folder: Path) -> None:
+    name = f"{user}/{dataset}"
+    kaggle_kernels.publish(kaggle, name, dataset.replace("-", " "), folder)
+    cli.say(f"{name}: {len(list(folder.iterdir()))} files are ready at https://www.kaggle.com/datasets/{name}")
+
+
+def run_kernel(action: str, source: Path, out: Path, *, user: str, attached: bool, connect: Callable) -> None:
+    """Do `action` with the kernel of the folder `source`, built in `out`, and what comes before it."""
+    if action in ("build", "check", "push"):
+        cli.say(f"{build(source, out, user=user, attached=attached)}: built")
+    if action in ("check", "push"):
+        check(out)
+    name = f"{user}/{source.name}"
+    if action == "push":
+        url, version = kaggle_kernels.push(connect(), out)
+        cli.say(f"version {version} runs at {url}")
+    if action == "wait":
+        kaggle_kernels.wait(connect(), name)
+        cli.say(f"{name}: complete")
+    if action == "fetch":
+        for path in kaggle_kernels.fetch(connect(), name, out / "output"):
+            cli.say(f"{path}: {path.stat().st_size} bytes")
+
+
+def kernel(
+    *,
+    action: str,
+    name: str | None,
+    user: str,
+    kernels_dir: Path,
+    out_dir: Path,
+    attached: bool,
+    work_dir: Path,
+    ensemble: str | None,
+    dataset: str,
+    extra: list[Path],
+    dry_run: bool,
+    connect: Callable = kaggle_client.connect,
+) -> None:
+    if not user and action not in ("build", "check") and not dry_run:
+        raise ValueError(f"{action}: whose? give --user, your name at Kaggle")
+    if action == "weights":
+        folder = pack(work_dir, choose_ensemble(work_dir, ensemble), out_dir / dataset, extra)
+        cli.say(f"{folder}: {len(list(folder.iterdir()))} files")
+        if not dry_run:
+            upload(connect(), user, dataset, folder)
+        return
+    if name is None or Path(name).name != name:
+        known = ", ".join(sorted(path.parent.name for path in kernels_dir.glob(f"*/{kernel_check.METADATA}")))
+        raise ValueError(f"{action}: which kernel? {kernels_dir} has {known or 'none'}")
+    action = "check" if dry_run else action
+    run_kernel(action, kernels_dir / name, out_dir / name, user=user, attached=attached, connect=connect)
+
+
+def build_parser():
+    parser = cli.command(__doc__, "--work-dir", "--dry-run")
+    add = parser.add_argument
+    add("action", choices=ACTIONS, metavar="ACTION", help=", ".join(ACTIONS))
+    add("name", nargs="?", metavar="NAME", help="a folder in kernels/")
+    add("--user", default=os.environ.get("KAGGLE_USERNAME", ""), help="your name at Kaggle (from KAGGLE_USERNAME)")
+    add("--kernels-dir", type=Path, default=Path("kernels"), help="the sources")
+    add("--out-dir", type=Path, default=Path("build") / "kernels", help="what is built, packed and fetched")
+    add("--attached", action="store_true", help="leave the package to a dataset of the kernel that `weights` made")
+    add("--ensemble", help="folder in work/ensemble whose models are packed (default: the only one)")
+    add("--dataset", default="ich-models", help="its name at Kaggle")
+    add("--extra", type=Path, nargs="+", default=[], help="more files for it: wheels (*.whl), pretrained weights")
+    return parser
+
+
+def main(argv=None):
+    cli.run(kernel, build_parser(), argv)
+
+
+if __name__ == "__main__":
+    main()

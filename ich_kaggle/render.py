@@ -1,0 +1,92 @@
+"""One DICOM slice as the picture that is cached: three CT windows as channels, cut to the head, resized."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from ich_kaggle import crop, dicom, paths, windows
+
+SHADES = 60  # of 255: a brain window that spans no more shows no tissue (the rule of the 4th and 11th places)
+
+
+class Picture(NamedTuple):
+    image: np.ndarray  # uint8 (size, size, 3)
+    box: crop.Box  # the part of the slice that it shows
+    defect: str  # what is wrong with the slice, if anything
+
+
+def resize(image: np.ndarray, size: int) -> np.ndarray:
+    """Return `image` (h, w, c; uint8) at `size` px square; a shorter side is padded with black first, centred."""
+    height, width = image.shape[:2]
+    if height != width:
+        side = max(height, width)
+        top, left = (side - height) // 2, (side - width) // 2
+        image = cv2.copyMakeBorder(
+            image, top, side - height - top, left, side - width - left, cv2.BORDER_CONSTANT, value=(0, 0, 0)
+        )
+    if len(image) == size:
+        return image
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if len(image) > size else cv2.INTER_LINEAR)
+
+
+@lru_cache(maxsize=64)
+def gray_table(code: dicom.Encoding) -> np.ndarray:
+    """Return the cached windows of every 16-bit word a slice can store, as the bytes of a uint32: (65536,)."""
+    gray = np.zeros((1 << 16, 4), np.uint8)
+    gray[:, :3] = windows.apply(dicom.hu_table(code), windows.CACHED)
+    return gray.view(np.uint32)[:, 0]
+
+
+def windowed(words: np.ndarray, code: dicom.Encoding) -> np.ndarray:
+    """Return the stored `words` (h, w) in the three cached windows: uint8 (h, w, 3)."""
+    # One look-up of four bytes a pixel takes less than half of one of three; wrap: no 16-bit word is out of bounds.
+    four = gray_table(code).take(words, mode="wrap").view(np.uint8)
+    return cv2.cvtColor(four.reshape(*words.shape, 4), cv2.COLOR_BGRA2BGR)
+
+
+def pixel_defect(words: np.ndarray, brain: np.ndarray) -> str:
+    """Return what is wrong with a slice's stored `words`, or with what its brain window (uint8) shows, if anything."""
+    if words.min() == words.max():
+        return "constant: every pixel has one value"
+    span = int(brain.max()) - int(brain.min())
+    return f"blank: the brain window spans {span} of 255 gray levels" if span <= SHADES else ""
+
+
+def picture(content: bytes, name: str, size: int, box: crop.Box | None = None) -> Picture:
+    """Return the DICOM slice in `content`, or its part in `box`, as it is cached.
+
+    Windows come before the resize, so that bone, clipped, does not shine into the blood beside it.
+    """
+    dataset, words = dicom.read_slice(content, name)
+    box = box or crop.Box(0, 0, *words.shape)
+    image = windowed(np.ascontiguousarray(box.cut(words)), dicom.encoding(dataset, name))
+    return Picture(resize(image, size), box, pixel_defect(words, cv2.extractChannel(image, 0)))
+
+
+def study_box(data: paths.Data, members: list[paths.Member], spacing: float) -> crop.Box:
+    """Return the box of the head in the slices `members`, all of one shape, their pixels `spacing` mm apart."""
+    step, tissue = crop.step_of(spacing), []
+    for member in members:
+        dataset, words = dicom.read_slice(data.read(member), member.path)
+        hu = dicom.hu_table(dicom.encoding(dataset, member.path))[crop.grid(words, step)]
+        tissue.append(hu > crop.TISSUE)
+    return crop.head_box(np.stack(tissue), words.shape, step, spacing)
+
+
+def outlined(content: bytes, name: str, size: int, box: crop.Box) -> np.ndarray:
+    """Return the whole slice in `content` with `box` drawn on it: uint8 (size, size, 3)."""
+    image = picture(content, name, size).image
+    scale = size / max(dicom.read_slice(content, name)[1].shape)
+    corners = [(round(x * scale), round(y * scale)) for x, y in ((box.left, box.top), (box.right, box.bottom))]
+    return cv2.rectangle(image, *corners, (255, 255, 255))
+
+
+def sheet(images: list[np.ndarray], *, columns: int = 12) -> np.ndarray:
+    """Return `images` (uint8, (size, size, 3)) left to right as gray RGB: a row of each of their channels in turn."""
+    columns = min(columns, len(images))
+    images = images + [np.zeros_like(images[0])] * (-len(images) % columns)
+    strips = [np.hstack(images[i : i + columns]) for i in range(0, len(images), columns)]
+    gray = np.vstack([strip[..., channel] for strip in strips for channel in range(strip.shape[2])])
+    return np.repeat(gray[..., None], 3, axis=2)

@@ -1,0 +1,48 @@
+"""What a fold of the second level reads of the runs before it: their out-of-fold logits, or a fold's embeddings."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import logit
+
+from ich_kaggle import paths, tables
+from ich_kaggle.labels import LABELS
+
+CLIP = 1e-6  # probabilities are read as logits between those of CLIP and of 1 - CLIP
+
+
+def files(runs: list[str], k: int, features: str, n_folds: list[int]) -> list[str]:
+    """Return the files that fold `k` reads of `runs`, as names below work/runs."""
+    if features == "fold":
+        return [f"{run}/fold{k}/{name}" for run in runs for name in ("model.pt", "embeddings.npy")]
+    oof = [f"{run}/fold{j}/oof.parquet" for run in runs for j in n_folds]
+    return oof + [f"{run}/fold{k}/test.parquet" for run in runs]
+
+
+def oof_logits(work_dir: Path, run: str, k: int, table: pd.DataFrame, fold: np.ndarray) -> np.ndarray:
+    """Return the logits of all slices, float32 (n_slices, 6): out of fold, and of test slices by fold `k`'s model.
+
+    Raises FileNotFoundError naming a fold without predictions.
+    """
+    out = np.empty((len(table), len(LABELS)), np.float32)
+    for j in np.unique(fold):
+        path = paths.fold(work_dir, run, k) / "test.parquet" if j < 0 else paths.fold(work_dir, run, j) / "oof.parquet"
+        ids = table.slice_id[fold == j].to_numpy()
+        out[fold == j] = tables.read_predictions(path, ids, f"--run {run} --fold {k if j < 0 else j}")
+    return logit(np.clip(out, CLIP, 1 - CLIP))
+
+
+def embeddings(work_dir: Path, run: str, k: int, table: pd.DataFrame) -> np.ndarray:
+    """Return fold `k`'s embeddings of all slices: float16 (n_slices, d), memory-mapped.
+
+    Raises ValueError naming a slice that has none.
+    """
+    path = paths.fold(work_dir, run, k) / "embeddings.npy"
+    store = np.load(path, mmap_mode="r")
+    if len(empty := np.flatnonzero(np.isnan(store[:, 0]))):
+        raise ValueError(
+            f"{path}: slice {table.slice_id[empty[0]]} has no embedding ({len(empty)} slices have none): "
+            f"run {paths.MAKERS[path.name]} --run {run} --fold {k} --all-slices --overwrite"
+        )
+    return store

@@ -1,0 +1,284 @@
+"""Read each study as a sequence: fit a second level on the predictions of other runs, fold by fold.
+
+The folds are those of the runs it reads. Fold k is fitted on the slices of the other folds and scored on its own:
+  --features oof    the out-of-fold logits of the runs. Those of the fitted slices come from first levels that were
+                    fitted on fold k's patients too, as in all stacking; nothing fitted here sees fold k. A test slice
+                    is read as an out-of-fold slice is: through the logits of one model, that of fold k.
+  --features fold   the embeddings and logits of fold k's own first level, which was fitted on the slices that the
+                    second level is fitted on, but not on fold k: it is surer of the former than of the latter.
+--model gru and conv are networks over a series, stack is gradient boosting on a slice's neighbours, smooth a Gaussian
+for each label along z. The boosters of stack aren't kept, only what they predict: the same options make them again.
+
+Reads:   work/runs/<run>/fold<k>/  oof.parquet, test.parquet, and for --features fold model.pt, embeddings.npy
+         (predicted first where nothing is)
+Writes:  work/runs/<run>/fold<k>/  options.json, oof.parquet, test.parquet, predict.json, and
+         gru, conv: model.pt, log.csv; smooth: widths.json (mm)
+Example: python -m ich_kaggle.sequence --on cpu resnet50 --model gru --seeds 4
+"""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from ich_kaggle import (
+    cli,
+    datasets,
+    folds,
+    metric,
+    models,
+    paths,
+    predict,
+    runs,
+    sequence_models,
+    series,
+    smoothing,
+    spans,
+    stacking,
+    tables,
+    train,
+    training,
+)
+from ich_kaggle.labels import LABELS
+
+log = logging.getLogger(__name__)
+
+NETWORK = ("seed", "seeds", "epochs", "batch_size", "lr", "ema", "hidden", "dropout")
+SETTINGS = {"gru": NETWORK, "conv": NETWORK, "stack": ("seed", "seeds", "rounds"), "smooth": ()}  # flags of each model
+AUXILIARY = 0.5  # weight of the auxiliary loss
+CHUNK = 65536  # slices whose embeddings are in memory at once
+
+
+def fold_logits(path: Path, embeddings: np.ndarray) -> np.ndarray:
+    """Return the logits, float32 (n, 6), that the head of the slice model in `path` gives `embeddings` (n, d)."""
+    model = models.load(path)
+    own = slice(model.config.n_targets // 2 * len(LABELS), (model.config.n_targets // 2 + 1) * len(LABELS))
+    weight, bias = model.head.weight[own].detach().numpy(), model.head.bias[own].detach().numpy()
+    parts = np.array_split(embeddings, -(-len(embeddings) // CHUNK))
+    return np.concatenate([part.astype(np.float32) @ weight.T + bias for part in parts])
+
+
+def read_inputs(
+    work_dir: Path, on: list[str], k: int, features: str, table: pd.DataFrame, fold: np.ndarray
+) -> series.Inputs:
+    """Return what fold `k` reads of the runs `on`."""
+    if features == "oof":
+        embeddings, logits = [], [runs.oof_logits(work_dir, run, k, table, fold) for run in on]
+    else:
+        embeddings = [runs.embeddings(work_dir, run, k, table) for run in on]
+        models_of = [paths.fold(work_dir, run, k) / "model.pt" for run in on]
+        logits = [fold_logits(path, part) for path, part in zip(models_of, embeddings, strict=True)]
+    return series.Inputs(
+        embeddings,
+        np.stack(logits, axis=1),
+        tables.targets(table),
+        table.position.to_numpy(float),
+        spans.number(table.series_id),
+        spans.number(table.study_id),
+    )
+
+
+def need_predictions(
+    data_dir: Path | None, work_dir: Path, run: str, wanted: list[int], features: str, same: dict, workers: int
+) -> None:
+    """Predict with those `wanted` folds of `run` that have not.
+
+    Raises FileNotFoundError naming a fold that isn't fitted, ValueError for a run on other slices or folds (`same`
+    holds their hashes), and for the embeddings of a run that has none.
+    """
+    for k in wanted:
+        folder, flags = paths.fold(work_dir, run, k), f"--run {run} --fold {k}"
+        done = folder / "predict.json"
+        if not done.exists():
+            paths.require(folder / "model.pt", flags)
+        options = paths.read_json(folder / "options.json")["options"]
+        paths.same_settings(folder / "options.json", options, same, f"fit {run} again with --overwrite")
+        is_second = "on" in options
+        if is_second and features == "fold":
+            raise ValueError(f"{run} is a second level and has no embeddings: read it with --features oof")
+        if is_second and not done.exists():
+            raise FileNotFoundError(f"{done} is missing: finish python -m ich_kaggle.sequence {flags}")
+        if not done.exists():
+            log.info("%s: not predicted yet: predicting", folder)
+            predict.predict(
+                data_dir=data_dir, work_dir=work_dir, run=run, fold=k, all_slices=features == "fold", workers=workers
+            )
+        if features == "fold":
+            paths.require(folder / "embeddings.npy", f"{flags} --all-slices")
+
+
+def sequence_loss(model, batch: tuple):
+    inputs, target, _ = batch
+    logits, auxiliary = model(inputs)
+    return training.bce(logits, target) + AUXILIARY * training.bce(auxiliary, target)
+
+
+def series_loader(inputs: series.Inputs, rows: np.ndarray, batch_size: int, augment=series.NONE, seed=None):
+    """Return a loader of the series of `rows`, bool (n_slices,), in order, or shuffled and moved where `seed` is given.
+
+    A series is wholly among the rows or not at all.
+    """
+    dataset = series.SeriesDataset(inputs, np.unique(inputs.series[rows]), augment, seed or 0)
+    return series.loader(dataset, datasets.Batches(len(dataset), batch_size, seed))
+
+
+def fit_networks(inputs: series.Inputs, fitted: np.ndarray, folder: Path, options: dict, device) -> list:
+    """Return networks fitted on the slices `fitted`, bool (n_slices,), one of each seed.
+
+    The other slices with labels are only scored for the log. What was fitted before an interruption is gone on from.
+    """
+    held_out = ~fitted & ~np.isnan(inputs.target).any(axis=1)
+    valid_loader = series_loader(inputs, held_out, options["batch_size"])
+
+    def validate(averaged) -> dict:
+        return train.scores(inputs.target[held_out], training.predict(averaged, valid_loader, device, what="validate"))
+
+    sizes = tuple(part.shape[1] for part in inputs.embeddings)
+    n_runs = inputs.logits.shape[1]
+    config = sequence_models.SequenceConfig(options["model"], sizes, n_runs, options["hidden"], options["dropout"])
+    networks, log_rows = [], []
+    for seed in _seeds(options):
+        training.set_seed(seed)
+        networks.append(sequence_models.SequenceModel(config))
+        loader = series_loader(inputs, fitted, options["batch_size"], series.Augment(**options["augment"]), seed)
+        steps = training.fit(
+            networks[-1],
+            loader,
+            sequence_loss,
+            recipe=training.Recipe(options["epochs"], options["lr"], ema=options["ema"], seed=seed),
+            validate=validate,
+            device=device,
+            checkpoint=folder / f"state{seed}.pt",
+        )
+        for rows in steps:
+            of_seed = [{"seed": seed} | row for row in rows]
+            train.write_log(folder / "log.csv", log_rows + of_seed)
+        log_rows += of_seed
+    return networks
+
+
+def _seeds(options: dict) -> range:
+    return range(options["seed"], options["seed"] + options["seeds"])
+
+
+def by_network(
+    inputs: series.Inputs, fitted: np.ndarray, folder: Path, options: dict, reads: dict[str, str], device: str
+) -> np.ndarray:
+    """Return the probabilities of the slices that aren't `fitted`, (n, 6), by networks that are: the mean of seeds.
+
+    Raises ValueError if the networks in `folder` read other files than `reads`.
+    """
+    path, device = folder / "model.pt", training.pick_device(device)
+    if not path.exists():
+        sequence_models.save(path, fit_networks(inputs, fitted, folder, options, device), reads)
+    for state in folder.glob("state*.pt"):
+        state.unlink()
+    loader = series_loader(inputs, ~fitted, options["batch_size"])
+    networks = sequence_models.load(path, reads, device)
+    return np.mean([expit(training.predict(one, loader, device).astype(float)) for one in networks], axis=0)
+
+
+def by_stack(inputs: series.Inputs, fitted: np.ndarray, options: dict) -> np.ndarray:
+    """Return the probabilities of the slices that aren't `fitted`, (n, 6), by boosters that are."""
+    seen = stacking.features(expit(inputs.logits), inputs.position, inputs.series, inputs.study)
+    target, seeds = inputs.target[fitted], list(_seeds(options))
+    return stacking.fit_predict(seen[fitted], target, seen[~fitted], rounds=options["rounds"], seeds=seeds)
+
+
+def by_smooth(inputs: series.Inputs, fitted: np.ndarray, folder: Path) -> np.ndarray:
+    """Return the smoothed probabilities of the slices that aren't `fitted`, (n, 6), by the widths best for those."""
+    values = expit(inputs.logits).mean(axis=1)
+    place = inputs.position, inputs.series
+    widths = smoothing.fit_widths(inputs.target[fitted], values[fitted], *(part[fitted] for part in place))
+    paths.write_json(folder / "widths.json", dict(zip(LABELS, widths.tolist(), strict=True)))
+    return smoothing.smooth_labels(values, *place, widths)[~fitted]
+
+
+def write_fold(k: int, folder: Path, table: pd.DataFrame, fold: np.ndarray, inputs: series.Inputs, **how) -> None:
+    """Fit the second level on all folds but `k` and write its predictions of `k` and of the test slices."""
+    fitted = (fold >= 0) & (fold != k)
+    probability = np.full(inputs.target.shape, np.nan)
+    probability[~fitted] = second_level(inputs, fitted, folder, **how)
+    held_out, is_test = fold == k, fold < 0
+    for name, rows in (("oof.parquet", held_out), ("test.parquet", is_test)):
+        tables.write_predictions(folder / name, table.slice_id[rows], probability[rows])
+    before = metric.log_loss(inputs.target[held_out], expit(inputs.logits[held_out].astype(float)).mean(axis=1))
+    after = metric.log_loss(inputs.target[held_out], probability[held_out])
+    n_patients = table.patient_id[held_out].nunique()
+    cli.say(f"{folder}: log loss {after:.4f} on {n_patients} held-out patients, {before:.4f} before")
+
+
+def second_level(
+    inputs: series.Inputs, fitted: np.ndarray, folder: Path, *, options: dict, reads: dict[str, str], device: str
+) -> np.ndarray:
+    """Return the probabilities of the slices that aren't `fitted`, (n, 6), fitted on those that are."""
+    if options["model"] == "smooth":
+        return by_smooth(inputs, fitted, folder)
+    if options["model"] == "stack":
+        return by_stack(inputs, fitted, options)
+    return by_network(inputs, fitted, folder, options, reads, device)
+
+
+def sequence(
+    *,
+    data_dir: Path | None,
+    work_dir: Path,
+    run: str | None,
+    on: list[str],
+    model: str,
+    features: str,
+    fold: int | str,
+    device: str,
+    workers: int,
+    overwrite: bool,
+    **settings,
+) -> None:
+    run = run or "-".join([model, *on])
+    if run in on:
+        raise ValueError(f"{run} can't read itself: give another --run")
+    of_slice = folds.ensure(data_dir, work_dir, workers)
+    table = tables.read_slices(work_dir)
+    every, chosen = train.chosen_folds(of_slice, "all"), train.chosen_folds(of_slice, fold)
+    same = {"slices": tables.slices_hash(table), "folds": tables.folds_hash(of_slice)}
+    for name in on:
+        need_predictions(data_dir, work_dir, name, every if features == "oof" else chosen, features, same, workers)
+    options = {"model": model, "on": on, "features": features, **same}
+    options |= {name: settings[name] for name in SETTINGS[model]}
+    if model in sequence_models.KINDS:
+        options["augment"] = asdict(series.Augment())
+    for k in chosen:
+        folder = paths.fold(work_dir, run, k)
+        reads = {name: paths.file_hash(work_dir / "runs" / name) for name in runs.files(on, k, features, every)}
+        # The hash of a file is an option of its own, so that a changed one is refused by its name.
+        train.start_fold(folder, options | reads, overwrite=overwrite)
+        if (folder / "predict.json").exists():
+            cli.say(f"{folder / 'oof.parquet'}{cli.THERE}")
+            continue
+        inputs = read_inputs(work_dir, on, k, features, table, of_slice)
+        write_fold(k, folder, table, of_slice, inputs, options=options, reads=reads, device=device)
+        paths.write_json(folder / "predict.json", {"on": on, "features": features, "reads": reads})
+
+
+def build_parser():
+    flags = ("--data-dir", "--work-dir", "--run", "--recipe", "--fold", "--epochs", "--batch-size", "--lr", "--seed")
+    parser = cli.command(__doc__, *flags, "--device", "--workers", "--overwrite", epochs=25, batch_size=32, lr=1e-3)
+    parser.add_argument("--on", nargs="+", required=True, metavar="RUN", help="the runs to read")
+    parser.add_argument("--model", choices=list(SETTINGS), default="gru", help="the second level")
+    parser.add_argument("--features", choices=["oof", "fold"], default="oof", help="what is read of the runs")
+    parser.add_argument("--seeds", type=int, default=1, help="networks, or boosters, whose mean is the run")
+    parser.add_argument("--hidden", type=int, default=128, help="width of a network, in each direction")
+    parser.add_argument("--dropout", type=float, default=0.3, help="share of a network's features that a step drops")
+    parser.add_argument("--ema", type=float, default=0.99, help="share the averaged weights keep in a step")
+    parser.add_argument("--rounds", type=int, default=150, help="trees of a booster")
+    return parser
+
+
+def main(argv=None):
+    cli.run(sequence, build_parser(), argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+# %% [markdown]
+# # Hemorrhage in head CT: windows, one study, its predictions
+# What a model of `ich_kaggle` sees of a slice, and what it says of each slice of a study.
+# Attach the competition and the dataset `ich-models`.
+
+# %%
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy.special import expit
+
+from ich_kaggle import cache, dicom, infer, models, paths, tables, tasks, training, windows
+from ich_kaggle.labels import LABELS
+
+DATASET, SIZE = "ich-models", 512  # px
+work = Path(tempfile.gettempdir()) / "explore"
+data = paths.find_data()
+table = infer.test_table(data, work, workers=4)
+study = table[table.study_id == table.study_id.iloc[0]]
+print(f"{len(table)} test slices of {table.patient_id.nunique()} patients; study {study.study_id.iloc[0]}")
+
+# %% [markdown]
+# ## One slice in Hounsfield units
+# Air is -1000 HU, water 0, gray matter about 37, fresh blood 50 to 80, bone beyond 300.
+
+# %%
+middle = study.iloc[len(study) // 2]
+hu = dicom.read_hu(data.root / middle.path)
+plt.figure(figsize=(8, 3))
+plt.hist(hu[hu > -200].ravel(), bins=200, range=(-200, 400))
+plt.xlabel("HU")
+plt.ylabel("pixels")
+plt.show()
+
+# %% [markdown]
+# ## The same slice through three windows
+# A window spreads a few HU over the whole gray scale. The model gets the three as channels.
+
+# %%
+image = windows.apply(hu, windows.CACHED)
+figure, axes = plt.subplots(1, len(windows.CACHED), figsize=(12, 4.5))
+for axis, channel, (center, width) in zip(axes, np.moveaxis(image, 2, 0), windows.CACHED, strict=True):
+    axis.imshow(channel, cmap="gray", vmin=0, vmax=255)
+    axis.set_title(f"center {center} HU, width {width} HU")
+    axis.axis("off")
+plt.show()
+
+# %% [markdown]
+# ## The study, from its lowest slice to its highest
+
+# %%
+images = [cache.image_of((data.root / path).read_bytes(), path, SIZE) for path in study.path]
+figure, axes = plt.subplots(-(-len(images) // 8), 8, figsize=(14, 1.8 * -(-len(images) // 8)), squeeze=False)
+for axis in axes.flat:
+    axis.axis("off")
+for axis, picture, position in zip(axes.flat, images, study.position, strict=False):
+    axis.imshow(picture[..., 0], cmap="gray")
+    axis.set_title(f"{position:.0f} mm", fontsize=8)
+plt.show()
+
+# %% [markdown]
+# ## What the first model of the dataset says of each slice
+
+# %%
+dataset = paths.dataset(DATASET)
+first = infer.plan(infer.read_models(dataset), dataset)[0]
+device = training.pick_device("auto")
+model = models.load(first.path, device)
+tables.write_slices(work / "study", study, {"data_dir": str(data.root)})
+folder = cache.ensure(None, work / "study", model.config.cache_size, 4, model.config.crop)
+loader = tasks.slice_loader(study, folder, model.config, batch_size=32, workers=0)
+probability = expit(training.predict(model, loader, device))
+
+# %%
+plt.figure(figsize=(12, 4))
+for label, values in zip(LABELS, probability.T, strict=True):
+    plt.plot(study.position, values, marker=".", label=label)
+plt.xlabel("position along the slice normal (mm)")
+plt.ylabel("probability")
+plt.title(f"{first.run}, fold {first.fold}")
+plt.legend()
+plt.show()

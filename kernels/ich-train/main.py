@@ -1,0 +1,23 @@
+"""Fit one fold of a run, and predict with it. Leaves runs/<run>/fold<k>/, which belongs into work/ at home.
+
+The weights to start from are a file of the dataset ich-models: `kernel weights --extra <arch>.safetensors`.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from ich_kaggle import paths, predict, train
+
+DATASET = "ich-models"
+RUN, ARCH, FOLD = "kaggle", "tf_efficientnetv2_s", 0
+SETTINGS = ["--image-size", "256", "--cache-size", "256", "--epochs", "2", "--batch-size", "64"]
+
+if __name__ == "__main__":
+    scratch = Path(tempfile.gettempdir()) / "work"  # on a larger disk than the output, and not kept
+    shared = ["--work-dir", str(scratch), "--run", RUN, "--fold", str(FOLD)]
+    weights = ["--weights", str(paths.dataset(DATASET) / f"{ARCH}.safetensors")]
+    train.main([*shared, *weights, "--arch", ARCH, *SETTINGS])
+    predict.main(shared)
+    folder = paths.fold(scratch, RUN, FOLD)
+    shutil.copytree(folder, folder.relative_to(scratch), dirs_exist_ok=True)

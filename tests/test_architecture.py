@@ -1,0 +1,77 @@
+"""The house stands as drawn: imports go down only, and torch stays on its floor."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ich_kaggle
+
+PACKAGE = Path(ich_kaggle.__file__).parent
+WORDS = {"labels", "windows", "paths", "cli"}
+LEARNING = {"augment", "datasets", "distributed", "gauges", "models", "training", "weights"}
+JUDGING = {"comparison", "ranking", "selection", "shift"}  # what is fitted to, and said of, predictions
+TASKS = {"tasks"}  # what the commands that learn share
+PIPELINE = ["phantom", "slices", "folds", "cache", "train", "predict", "ensemble", "evaluate", "submit", "demo"]
+FILES = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} - WORDS - LEARNING - JUDGING - TASKS - set(PIPELINE)
+FLOOR = {name: k for k, names in enumerate((WORDS, FILES, LEARNING | JUDGING, TASKS, PIPELINE)) for name in names}
+STANDARD = sys.stdlib_module_names | {"numpy", "ich_kaggle"}
+
+
+def imports(module: str, *, at_top: bool = False) -> set[str]:
+    """Return what `module` imports: `ich_kaggle.x` for our own; only outside functions with `at_top`."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    inside = {n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f) if n is not f}
+    found = set()
+    for node in ast.walk(tree):
+        if at_top and node in inside:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{a.name}" for a in node.names} if node.module == "ich_kaggle" else {node.module}
+    return found
+
+
+def own(module: str) -> set[str]:
+    return {name.split(".")[1] for name in imports(module) if name.startswith("ich_kaggle.")} - {"__version__"}
+
+
+@pytest.mark.parametrize("module", sorted(set(FLOOR) - set(PIPELINE)))
+def test_a_module_imports_lower_floors_only(module):
+    assert {name for name in own(module) if FLOOR[name] >= FLOOR[module]} == set()
+
+
+@pytest.mark.parametrize("module", PIPELINE)
+def test_a_command_imports_only_commands_before_it(module):
+    later = PIPELINE[PIPELINE.index(module) :]
+    assert own(module) & set(later) == set()
+
+
+@pytest.mark.parametrize("module", sorted(WORDS))
+def test_the_ground_floor_needs_no_package_but_numpy(module):
+    assert {name.split(".")[0] for name in imports(module, at_top=True)} - STANDARD == set()
+
+
+@pytest.mark.parametrize("module", sorted(set(FLOOR) - LEARNING))
+def test_torch_is_imported_on_its_own_floor_only(module):
+    assert {name.split(".")[0] for name in imports(module)} & {"torch", "timm", "torchvision"} == set()
+
+
+def test_the_commands_without_learning_start_without_torch():
+    code = "import sys\n" + "\n".join(
+        f"import ich_kaggle.{m}" for m in ("folds", "cache", "ensemble", "evaluate", "submit", "demo")
+    )
+    subprocess.run([sys.executable, "-c", code + "\nassert 'torch' not in sys.modules"], check=True)
+
+
+@pytest.mark.parametrize("module", PIPELINE)
+def test_help_is_the_docstring_and_prints_every_default(module):
+    result = subprocess.run([sys.executable, "-m", f"ich_kaggle.{module}", "--help"], capture_output=True, text=True)
+    assert result.returncode == 0
+    first_line = ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))).splitlines()[0]
+    assert first_line in result.stdout
+    assert all(word in result.stdout for word in ("Reads:", "Writes:", "Example:", "(default:"))
+    assert "(default: None)" not in result.stdout

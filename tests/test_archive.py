@@ -1,0 +1,66 @@
+import zipfile
+
+import numpy as np
+import pytest
+
+from ich_kaggle import archive
+
+CONTENT = {
+    "a/one.dcm": np.random.default_rng(0).integers(0, 256, 40_000, dtype=np.uint8).tobytes(),
+    "a/two.dcm": b"two " * 30_000,
+    "a/empty.dcm": b"",
+}
+
+
+@pytest.fixture(params=[zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
+def path(tmp_path, request):
+    with zipfile.ZipFile(tmp_path / "all.zip", "w", request.param) as packed:
+        for name, content in CONTENT.items():
+            packed.writestr(name, content)
+    return tmp_path / "all.zip"
+
+
+def test_every_member_is_read_by_its_offset_as_zipfile_reads_it(path):
+    members = archive.directory(path)
+    assert {name: archive.read(path, member) for name, member in members.items()} == CONTENT
+
+
+@pytest.mark.parametrize("limit", [1, 1000, 1 << 20])
+def test_a_limit_gives_the_start_of_a_member(path, limit):
+    for name, member in archive.directory(path).items():
+        assert archive.read(path, member, limit) == CONTENT[name][:limit]
+
+
+def test_a_member_behind_an_extra_field_is_found(tmp_path):
+    path = tmp_path / "all.zip"
+    with zipfile.ZipFile(path, "w") as packed, packed.open("big.dcm", "w", force_zip64=True) as file:
+        file.write(b"content")  # behind a header that is longer than the directory says
+    assert archive.read(path, archive.directory(path)["big.dcm"]) == b"content"
+
+
+def test_a_zip_that_was_replaced_is_read_anew(path):
+    archive.directory(path)
+    with zipfile.ZipFile(path, "w") as packed:
+        packed.writestr("other.dcm", b"other")
+    assert list(archive.directory(path)) == ["other.dcm"]
+
+
+def test_a_damaged_member_is_refused_with_its_name(path):
+    member = archive.directory(path)["a/one.dcm"]
+    content = bytearray(path.read_bytes())
+    content[member.offset + 5000] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="a/one.dcm (is not what its checksum says|can't be inflated)"):
+        archive.read(path, member)
+
+
+def test_a_member_that_moved_is_refused_with_what_to_do(path):
+    member = archive.directory(path)["a/one.dcm"]._replace(offset=7)
+    with pytest.raises(ValueError, match="a/one.dcm is not at byte 7: run python -m ich_kaggle.slices --overwrite"):
+        archive.read(path, member)
+
+
+def test_what_is_no_zip_is_refused_with_its_name(tmp_path):
+    (tmp_path / "all.zip").write_bytes(b"PK half a download")
+    with pytest.raises(ValueError, match="all.zip: not a readable zip .*: download it again"):
+        archive.directory(tmp_path / "all.zip")

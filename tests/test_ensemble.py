@@ -1,0 +1,178 @@
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_runs import make, synthetic
+
+from ich_kaggle import blending, ensemble, metric, paths, selection, tables
+from ich_kaggle.labels import ANY, LABELS
+
+TARGET, RUNS, PATIENT, FOLD = synthetic()
+
+
+@pytest.fixture(scope="module")
+def made(competition, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp("ensemble")
+    make(competition, work_dir, {"fine": 0.5, "noisy": 2.0})
+    return work_dir
+
+
+@pytest.fixture
+def work_dir(made, tmp_path):
+    shutil.copytree(made, tmp_path / "work")
+    return tmp_path / "work"
+
+
+def run(work_dir, *flags) -> None:
+    ensemble.main(["--work-dir", str(work_dir), "--workers", "1", *flags])
+
+
+def folder_of(work_dir, name: str = "fine+noisy"):
+    return paths.ensemble(work_dir, name)
+
+
+def oof_of(work_dir, file: str, name: str = "fine+noisy") -> tuple[np.ndarray, np.ndarray]:
+    table = tables.read_slices(work_dir)
+    train = table[table.split == "train"]
+    return tables.targets(train), tables.read_predictions(folder_of(work_dir, name) / file, train.slice_id.to_numpy())
+
+
+def test_fit_weights_are_on_the_simplex_and_follow_the_order_of_the_runs():
+    weights = ensemble.fit_weights(TARGET, np.stack(RUNS))
+    assert weights.sum() == pytest.approx(1) and (weights >= 0).all()
+    assert ensemble.fit_weights(TARGET, np.stack(RUNS[::-1])) == pytest.approx(weights[::-1], abs=2e-3)
+
+
+def test_the_blend_is_the_weighted_mean_with_any_raised():
+    weights = np.array([0.5, 0.3, 0.2])
+    raw = [np.random.default_rng(i).random((40, 6)).astype(np.float32) for i in range(3)]
+    mean = np.tensordot(weights, np.stack(raw), 1)
+    found = ensemble.blend(weights, np.stack(raw))
+    assert found[:, :ANY] == pytest.approx(mean[:, :ANY], abs=1e-6)
+    assert found[:, ANY] == pytest.approx(mean.max(axis=1), abs=1e-6)
+
+
+def test_the_constant_knows_the_prevalence_of_the_other_folds_only():
+    found = ensemble.constant(TARGET, FOLD)
+    assert found[FOLD == 2] == pytest.approx(np.tile(TARGET[FOLD != 2].mean(axis=0), ((FOLD == 2).sum(), 1)))
+
+
+def test_nested_is_worse_than_plain_and_both_beat_the_constant():
+    scores = ensemble.score(TARGET, np.stack(RUNS), FOLD, ["a", "b", "c"], patient=PATIENT)
+    assert scores["oof_log_loss"] <= scores["nested_log_loss"] < scores["constant"]
+    assert scores["oof_log_loss"] <= min(scores["single"].values())
+    assert metric.log_loss(TARGET, ensemble.nested(TARGET, np.stack(RUNS), FOLD)) == pytest.approx(
+        scores["nested_log_loss"], abs=1e-6
+    )
+
+
+def test_scores_in_the_file_are_those_of_the_predictions_beside_it(work_dir):
+    run(work_dir)
+    scores = paths.read_json(folder_of(work_dir) / "weights.json")
+    for file, key, labels in (
+        ("oof.parquet", "oof_log_loss", "label_losses"),
+        ("nested.parquet", "nested_log_loss", "nested_label_losses"),
+    ):
+        target, probability = oof_of(work_dir, file)
+        assert scores[key] == pytest.approx(metric.log_loss(target, probability), abs=1e-6)
+        assert list(scores[labels].values()) == pytest.approx(
+            metric.label_losses(target, probability).tolist(), abs=1e-6
+        )
+    assert set(scores["single"]) == set(scores["runs"]) == {"fine", "noisy"}
+    assert scores["n_patients"] == 9 and set(scores["methods"]) == set(blending.METHODS)
+    for name, (low, high) in scores["intervals"].items():
+        assert low <= (scores["single"] | {"nested": scores["nested_log_loss"]})[name] <= high
+
+
+def test_test_predictions_are_the_fitted_blend_of_each_folds_models_averaged(work_dir):
+    run(work_dir, "--method", "stack", "--name", "s")
+    scores = paths.read_json(folder_of(work_dir, "s") / "weights.json")
+    pipeline = selection.from_json(scores["pipeline"], ["fine", "noisy"])
+    table = tables.read_slices(work_dir)
+    ids = table.slice_id[table.split == "test"].to_numpy()
+    per_fold = []
+    for k in range(3):
+        each = [
+            tables.read_predictions(paths.fold(work_dir, r, k) / "test.parquet", ids).copy() for r in ("fine", "noisy")
+        ]
+        per_fold.append(selection.predict(pipeline, [blending.raise_any(p) for p in each]))
+    found = tables.read_predictions(folder_of(work_dir, "s") / "test.parquet", ids)
+    assert found == pytest.approx(np.mean(per_fold, axis=0), abs=1e-6)
+    assert (found[:, ANY] >= found.max(axis=1)).all()
+
+
+def test_plain_predictions_are_the_pipeline_in_the_file_applied(work_dir):
+    run(work_dir)
+    table = tables.read_slices(work_dir)
+    fold = tables.read_folds(work_dir, table)
+    pipeline = selection.from_json(paths.read_json(folder_of(work_dir) / "weights.json")["pipeline"], ["fine", "noisy"])
+    oof = [blending.raise_any(ensemble.read_oof(work_dir, r, table, fold)) for r in ("fine", "noisy")]
+    assert oof_of(work_dir, "oof.parquet")[1] == pytest.approx(selection.predict(pipeline, oof), abs=1e-6)
+
+
+def test_the_order_of_the_runs_changes_no_prediction(work_dir):
+    run(work_dir, "--name", "ab", "--runs", "fine", "noisy", "--method", "simplex")
+    run(work_dir, "--name", "ba", "--runs", "noisy", "fine", "--method", "simplex")
+    assert oof_of(work_dir, "oof.parquet", "ab")[1] == pytest.approx(oof_of(work_dir, "oof.parquet", "ba")[1], abs=1e-4)
+
+
+def test_one_run_alone_without_calibration_is_itself(work_dir):
+    run(work_dir, "--runs", "fine", "--no-calibrate")
+    table = tables.read_slices(work_dir)
+    alone = blending.raise_any(ensemble.read_oof(work_dir, "fine", table, tables.read_folds(work_dir, table)))
+    assert oof_of(work_dir, "oof.parquet", "fine")[1] == pytest.approx(alone, abs=1e-7)
+
+
+def test_the_report_says_plain_and_nested_side_by_side_and_on_whom(work_dir, capsys):
+    run(work_dir)
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith("plain ") and ", nested " in last and last.endswith("slices of 9 patients")
+
+
+def test_running_again_does_nothing_and_says_so(work_dir, capsys):
+    run(work_dir)
+    before = {path.name: path.stat().st_mtime_ns for path in folder_of(work_dir).iterdir()}
+    run(work_dir)
+    assert "is there: nothing to do" in capsys.readouterr().out
+    assert before == {path.name: path.stat().st_mtime_ns for path in folder_of(work_dir).iterdir()}
+
+
+def test_another_method_or_other_predictions_over_an_ensemble_are_refused(work_dir):
+    run(work_dir)
+    with pytest.raises(SystemExit, match="was made with method auto, not simplex"):
+        run(work_dir, "--method", "simplex")
+    path = paths.fold(work_dir, "fine", 0) / "oof.parquet"
+    table = pd.read_parquet(path)
+    tables.write_predictions(path, table.slice_id, 1 - table[list(LABELS)].to_numpy())
+    with pytest.raises(SystemExit, match="was made with fine/fold0/oof.parquet .* give another --name"):
+        run(work_dir)
+
+
+@pytest.mark.parametrize("file", ["oof.parquet", "test.parquet"])
+def test_a_run_whose_rows_are_missing_is_named(work_dir, file):
+    path = paths.fold(work_dir, "noisy", 1) / file
+    table = pd.read_parquet(path)
+    tables.write_predictions(path, table.slice_id[1:], table[list(LABELS)].to_numpy()[1:])
+    with pytest.raises(SystemExit, match=rf"noisy/fold1/{file}: slice {table.slice_id[0]} is missing \(1 are\)"):
+        run(work_dir)
+    assert not (folder_of(work_dir) / "weights.json").exists()
+
+
+def test_a_fold_without_predictions_is_named_with_the_command_that_makes_it(work_dir):
+    shutil.rmtree(paths.fold(work_dir, "noisy", 2))
+    with pytest.raises(
+        SystemExit, match="fold2/model.pt is missing: run python -m ich_kaggle.train --run noisy --fold 2"
+    ):
+        run(work_dir)
+
+
+def test_without_runs_there_is_nothing_to_blend(work_dir):
+    shutil.rmtree(work_dir / "runs")
+    with pytest.raises(SystemExit, match="no run to blend: run python -m ich_kaggle.train"):
+        run(work_dir)
+
+
+def test_a_long_list_of_runs_gets_a_short_name():
+    name = ensemble.default_name([f"run{i}" for i in range(20)])
+    assert name.startswith("20-runs-") and len(name) < 20

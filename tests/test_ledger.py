@@ -1,0 +1,104 @@
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ich_kaggle import ledger
+
+LINES = [ledger.Line(f"ID_{i:09x}", 10**18 + i, i, 2**32 - 1 - i, 1, 2, 3, 4, "blank: x" * (i % 2)) for i in range(4)]
+
+
+def test_lines_that_were_appended_are_read_back(tmp_path):
+    with ledger.appending(tmp_path) as append:
+        append(LINES[:1])
+        append(LINES[1:])
+    table = ledger.read(tmp_path)
+    assert [ledger.Line(*row) for row in table.reset_index().itertuples(index=False)] == LINES
+    assert table.stamp.dtype == np.int64
+
+
+def test_what_was_appended_is_on_disk_at_once(tmp_path):
+    with ledger.appending(tmp_path) as append:
+        append(LINES[:2])
+        assert list(ledger.read(tmp_path).index) == [line.slice_id for line in LINES[:2]]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 30, 46])
+def test_a_last_line_without_its_end_does_not_count_and_is_not_built_upon(tmp_path, cut):
+    with ledger.appending(tmp_path) as append:
+        append(LINES[::2])
+    path = ledger.path_of(tmp_path)
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert list(ledger.read(tmp_path).index) == [LINES[0].slice_id]
+    with ledger.appending(tmp_path) as append:
+        append(LINES[1:2])
+    assert list(ledger.read(tmp_path).index) == [LINES[0].slice_id, LINES[1].slice_id]
+
+
+def test_the_last_line_of_a_slice_counts(tmp_path):
+    with ledger.appending(tmp_path) as append:
+        append([LINES[0], LINES[0]._replace(source=7)])
+    assert ledger.read(tmp_path).source.tolist() == [7]
+
+
+def test_a_folder_without_a_ledger_holds_nothing(tmp_path):
+    assert not len(ledger.read(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["", "slice_id,st"])
+def test_a_ledger_cut_in_its_first_line_holds_nothing(tmp_path, content):
+    ledger.path_of(tmp_path).write_text(content)
+    assert not len(ledger.read(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["a,b\n1,2\n", ledger.HEAD + "ID_0,x,y,z\n"])
+def test_a_damaged_ledger_is_refused_with_what_to_do(tmp_path, content):
+    ledger.path_of(tmp_path).write_text(content)
+    with pytest.raises(ValueError, match="ledger.csv: damaged .*: run python -m ich_kaggle.cache --overwrite"):
+        ledger.read(tmp_path)
+
+
+def test_a_lock_is_held_alone_and_goes_with_its_process(tmp_path):
+    folder = tmp_path / "512"
+    code = "import sys; from pathlib import Path; from ich_kaggle import ledger\n"
+    code += "with ledger.locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "held\n"
+    lock = tmp_path / ".512.lock"
+    with lock.open("a") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.kill(other.pid, signal.SIGKILL)
+    other.wait()
+    with ledger.locked(folder):
+        assert lock.exists()
+    other.stdin.close()
+    other.stdout.close()
+
+
+def test_whoever_waits_for_a_lock_says_so(tmp_path, monkeypatch, caplog):
+    asked = []
+
+    def flock(file, how):
+        asked.append(how)
+        if how & fcntl.LOCK_NB:
+            raise BlockingIOError
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with caplog.at_level("INFO"), ledger.locked(tmp_path / "512"):
+        assert asked == [fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_EX]
+    assert "512: another process is at work on it: waiting" in caplog.text
+
+
+def test_the_hash_of_sources_changes_with_a_file_but_not_with_a_label():
+    slices = pd.DataFrame({"slice_id": ["ID_a", "ID_b"], "stamp": [1, 2], "any": [0.0, 1.0]})
+    first = ledger.sources_hash(slices)
+    assert ledger.sources_hash(slices.assign(any=1.0)) == first
+    assert ledger.sources_hash(slices.assign(stamp=[1, 3])) != first
+    assert ledger.sources_hash(slices[:1]) != first

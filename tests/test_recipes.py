@@ -1,0 +1,73 @@
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+
+from ich_kaggle import cli, ensemble, models, paths, tasks, train
+from ich_kaggle.labels import LABELS
+
+NAMES = sorted(path.stem for path in cli.RECIPES.glob("*.toml"))
+SEED = ["vgg16", "resnet50", "inception_v3", "dilated_resnet50"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_a_page_whose_header_has_command_source_time_and_score(name):
+    lines = (cli.RECIPES / f"{name}.toml").read_text(encoding="utf-8").splitlines()
+    header = "\n".join(line for line in lines if line.startswith("#"))
+    assert len(lines) <= 50 and max(map(len, lines)) <= 120
+    assert header.startswith(f"# python -m ich_kaggle.train --recipe {name}\n")
+    assert all(re.search(rf"^# {word}: ", header, re.MULTILINE) for word in ("Source", "Time", "Score"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_parses_and_names_an_architecture_that_timm_has_weights_for(name):
+    options = cli.parse(train.build_parser(), ["--recipe", name])
+    assert options.run == name
+    assert options.image_size <= options.cache_size
+    assert options.weights == "none" or timm.get_pretrained_cfg(options.arch).has_weights
+
+
+def test_the_list_of_recipes_names_each_with_its_source(capsys):
+    with pytest.raises(SystemExit) as end:
+        train.main(["--recipes"])
+    assert end.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == NAMES
+    assert all(len(line.split(maxsplit=2)) == 3 for line in lines)
+
+
+@pytest.mark.parametrize(
+    "name, offsets, n_windows, n_targets",
+    [
+        ("seresnext50_windows", (0,), 3, 1),
+        ("seresnext50_slices", (-1, 0, 1), 1, 3),
+        ("efficientnet_b5_slices", (-1, 0, 1), 1, 1),
+        ("convnext_small_both", (-1, 0, 1), 3, 3),
+    ],
+)
+def test_a_recipes_context_is_what_its_name_says(name, offsets, n_windows, n_targets):
+    found = vars(cli.parse(train.build_parser(), ["--recipe", name]))
+    asked = ("arch", "image_size", "cache_size", "context", "stride", "window", "side_weight")
+    config = tasks.slice_config(**{key: found[key] for key in asked})
+    assert (config.offsets, len(config.windows), config.n_targets) == (offsets, n_windows, n_targets)
+
+
+@pytest.mark.slow
+def test_the_four_systems_of_the_seed_train_predict_and_enter_an_ensemble(work):
+    for name in SEED:
+        sizes = ["--image-size", "80", "--cache-size", "64", "--epochs", "1", "--batch-size", "8"]
+        argv = ["--recipe", name, "--weights", "none", "--work-dir", str(work), "--workers", "0", *sizes]
+        train.main([*argv, "--sampler", "study", "--per-study", "1"])
+    ensemble.main(["--work-dir", str(work), "--runs", *SEED, "--name", "seed", "--workers", "1"])
+    assert set(paths.read_json(work / "ensemble" / "seed" / "weights.json")["runs"]) == set(SEED)
+    test = pd.read_parquet(work / "ensemble" / "seed" / "test.parquet")
+    assert np.isfinite(test[list(LABELS)].to_numpy()).all()
+    assert models.load(work / "runs" / "dilated_resnet50" / "fold0" / "model.pt").config.output_stride == 8

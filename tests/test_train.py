@@ -1,0 +1,249 @@
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ich_kaggle import contexts, folds, metric, models, paths, png, predict, tables, tasks, train, training, windows
+from ich_kaggle.labels import LABELS
+
+TINY = ["--arch", "test_resnet", "--weights", "none", "--image-size", "32", "--cache-size", "64", "--batch-size", "8"]
+TINY += ["--epochs", "2", "--workers", "0", "--device", "cpu"]
+LEFT = {"options.json", "log.csv", "model.pt"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def run(work, *flags, fold=0, name="a") -> pd.DataFrame:
+    """Train a fold of a tiny model; return its log."""
+    train.main([*TINY, "--work-dir", str(work), "--fold", str(fold), "--run", name, *flags])
+    return pd.read_csv(work / "runs" / name / f"fold{fold}" / "log.csv", float_precision="round_trip")
+
+
+def refused(work, *flags) -> str:
+    with pytest.raises(SystemExit) as error:
+        train.main([*TINY, "--work-dir", str(work), "--run", "a", *flags])
+    assert isinstance(error.value.code, str) and "\n" not in error.value.code
+    return error.value.code
+
+
+def weights_of(work, name="a", fold=0) -> dict:
+    return torch.load(work / "runs" / name / f"fold{fold}" / "model.pt", weights_only=True)["weights"]
+
+
+def equal(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_finished_fold_leaves_its_model_log_and_options_and_nothing_else(work):
+    run(work)
+    assert {path.name for path in (work / "runs" / "a" / "fold0").iterdir()} == LEFT
+
+
+def test_the_log_scores_all_held_out_slices_at_once(work):
+    log = run(work, "--batch-size", "7")
+    predict.main(["--work-dir", str(work), "--run", "a", "--fold", "0", "--views", "identity", "--workers", "0"])
+    table = tables.read_slices(work).set_index("slice_id")
+    oof = pd.read_parquet(work / "runs" / "a" / "fold0" / "oof.parquet")
+    target, probability = tables.targets(table.loc[oof.slice_id]), oof[list(LABELS)].to_numpy()
+    assert log.valid_loss.iloc[-1] == pytest.approx(metric.log_loss(target, probability), abs=1e-5)
+    assert log[list(LABELS)].iloc[-1].tolist() == pytest.approx(metric.label_losses(target, probability), abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_model_and_another_seed_another(work):
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        run(work, "--seed", seed, name=name)
+    assert equal(weights_of(work, "a"), weights_of(work, "b"))
+    assert not equal(weights_of(work, "a"), weights_of(work, "c"))
+
+
+def test_workers_change_nothing(work):
+    run(work)
+    run(work, "--workers", "2", name="b")
+    assert equal(weights_of(work, "a"), weights_of(work, "b"))
+
+
+def test_all_folds_run_in_turn_and_finished_ones_are_skipped(work, capsys):
+    run(work, fold=1)
+    train.main([*TINY, "--work-dir", str(work), "--fold", "all", "--run", "a"])
+    told = capsys.readouterr().out
+    assert "fold1/model.pt is there: nothing to do" in told
+    assert {path.name for path in (work / "runs" / "a").iterdir()} == {"fold0", "fold1", "fold2"}
+
+
+def test_other_settings_over_a_begun_fold_are_refused_with_both_named(work):
+    run(work)
+    assert "made with rotate 30.0, not 10.0" in refused(work, "--fold", "0", "--rotate", "10")
+    assert "made with offsets [0], not [-1, 0, 1]" in refused(work, "--fold", "0", "--context", "both")
+
+
+def test_a_slice_of_the_cache_that_is_damaged_stops_the_run_with_the_command_that_mends_it(work):
+    fold = folds.ensure(None, work, 1)
+    path = paths.cached(work / "cache" / "64", tables.read_slices(work).slice_id[(fold >= 0) & (fold != 0)].iloc[0])
+    path.write_bytes(path.read_bytes()[:100])
+    said = refused(work, "--fold", "0")
+    assert str(path) in said and "python -m ich_kaggle.cache --image-size 64 --verify" in said
+
+
+def test_a_loss_that_is_no_number_names_the_slices_of_the_batch(work, monkeypatch):
+    monkeypatch.setattr(tasks, "slice_loss", lambda model, batch, **_: model(batch[0]).sum() * float("nan"))
+    said = refused(work, "--fold", "0")
+    named = set(said.split("in the batch ")[1].split(":")[0].split(", "))
+    table = tables.read_slices(work)
+    assert len(named) >= 7 and named <= set(table.slice_id[table.split == "train"])
+    assert not (work / "runs" / "a" / "fold0" / "model.pt").exists()
+
+
+@pytest.mark.parametrize("context, n_channels", [("windows", 3), ("slices", 3), ("both", 9)])
+def test_each_context_trains_and_predicts_from_the_one_cache(work, context, n_channels):
+    run(work, "--context", context, "--stride", "2", "--epochs", "1")
+    predict.main(["--work-dir", str(work), "--run", "a", "--fold", "0", "--workers", "0"])
+    model = models.load(work / "runs" / "a" / "fold0" / "model.pt")
+    assert next(model.backbone.parameters()).shape[1] == n_channels
+    assert pd.read_parquet(work / "runs" / "a" / "fold0" / "oof.parquet").notna().all(axis=None)
+
+
+def test_a_batch_of_three_slices_is_the_window_of_each_neighbour(work):
+    table = tables.read_slices(work)
+    config = tasks.slice_config("test_resnet", image_size=64, cache_size=64, context="slices", window="subdural")
+    loader = tasks.slice_loader(table, work / "cache" / "64", config, batch_size=len(table), workers=0)
+    images = next(iter(loader))[0].numpy()
+    beside = contexts.neighbours(table.series_id, table.position, (-1, 0, 1))
+    for row, image in enumerate(images):
+        for channel, other in enumerate(beside[row]):
+            cached = png.read(paths.cached(work / "cache" / "64", table.slice_id[other]))
+            assert (image[..., channel] == cached[..., windows.CACHED.index(windows.SUBDURAL)]).all()
+
+
+def test_learning_the_neighbours_labels_leaves_a_model_of_six(work):
+    run(work, "--context", "slices", "--side-weight", "0.2", "--swap", "0.5")
+    assert models.load(work / "runs" / "a" / "fold0" / "model.pt").head.out_features == 6
+
+
+def test_the_loss_of_three_targets_is_the_weighted_mean_of_theirs():
+    logits, target = torch.randn(4, 3, 6), torch.randint(0, 2, (4, 3, 6)).float()
+    each = [training.bce(logits[:, i], target[:, i]).item() for i in range(3)]
+    got = tasks.slice_loss(lambda images: logits, (None, target, None), side_weight=0.25).item()
+    assert got == pytest.approx((each[1] + 0.25 * (each[0] + each[2])) / 1.5, rel=1e-5)
+
+
+EVERYTHING = ["--sampler", "study", "--per-study", "3", "--cutout", "0.5", "--random-crop", "0.7", "--soften", "0.1"]
+EVERYTHING += ["--focal", "1", "--accumulate", "2", "--freeze", "1", "--layer-decay", "0.7", "--drop-path", "0.1"]
+
+
+def test_every_option_of_training_runs_and_is_recorded(work):
+    run(work, *EVERYTHING, "--vflip", "0.1", "--clip", "0.5", "--warmup", "0.3", "--weight-decay", "0.1")
+    options = paths.read_json(work / "runs" / "a" / "fold0" / "options.json")["options"]
+    assert (options["sampler"], options["freeze"], options["layer_decay"], options["soften"]) == ("study", 1, 0.7, 0.1)
+
+
+def test_an_unknown_setting_is_a_mistake_of_the_caller(work):
+    with pytest.raises(TypeError, match="epoch"):
+        train.train(data_dir=None, work_dir=work, arch="test_resnet", epoch=3)
+
+
+def test_a_dry_run_tells_time_and_memory_and_leaves_nothing(work, capsys):
+    train.main([*TINY, "--work-dir", str(work), "--run", "a", "--dry-run"])
+    told = capsys.readouterr().out
+    assert all(word in told for word in ("img/s", "an epoch", "a fold of 2 epochs", "GB of memory", "folds to fit: 3"))
+    assert not (work / "runs").exists()
+
+
+def test_what_a_killed_process_left_half_written_is_removed(work):
+    folder = work / "runs" / "a" / "fold0"
+    folder.mkdir(parents=True)
+    (folder / ".state.pt.4711").write_bytes(b"half")
+    run(work)
+    assert {path.name for path in folder.iterdir()} == LEFT
+
+
+def test_tensorboard_gets_the_log(work):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = run(work, "--tensorboard")
+    events = EventAccumulator(str(work / "runs" / "a" / "fold0" / "tensorboard")).Reload()
+    assert [event.value for event in events.Scalars("valid_loss")] == pytest.approx(log.valid_loss.tolist())
+
+
+KILLED = [*TINY, "--checkpoint-every", "0", "--accumulate", "2"]
+
+
+def _train_and_end(work: str, name: str) -> None:
+    # In a process of its own, forked from a server that has imported torch and never used it.
+    torch.set_num_threads(1)
+    os.environ["TQDM_DISABLE"] = "1"
+    train.main([*KILLED, "--work-dir", work, "--fold", "0", "--run", name])
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_and_started_again_ends_bit_identical(work):
+    """At least ten real SIGKILLs, at moments drawn from a seed, over as many runs as that takes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ich_kaggle.train"])
+
+    def start(name: str):
+        process = context.Process(target=_train_and_end, args=(str(work), name))
+        process.start()
+        return process
+
+    import time
+
+    start("warm").join()
+    began = time.monotonic()
+    start("whole").join()
+    whole = time.monotonic() - began
+    files = {name: (work / "runs" / "whole" / "fold0" / name).read_bytes() for name in ("model.pt", "log.csv")}
+    rng, n_killed, n_runs = np.random.default_rng(0), 0, 0
+    while n_killed < 12:
+        name, n_runs = f"killed{n_runs}", n_runs + 1
+        for moment in rng.uniform(0, whole, 3):
+            process = start(name)
+            process.join(moment)
+            n_killed += process.is_alive()
+            process.kill()
+            process.join()
+        start(name).join()
+        folder = work / "runs" / name / "fold0"
+        assert {path.name for path in folder.iterdir()} == LEFT
+        assert equal(weights_of(work, "whole"), weights_of(work, name))
+        assert all((folder / file).read_bytes() == content for file, content in files.items())
+        assert n_runs < 12, "the runs end before they can be killed"
+
+
+def torchrun(work, *flags) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "--"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    argv = [*command, "ich_kaggle.train", *TINY, "--work-dir", str(work), "--fold", "0", *flags]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("held-out patients") == 1, "the first process speaks for all"
+
+
+@pytest.mark.slow
+def test_two_processes_score_the_held_out_slices_as_one_does(work):
+    run(work, "--lr", "0", "--ema", "0", "--freeze", "2", name="one")
+    torchrun(work, "--run", "two", "--lr", "0", "--ema", "0", "--freeze", "2")
+    one, two = (pd.read_csv(work / "runs" / name / "fold0" / "log.csv") for name in ("one", "two"))
+    columns = ["valid_loss", *LABELS]
+    np.testing.assert_allclose(one[columns], two[columns], atol=1e-5, rtol=0)
+    assert {path.name for path in (work / "runs" / "two" / "fold0").iterdir()} == LEFT
+    assert equal(weights_of(work, "one"), weights_of(work, "two"))
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_their_model_predicts(work):
+    torchrun(work, "--run", "two", "--lr", "0.01", "--freeze", "1")
+    log = pd.read_csv(work / "runs" / "two" / "fold0" / "log.csv")
+    predict.main(["--work-dir", str(work), "--run", "two", "--fold", "0", "--views", "identity", "--workers", "0"])
+    oof = pd.read_parquet(work / "runs" / "two" / "fold0" / "oof.parquet")
+    target = tables.targets(tables.read_slices(work).set_index("slice_id").loc[oof.slice_id])
+    loss = metric.log_loss(target, oof[list(LABELS)].to_numpy())
+    assert log.valid_loss.iloc[-1] == pytest.approx(loss, abs=1e-5)

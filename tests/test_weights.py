@@ -1,0 +1,132 @@
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from ich_kaggle import models, weights
+from ich_kaggle.models import SliceConfig, SliceModel
+
+
+def backbone_of(arch: str = "test_resnet", **options):
+    return SliceModel(SliceConfig(arch, 64, 64, **options)).backbone
+
+
+@pytest.fixture(scope="module")
+def source():
+    torch.manual_seed(1)
+    return timm.create_model("test_resnet").state_dict()
+
+
+def same(backbone, source) -> bool:
+    own = backbone.state_dict()
+    return all(torch.equal(own[key], source[key]) for key in own if not key.startswith("fc."))
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda s: {"state_dict": s}, lambda s: {"model": s, "epoch": 3}])
+def test_a_pth_file_fills_the_backbone_and_the_head_is_named_as_left_out(tmp_path, source, wrap):
+    torch.save(wrap(source), tmp_path / "w.pth")
+    backbone = backbone_of()
+    told = weights.load(backbone, "test_resnet", str(tmp_path / "w.pth"), tmp_path)
+    assert same(backbone, source)
+    assert "left out: fc.weight, fc.bias" in told
+
+
+def test_a_safetensors_file_fills_the_backbone(tmp_path, source):
+    save_file(source, tmp_path / "w.safetensors")
+    backbone = backbone_of()
+    weights.load(backbone, "test_resnet", str(tmp_path / "w.safetensors"), tmp_path)
+    assert same(backbone, source)
+
+
+def test_weights_of_several_processes_lose_their_prefix(tmp_path, source):
+    torch.save({f"module.{key}": value for key, value in source.items()}, tmp_path / "w.pth")
+    assert weights.read(tmp_path / "w.pth").keys() == source.keys()
+
+
+def test_a_model_that_train_wrote_gives_its_backbone(tmp_path):
+    model = SliceModel(SliceConfig("test_resnet", 64, 64))
+    models.save(tmp_path / "model.pt", model)
+    backbone = backbone_of()
+    weights.load(backbone, "test_resnet", str(tmp_path / "model.pt"), tmp_path)
+    assert same(backbone, model.backbone.state_dict())
+
+
+def test_a_file_in_the_weights_folder_goes_before_a_download(tmp_path, source):
+    save_file(source, tmp_path / "test_resnet.safetensors")
+    backbone = backbone_of()
+    assert str(tmp_path) in weights.load(backbone, "test_resnet", "imagenet", tmp_path)
+    assert same(backbone, source)
+
+
+def test_the_offline_package_fills_every_layer_of_lite0(tmp_path):
+    pytest.importorskip(weights.LITE0_PACKAGE)
+    backbone = backbone_of(weights.LITE0)
+    untouched = backbone_of(weights.LITE0)
+    untouched.load_state_dict(backbone.state_dict())
+    assert "weights: all" in weights.load(backbone, weights.LITE0, "imagenet", tmp_path)
+    convolutions = [name for name, p in backbone.named_parameters() if p.ndim == 4]
+    changed = dict(backbone.named_parameters()), dict(untouched.named_parameters())
+    assert convolutions and not any(torch.equal(changed[0][name], changed[1][name]) for name in convolutions)
+
+
+def test_nine_channels_keep_the_weights_of_the_first_convolution(source):
+    backbone = backbone_of(offsets=(-1, 0, 1))
+    weights.fill(backbone, source, "w")
+    first = f"{backbone.pretrained_cfg['first_conv']}.weight"
+    own, image = backbone.state_dict()[first], torch.randn(1, 3, 8, 8)
+    assert own.shape[1] == 9
+    answer = torch.nn.functional.conv2d(image.repeat(1, 3, 1, 1), own)
+    torch.testing.assert_close(answer, torch.nn.functional.conv2d(image, source[first]))
+
+
+def test_weights_that_do_not_fit_are_all_listed_and_none_is_loaded(source):
+    backbone = backbone_of()
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    wrong = {key: value for key, value in source.items() if key != "layer1.0.conv2.weight"}
+    wrong["layer2.0.conv1.weight"] = torch.zeros(1, 2, 3, 3)
+    with pytest.raises(ValueError, match=r"2 of \d+ weights do not fit") as error:
+        weights.fill(backbone, wrong, "w.pth")
+    assert "layer1.0.conv2.weight is missing" in str(error.value)
+    assert "layer2.0.conv1.weight is (1, 2, 3, 3), not" in str(error.value)
+    assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
+
+
+def test_weights_of_another_architecture_are_refused(source):
+    with pytest.raises(ValueError, match=r"w.pth: \d+ of \d+ weights do not fit: .* more: another architecture"):
+        weights.fill(backbone_of("test_convnext"), source, "w.pth")
+
+
+def test_without_a_hub_one_line_says_which_file_to_put_where(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "_reaches_hub", lambda: False)
+    with pytest.raises(RuntimeError) as error:
+        weights.load(backbone_of("resnet18"), "resnet18.a1_in1k", "imagenet", tmp_path)
+    url = "https://huggingface.co/timm/resnet18.a1_in1k/resolve/main/model.safetensors"
+    assert f"put {url} at {tmp_path / 'resnet18.a1_in1k.safetensors'}" in str(error.value)
+
+
+def test_an_architecture_without_pretrained_weights_says_so(tmp_path):
+    with pytest.raises(RuntimeError, match="timm has no pretrained weights for resnet10t_x: give --weights none"):
+        weights.load(backbone_of(), "resnet10t_x", "imagenet", tmp_path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing.pth: no such weights"):
+        weights.load(backbone_of(), "test_resnet", str(tmp_path / "nothing.pth"), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_a_file_of_something_else_is_named(tmp_path, name):
+    (tmp_path / name).write_text("not weights at all")
+    with pytest.raises(ValueError, match=rf"{name}: not a file of weights alone"):
+        weights.read(tmp_path / name)
+
+
+def test_a_pickle_that_would_run_code_is_not_opened(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"w": Trap()}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="not a file of weights alone"):
+        weights.read(tmp_path / "w.pth")
+    assert not (tmp_path / "ran").exists()
