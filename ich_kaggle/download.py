@@ -82,6 +82,8 @@ def _receive(source: Any, path: Path, timeout: float) -> Path:
     total = int(source.headers["Content-Length"])
     state = f"{source.headers.get('ETag')} {source.headers.get('Last-Modified')} {total}"
     part = path.with_name(f".{path.name}.{hashlib.sha256(state.encode()).hexdigest()[:12]}.part")
+    for stale in {*path.parent.glob(f".{path.name}.*.part")} - {part}:
+        stale.unlink()
     n_there = part.stat().st_size if part.exists() else 0
     if (free := shutil.disk_usage(path.parent).free) < total - n_there:
         raise RuntimeError(f"{path} takes {total / 1e9:.0f} GB, and {free / 1e9:.0f} GB are free: make room for it")

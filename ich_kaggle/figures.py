@@ -83,6 +83,7 @@ def reliability(path: Path, target: np.ndarray, probability: np.ndarray) -> None
             counts = ax.twinx()
             counts.hist(p, bins=10, range=(0, 1), color=COLORS[label], alpha=0.15, log=True)
             counts.set_ylabel("slices", color="#888888")
+            counts.minorticks_off()
             counts.tick_params(colors="#888888", labelsize=7)
 
 
@@ -114,7 +115,7 @@ def folds(path: Path, target: np.ndarray, fold: np.ndarray) -> None:
     """Draw by how much each label's rate, and the number of slices, of each fold differ from the whole."""
     numbers = np.unique(fold)
     rates = np.array([target[fold == k].mean(axis=0) for k in numbers])
-    with drawing(path, 1, 2, (11, 4.2)) as axes:
+    with drawing(path, 1, 2, (12, 4.2)) as axes:
         left, right = axes[0]
         width = 0.8 / len(numbers)
         for i, k in enumerate(numbers):
@@ -131,7 +132,7 @@ def folds(path: Path, target: np.ndarray, fold: np.ndarray) -> None:
         right.plot(numbers, 100 * (sizes / sizes.mean() - 1), "s--", color="#e69f00", linewidth=1, label="slices")
         right.set_xticks(numbers)
         right.set(xlabel="fold", ylabel="difference from the whole, %", title="Balance")
-        right.legend(frameon=False, fontsize=8, ncols=2)
+        right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _both(target: np.ndarray, probability: np.ndarray) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:

@@ -5,6 +5,7 @@ import numpy as np
 from ich_kaggle.labels import WEIGHTS
 
 EPS = 1e-15  # Kaggle clips predictions to [EPS, 1 - EPS]
+CHUNK = 1 << 16  # slices that are worked on at a time, to spare memory
 
 
 def losses(target: np.ndarray, probability: np.ndarray) -> np.ndarray:
@@ -12,18 +13,24 @@ def losses(target: np.ndarray, probability: np.ndarray) -> np.ndarray:
 
     Raises ValueError for predictions that are not numbers in [0, 1].
     """
+    _same_shape(target, probability)
     probability = np.asarray(probability, np.float64)
-    if probability.shape != target.shape:
-        raise ValueError(f"{probability.shape} predictions for {target.shape} targets")
     if not ((probability >= 0) & (probability <= 1)).all():
         raise ValueError("a prediction is not a number in [0, 1]")
     probability = np.clip(probability, EPS, 1 - EPS)
     return -(target * np.log(probability) + (1 - target) * np.log1p(-probability))
 
 
+def _same_shape(target: np.ndarray, probability: np.ndarray) -> None:
+    if np.shape(probability) != np.shape(target):
+        raise ValueError(f"{np.shape(probability)} predictions for {np.shape(target)} targets")
+
+
 def label_losses(target: np.ndarray, probability: np.ndarray) -> np.ndarray:
     """Return the log loss of each label, (6,), over the slices of `target` and `probability`, both (n, 6)."""
-    return losses(target, probability).mean(axis=0)
+    _same_shape(target, probability)
+    chunks = [slice(start, start + CHUNK) for start in range(0, len(target), CHUNK)]
+    return np.sum([losses(target[rows], probability[rows]).sum(axis=0) for rows in chunks], axis=0) / len(target)
 
 
 def log_loss(target: np.ndarray, probability: np.ndarray) -> float:

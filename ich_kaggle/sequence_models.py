@@ -49,11 +49,11 @@ def pack(x: torch.Tensor, length: torch.Tensor) -> tuple[PackedSequence, torch.T
 
 
 class GRU(nn.Module):
-    """Two bidirectional layers: (n, n_inputs) -> the first and the second layer's (n, 2 hidden)."""
+    """Two bidirectional layers: (n, 2 hidden) -> the first and the second layer's (n, 2 hidden)."""
 
-    def __init__(self, n_inputs: int, hidden: int, dropout: float):
+    def __init__(self, hidden: int, dropout: float):
         super().__init__()
-        self.first = nn.GRU(n_inputs, hidden, bidirectional=True)
+        self.first = nn.GRU(2 * hidden, hidden, bidirectional=True)
         self.second = nn.GRU(2 * hidden, hidden, bidirectional=True)
         self.dropout = nn.Dropout(dropout)
 
@@ -83,16 +83,15 @@ class Dilated(nn.Module):
 
 
 class Conv(nn.Module):
-    """Residual dilated convolutions: (n, n_inputs) -> the first and the last one's (n, 2 hidden)."""
+    """Residual dilated convolutions: (n, 2 hidden) -> the first and the last one's (n, 2 hidden)."""
 
-    def __init__(self, n_inputs: int, hidden: int, dropout: float):
+    def __init__(self, hidden: int, dropout: float):
         super().__init__()
-        self.enter = nn.Linear(n_inputs, 2 * hidden)
         self.blocks = nn.ModuleList(Dilated(2 * hidden, dilation, dropout) for dilation in DILATIONS)
 
     def forward(self, x: torch.Tensor, length: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         series = number(length)
-        first = x = self.blocks[0](self.enter(x), series)
+        first = x = self.blocks[0](x, series)
         for block in self.blocks[1:]:
             x = block(x, series)
         return first, x
@@ -122,8 +121,8 @@ class SequenceModel(nn.Module):
         )
         n_logits = len(LABELS) * config.n_runs
         n_inputs = 3 * (config.hidden * len(config.embedding_sizes) + n_logits) + 3
-        self.body = KINDS[config.kind](n_inputs, config.hidden, config.dropout)
-        self.skip = nn.Linear(n_inputs, 2 * config.hidden)
+        self.enter = nn.Sequential(nn.Linear(n_inputs, 2 * config.hidden), nn.ReLU())
+        self.body = KINDS[config.kind](config.hidden, config.dropout)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(2 * config.hidden, len(LABELS))
         self.auxiliary = nn.Linear(2 * config.hidden, len(LABELS))
@@ -142,9 +141,9 @@ class SequenceModel(nn.Module):
 
     def features(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what the auxiliary and the last head read: (n, 2 hidden) each."""
-        x = self.read(batch)
+        x = self.enter(self.read(batch))
         first, last = self.body(x, batch.length)
-        return first, last + self.skip(x).relu()
+        return first, last + x
 
     def mean(self, batch) -> torch.Tensor:
         return batch.logits.mean(1) * self.scale

@@ -7,7 +7,9 @@ Reads:   stage_2_train.csv, stage_2_sample_submission.csv, the headers in stage_
          (with --pixels every pixel: blank slices are found now, and not when the cache is made)
 Writes:  work/slices.parquet  (a row a slice: ids, position, split, path, six labels, header facts)
          work/defects.csv     (slice_id, path, defect, action)
+         (with --download instead: the tables of the competition, with --all the zip of everything)
 Example: python -m ich_kaggle.slices --data-dir rsna-intracranial-hemorrhage-detection.zip
+         python -m ich_kaggle.slices --download --all
 """
 
 from pathlib import Path, PurePosixPath
@@ -15,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import cli, dicom, parallel, paths, render, tables, windows
+from ich_kaggle import cli, dicom, download, parallel, paths, render, tables, windows
 from ich_kaggle.labels import LABELS
 
 BATCH = 128  # headers in a task of one worker
@@ -166,6 +168,15 @@ def slices(
     cli.say(f"{path}\n{describe(table, defects)}")
 
 
+def command(*, fetch: bool, whole: bool, **options) -> None:
+    if whole and not fetch:
+        raise ValueError("--all goes with --download")
+    if fetch:
+        download.download(options["data_dir"], whole=whole)
+    else:
+        slices(**options)
+
+
 def data_of(data_dir: Path | None, work_dir: Path) -> paths.Data:
     """Return the competition's data: in `data_dir`, or those that the slice table was made from."""
     return paths.find_data(data_dir or Path(tables.slices_settings(work_dir)["data_dir"]))
@@ -175,11 +186,13 @@ def build_parser():
     flags = ("--data-dir", "--work-dir", "--workers", "--backend", "--scheduler", "--overwrite")
     parser = cli.command(__doc__, *flags)
     parser.add_argument("--pixels", action="store_true", help="read every pixel too, to find blank slices now")
+    parser.add_argument("--download", dest="fetch", action="store_true", help="get the CSVs from Kaggle, and stop")
+    parser.add_argument("--all", dest="whole", action="store_true", help="with --download: everything, 180 GB")
     return parser
 
 
 def main(argv=None):
-    cli.run(slices, build_parser(), argv)
+    cli.run(command, build_parser(), argv)
 
 
 if __name__ == "__main__":

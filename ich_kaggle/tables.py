@@ -138,7 +138,7 @@ def settings_of(path: Path) -> dict:
 
 def slices_hash(slices: pd.DataFrame) -> str:
     """Return 12 hex digits that tell one slice table from another: its ids, their order and their labels."""
-    digest = hashlib.sha256("\n".join(slices.slice_id).encode())
+    digest = hashlib.sha256("\n".join(slices.slice_id.to_numpy(object)).encode())
     digest.update(np.nan_to_num(slices[list(LABELS)].to_numpy(np.float32), nan=-1).tobytes())
     return digest.hexdigest()[:12]
 
@@ -170,14 +170,15 @@ def read_folds(work_dir: Path, slices: pd.DataFrame) -> np.ndarray:
     folds = pd.read_csv(path, dtype={"patient_id": str})
     if list(folds.columns) != ["patient_id", "fold"]:
         raise ValueError(f"{path}: the columns are {','.join(folds.columns)}, not patient_id,fold")
-    of_patient = folds.groupby("patient_id").fold.unique()
-    if len(leaked := of_patient[of_patient.str.len() > 1]):
+    folds = folds.drop_duplicates()
+    if (is_leaked := folds.patient_id.duplicated(keep=False)).any():
+        leaked = folds[is_leaked].groupby("patient_id").fold.unique()
         ids = "; ".join(
             f"{patient} is in folds {', '.join(map(str, sorted(k)))}" for patient, k in leaked.head(3).items()
         )
         raise ValueError(f"{path}: patient {ids} ({len(leaked)} such patients): one fold a patient")
     is_train = slices.split == "train"
-    fold = slices.patient_id.map(of_patient.str[0]).where(is_train, -1)
+    fold = slices.patient_id.map(folds.set_index("patient_id").fold).where(is_train, -1)
     if len(unknown := slices.patient_id[fold.isna()].unique()):
         remedy = f"run {paths.MAKERS[path.name]} --overwrite"
         raise ValueError(f"{path}: no fold for patient {unknown[0]} ({len(unknown)} such patients): {remedy}")

@@ -246,7 +246,7 @@ def fit(
         run.restore(torch.load(checkpoint, map_location=device, weights_only=True))
         log.info("going on from step %d of %d", run.step, run.total)
         yield run.rows
-    while run.step < run.total:
+    while len(run.rows) < recipe.epochs:  # not by steps: a state may be of an epoch's last step, not yet validated
         _train_epoch(run, loader, loss, checkpoint, every, names)
         validation = validate(run.averaged())
         train_loss = run.train_loss / run.n_batches

@@ -7,14 +7,16 @@ The upload of a file is the call "PUT". A test module takes the fixtures it need
 
 import base64
 import contextlib
+import hashlib
 import json
 import threading
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 
@@ -32,6 +34,42 @@ class RefusalError(Exception):
         self.status = status
 
 
+@dataclass
+class Dataset:
+    files: dict[str, bytes]
+    request: dict
+    steps: list[str]
+
+
+@dataclass
+class Stored:
+    """An object of the storage, from its byte `start` on."""
+
+    content: bytes
+    start: int = 0
+
+
+@dataclass
+class Redirect:
+    path: str
+
+
+@dataclass
+class Output:
+    """What a kernel leaves: its status, files by name, and its log."""
+
+    status: str
+    files: dict[str, bytes] = field(default_factory=dict)
+    log: str = ""
+    failure: str = ""
+
+
+@dataclass
+class Kernel:
+    request: dict
+    output: Output | None = None
+
+
 class KaggleServer(ThreadingHTTPServer):
     daemon_threads = True
 
@@ -47,6 +85,13 @@ class KaggleServer(ThreadingHTTPServer):
         self.daily_limit = 5
         self.scores = SCORES
         self.polls_until_scored = 1
+        self.data_files: dict[str, bytes] = {}  # of the competition, by name; "" is the zip of all
+        self.datasets: dict[str, Dataset] = {}  # by owner/name
+        self.dataset_steps = ["BLOBS_RECEIVED", "READY"]  # what a new version's status is asked for, in turn
+        self.kernels: dict[str, list[Kernel]] = defaultdict(list)  # versions by owner/name
+        self.stored: dict[str, bytes] = {}  # what GET gives, by path
+        self.run_kernel: Callable[[Kernel], Output] = lambda kernel: Output("COMPLETE")
+        self.save_answer: dict = {}  # what SaveKernel answers beside or instead of the usual
         self.clock_skew = timedelta()
 
     def fail(self, call: str, *faults: Callable) -> None:
@@ -75,6 +120,17 @@ class Handler(BaseHTTPRequestHandler):
         service, method = path.removeprefix("/v1/").split("/", 1)
         body = json.loads(self.read_body() or b"{}")
         self.answer(method, body, lambda: self.route(f"{service}/{method}", body))
+
+    def do_GET(self):
+        url = urlsplit(self.path)
+        content = self.server.stored.get(unquote(url.path))
+        self.answer("GET", {"path": url.path}, lambda: self.send_file(content))
+
+    def send_file(self, content: bytes | None) -> Stored:
+        if content is None:
+            raise RefusalError(404, "no such object")
+        start = int(self.headers.get("Range", "bytes=0-")[len("bytes=") : -1])
+        return Stored(content, start)
 
     def do_PUT(self):
         token = urlsplit(self.path).path.rsplit("/", 1)[-1]
@@ -112,7 +168,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def finish_work(self, work: Callable) -> None:
         try:
-            self.reply(200, work())
+            result = work()
+            if isinstance(result, Redirect):
+                self.reply(302, "", Location=f"{self.server.url}{result.path}")
+            elif isinstance(result, Stored):
+                self.reply_bytes(206 if result.start else 200, result.content[result.start :], etag(result.content))
+            else:
+                self.reply(200, result)
         except RefusalError as refusal:
             self.reply(refusal.status, {"code": refusal.status, "message": str(refusal)})
 
@@ -126,6 +188,14 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+    def reply_bytes(self, status: int, content: bytes, tag: str, n_sent: int | None = None) -> None:
+        """Send `content`, or promise all of it and send its first `n_sent` bytes."""
+        self.send_response_only(status)
+        for name, value in {"ETag": tag, "Accept-Ranges": "bytes", "Content-Length": len(content)}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(content[:n_sent])
 
     def hang_up(self) -> None:
         self.close_connection = True
@@ -166,6 +236,21 @@ def cut_body(n_bytes: int) -> Callable:
         handler.hang_up()
 
     return fault
+
+
+def cut_download(n_bytes: int) -> Callable:
+    """Reset the connection once `n_bytes` of the download were sent."""
+
+    def fault(handler: Handler, work: Callable) -> None:
+        stored = work()
+        handler.reply_bytes(206 if stored.start else 200, stored.content[stored.start :], etag(stored.content), n_bytes)
+        handler.hang_up()
+
+    return fault
+
+
+def etag(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
 
 
 def silence(until: threading.Event, *, then_work: bool = True) -> Callable:
@@ -260,6 +345,116 @@ def get_submission(server: KaggleServer, body: dict) -> dict:
         raise RefusalError(404, "Submission not found")
     found[0]["polls"] += 1
     return _shown(server, found[0])
+
+
+@route(f"{COMPETITIONS}/DownloadDataFile")
+def download_file(server: KaggleServer, body: dict) -> Redirect:
+    _enter(server, body)
+    if body["fileName"] not in server.data_files:
+        raise RefusalError(404, "Not Found")
+    return _storage(server, f"/data/{body['fileName']}", server.data_files[body["fileName"]])
+
+
+@route(f"{COMPETITIONS}/DownloadDataFiles")
+def download_files(server: KaggleServer, body: dict) -> Redirect:
+    _enter(server, body)
+    return _storage(server, "/data/archive.zip", server.data_files[""])
+
+
+def _storage(server: KaggleServer, path: str, content: bytes) -> Redirect:
+    server.stored[path] = content
+    return Redirect(path)
+
+
+@route("blobs.BlobApiService/StartBlobUpload")
+def start_blob(server: KaggleServer, body: dict) -> dict:
+    token = f"blob{len(server.files)}"
+    server.files[token] = body
+    return {"token": token, "createUrl": f"{server.url}/upload/secret/{token}"}
+
+
+DATASETS = "datasets.DatasetApiService"
+
+
+@route(f"{DATASETS}/GetDatasetStatus")
+def dataset_status(server: KaggleServer, body: dict) -> dict:
+    dataset = _dataset(server, body)
+    return {"status": dataset.steps.pop(0) if len(dataset.steps) > 1 else dataset.steps[0]}
+
+
+def _dataset(server: KaggleServer, body: dict) -> Dataset:
+    if (name := f"{body['ownerSlug']}/{body['datasetSlug']}") not in server.datasets:
+        raise RefusalError(404, "Not Found")
+    return server.datasets[name]
+
+
+def _new_dataset(server: KaggleServer, name: str, request: dict, files: list[dict]) -> dict:
+    tokens = [file["token"] for file in files]
+    content = {server.files[token]["name"]: server.uploads[token] for token in tokens}
+    server.datasets[name] = Dataset(content, request, list(server.dataset_steps))
+    return {"ref": name, "url": f"https://www.kaggle.com/datasets/{name}", "status": "ok", "error": ""}
+
+
+@route(f"{DATASETS}/CreateDataset")
+def create_dataset(server: KaggleServer, body: dict) -> dict:
+    return _new_dataset(server, f"{body['ownerSlug']}/{body['slug']}", body, body["files"])
+
+
+@route(f"{DATASETS}/CreateDatasetVersion")
+def create_version(server: KaggleServer, body: dict) -> dict:
+    if _dataset(server, body).steps != ["READY"]:
+        raise RefusalError(403, "Permission 'datasets.update' was denied")
+    return _new_dataset(server, f"{body['ownerSlug']}/{body['datasetSlug']}", body, body["body"]["files"])
+
+
+@route(f"{DATASETS}/ListDatasetFiles")
+def list_dataset(server: KaggleServer, body: dict) -> dict:
+    names = sorted(_dataset(server, body).files)
+    start = int(body.get("pageToken") or 0)
+    page = [{"name": n, "totalBytes": len(_dataset(server, body).files[n])} for n in names[start : start + 2]]
+    return {"datasetFiles": page, "nextPageToken": str(start + 2) if start + 2 < len(names) else ""}
+
+
+KERNELS = "kernels.KernelsApiService"
+
+
+@route(f"{KERNELS}/SaveKernel")
+def save_kernel(server: KaggleServer, body: dict) -> dict:
+    name, found = body["slug"], {"error": ""}
+    if not server.save_answer.get("error"):
+        server.kernels[name].append(Kernel(body))
+        found["versionNumber"] = len(server.kernels[name])
+    missing = [source for source in body.get("datasetDataSources", []) if source not in server.datasets]
+    found |= {"ref": f"/code/{name}", "url": f"https://www.kaggle.com/code/{name}", "invalidDatasetSources": missing}
+    return found | server.save_answer
+
+
+def _latest(server: KaggleServer, body: dict) -> Kernel:
+    if not server.kernels.get(name := f"{body['userName']}/{body['kernelSlug']}"):
+        raise RefusalError(404, "Not Found")
+    return server.kernels[name][-1]
+
+
+@route(f"{KERNELS}/GetKernelSessionStatus")
+def kernel_status(server: KaggleServer, body: dict) -> dict:
+    """Say RUNNING the first time, and run the kernel before the second answer."""
+    kernel = _latest(server, body)
+    if kernel.output is None:
+        kernel.output = Output("RUNNING")
+    elif kernel.output.status == "RUNNING":
+        kernel.output = server.run_kernel(kernel)
+    return {"status": kernel.output.status, "failureMessage": kernel.output.failure}
+
+
+@route(f"{KERNELS}/ListKernelSessionOutput")
+def list_output(server: KaggleServer, body: dict) -> dict:
+    output, start = _latest(server, body).output, int(body.get("pageToken") or 0)
+    names = sorted(output.files)
+    for name in names:
+        server.stored[f"/output/{name}"] = output.files[name]
+    page = [{"fileName": n, "url": f"{server.url}/output/{quote(n)}"} for n in names[start : start + 2]]
+    log = json.dumps([{"stream_name": "stdout", "time": 0.1, "data": line} for line in output.log.splitlines(True)])
+    return {"files": page, "log": log, "nextPageToken": str(start + 2) if start + 2 < len(names) else ""}
 
 
 @contextlib.contextmanager

@@ -58,6 +58,16 @@ def test_what_is_no_probability_is_refused(wrong):
         metric.log_loss(np.zeros((1, 6)), np.full((1, 6), wrong))
 
 
+def test_the_mean_does_not_depend_on_how_many_slices_are_worked_on_at_a_time(monkeypatch):
+    rng = np.random.default_rng(0)
+    target, probability = (rng.random((100, 6)) < 0.2).astype(float), rng.random((100, 6))
+    whole = metric.label_losses(target, probability)
+    monkeypatch.setattr(metric, "CHUNK", 7)
+    assert metric.label_losses(target, probability) == pytest.approx(whole, rel=1e-13)
+    with pytest.raises(ValueError, match="predictions for"):
+        metric.label_losses(target[:14], probability)
+
+
 def test_predictions_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"\(2, 6\) predictions for \(3, 6\) targets"):
         metric.log_loss(np.zeros((3, 6)), np.zeros((2, 6)))

@@ -48,15 +48,18 @@ def test_the_submission_holds_each_id_once_in_the_samples_order(done, competitio
     assert (wide[:, ANY] >= wide.max(axis=1)).all()
 
 
-def test_the_submission_is_the_weighted_mean_of_the_folds_models(done, competition):
+def test_the_submission_is_the_weighted_mean_of_the_folds_models(done, tmp_path):
     work = done / "work"
-    weights = paths.read_json(paths.ensemble(work, "a+b") / "weights.json")["runs"]
+    ensemble.main(["--work-dir", str(work), "--name", "plain", "--method", "simplex", "--no-calibrate"])
+    argv = ["--dry-run", "--work-dir", str(work), "--submissions-dir", str(tmp_path), "--ensemble", "plain"]
+    submit.main(argv)
+    weights = paths.read_json(paths.ensemble(work, "plain") / "weights.json")["runs"]
     expected = 0
     for run, weight in weights.items():
         per_fold = [pd.read_parquet(paths.fold(work, run, k) / "test.parquet").set_index("slice_id") for k in range(3)]
-        expected = expected + weight * sum(per_fold) / 3
-    expected["any"] = expected.max(axis=1)
-    submission = pd.read_csv(next((done / "submissions").glob("*.csv")))
+        of_run = sum(per_fold) / 3
+        expected = expected + weight * of_run.assign(any=of_run.max(axis=1))
+    submission = pd.read_csv(next(tmp_path.glob("*.csv")))
     got = submission.assign(slice_id=submission.ID.str[:12], label=submission.ID.str[13:])
     got = got.pivot(index="slice_id", columns="label", values="Label")[list(LABELS)]
     np.testing.assert_allclose(got.to_numpy(), expected.loc[got.index, list(LABELS)].to_numpy(), atol=1e-6)

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from ich_kaggle import cli, ensemble, models, paths, tasks, train
+from ich_kaggle import cli, ensemble, folds, models, paths, tasks, train
 from ich_kaggle.labels import LABELS
 
 NAMES = sorted(path.stem for path in cli.RECIPES.glob("*.toml"))
@@ -62,11 +62,13 @@ def test_a_recipes_context_is_what_its_name_says(name, offsets, n_windows, n_tar
 
 @pytest.mark.slow
 def test_the_four_systems_of_the_seed_train_predict_and_enter_an_ensemble(work):
+    common = ["--work-dir", str(work), "--workers", "1"]
+    folds.main([*common, "--folds", "2", "--overwrite"])
     for name in SEED:
-        sizes = ["--image-size", "80", "--cache-size", "64", "--epochs", "1", "--batch-size", "8"]
-        argv = ["--recipe", name, "--weights", "none", "--work-dir", str(work), "--workers", "0", *sizes]
-        train.main([*argv, "--sampler", "study", "--per-study", "1"])
-    ensemble.main(["--work-dir", str(work), "--runs", *SEED, "--name", "seed", "--workers", "1"])
+        size = "75" if name == "inception_v3" else "32"
+        tiny = ["--image-size", size, "--cache-size", "64", "--epochs", "1", "--sampler", "study", "--per-study", "1"]
+        train.main(["--recipe", name, "--weights", "none", *common, *tiny])
+    ensemble.main([*common, "--runs", *SEED, "--name", "seed"])
     assert set(paths.read_json(work / "ensemble" / "seed" / "weights.json")["runs"]) == set(SEED)
     test = pd.read_parquet(work / "ensemble" / "seed" / "test.parquet")
     assert np.isfinite(test[list(LABELS)].to_numpy()).all()

@@ -149,7 +149,7 @@ def test_the_run_ends_with_a_table_of_what_it_found(data_dir, tmp_path, capsys):
     slices.main(["--data-dir", str(data_dir), "--work-dir", str(tmp_path / "work"), "--workers", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[-4] == "defects: 3"
-    assert lines[-2].split() == "Modality is MR, not CT left out 1 ID_000000005".split()
+    assert lines[-2].split() == ["Modality", "is", "MR,", "not", "CT", "left", "out", "1", "ID_000000005"]
     assert lines[-1].split() == ["truncated", "left", "out", "2", "ID_000000000"]
     assert len(slices.read_defects(tmp_path / "work")) == 3
 

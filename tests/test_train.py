@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ def one_thread():
 def run(work, *flags, fold=0, name="a") -> pd.DataFrame:
     """Train a fold of a tiny model; return its log."""
     train.main([*TINY, "--work-dir", str(work), "--fold", str(fold), "--run", name, *flags])
-    return pd.read_csv(work / "runs" / name / f"fold{fold}" / "log.csv", float_precision="round_trip")
+    return pd.read_csv(work / "runs" / name / f"fold{fold}" / "log.csv")
 
 
 def refused(work, *flags) -> str:
@@ -193,8 +194,6 @@ def test_a_run_killed_at_any_moment_and_started_again_ends_bit_identical(work):
         process = context.Process(target=_train_and_end, args=(str(work), name))
         process.start()
         return process
-
-    import time
 
     start("warm").join()
     began = time.monotonic()

@@ -114,20 +114,20 @@ def test_the_average_lags_behind_the_weights_and_follows_them_wholly_at_share_0(
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("stop", range(1, 15))
 def test_a_run_stopped_at_any_step_ends_as_one_that_was_not(tmp_path, stop, accumulate):
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stopping(model, batch):
         stopping.n += 1
         if stopping.n > stop:
-            raise Stop
+            raise StopError
         return loss(model, batch)
 
     recipe = Recipe(epochs=3, lr=0.05, accumulate=accumulate)
     whole, resumed = net(), net()
     rows = fit(whole, tmp_path / "whole", recipe=recipe)
     stopping.n = 0
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         fit(resumed, tmp_path / "cut", recipe=recipe, loss=stopping, every=0.0)
     torch.manual_seed(99)
     resumed = net()
@@ -135,6 +135,14 @@ def test_a_run_stopped_at_any_step_ends_as_one_that_was_not(tmp_path, stop, accu
     assert all(
         torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
     )
+
+
+def test_a_state_of_the_last_step_is_still_validated_and_logged(tmp_path):
+    rows = fit(net(), tmp_path / "whole")
+    with pytest.raises(ZeroDivisionError):
+        scored = iter([{"valid_loss": 0.0}] * 2)
+        fit(net(), tmp_path / "cut", every=0.0, validate=lambda _: next(scored, None) or 1 / 0)
+    assert fit(net(), tmp_path / "cut") == rows
 
 
 def test_accumulated_batches_step_as_one_batch_of_their_size():

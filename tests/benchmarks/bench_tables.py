@@ -76,14 +76,14 @@ def our_verify(root: Path) -> None:
 def _timed(function, prepare, root, pipe) -> None:
     arguments = prepare(root) if prepare else ()
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.perf_counter()
+    began, core = time.perf_counter(), time.process_time()
     function(root, *arguments)
-    seconds = time.perf_counter() - began
-    pipe.send((seconds, base / 2**20, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
+    seconds, core = time.perf_counter() - began, time.process_time() - core
+    pipe.send((seconds, core, base / 2**20, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
 
 
-def measure(function, prepare, root: Path) -> tuple[float, float, float]:
-    """Return the seconds of `function`, and the process's peak memory before and after it (GB)."""
+def measure(function, prepare, root: Path) -> tuple[float, float, float, float]:
+    """Return the seconds of `function`, those of all cores, and the peak memory before and after it (GB)."""
     receive, send = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("spawn").Process(target=_timed, args=(function, prepare, root, send))
     process.start()
@@ -105,10 +105,9 @@ def main() -> None:
             ("verify submission", None, our_verify, usual_verify),
         ):
             ours, theirs = measure(mine, prepare, root), measure(usual, prepare, root)
-            print(
-                f"{what:18} ours {ours[0]:5.2f} s, peak {ours[2]:.2f} GB ({ours[1]:.2f} before);  "
-                f"pandas {theirs[0]:5.2f} s, peak {theirs[2]:.2f} GB;  {theirs[0] / ours[0]:.1f} x"
-            )
+            for who, (seconds, core, before, peak) in (("ours", ours), ("pandas", theirs)):
+                print(f"{what:18} {who:6} {seconds:6.2f} s ({core:.2f} s of cores), {before:.2f} to {peak:.2f} GB")
+            print(f"{what:18} pandas takes {theirs[0] / ours[0]:.1f} x as long")
 
 
 if __name__ == "__main__":
