@@ -89,6 +89,7 @@ def recheck(data: paths.Data, table: pd.DataFrame, held: pd.DataFrame, folder: P
 
 def _sweep(folder: Path) -> set[str]:
     """Remove what killed processes left half written; return the slices that have a PNG."""
+    # A worker that outlives its killed parent for a moment writes the bytes that this run writes.
     found = set()
     for inner in (entry.path for entry in os.scandir(folder) if entry.is_dir()):
         for entry in os.scandir(inner):

@@ -24,7 +24,7 @@ def steps(demo_dir: Path, *, patients: int, n_folds: int, epochs: int | None, se
     shared = f"--work-dir {work} --workers {workers}"
     extra = "" if epochs is None else f" --epochs {epochs}"
     return [
-        f"phantom --out {data} --patients {patients} --seed {seed} --workers {workers}",
+        f"phantom --out {data} --patients {patients} --slices 16 --seed {seed} --workers {workers}",
         f"slices --data-dir {data} {shared}",
         f"folds --folds {n_folds} --seed {seed} {shared}",
         *(f"train --recipe {run} --fold all --seed {seed} {shared}{extra}" for run in RUNS),
@@ -84,7 +84,7 @@ def demo(*, demo_dir: Path, n_folds: int, patients: int, epochs: int | None, see
 def build_parser():
     parser = cli.command(__doc__, "--folds", "--epochs", "--seed", "--workers", n_folds=3, epochs=None)
     parser.add_argument("--demo-dir", type=Path, default=Path("demo"), help="everything the demo makes")
-    parser.add_argument("--patients", type=int, default=120, help="in train and test")
+    parser.add_argument("--patients", type=int, default=160, help="in train and test")
     return parser
 
 

@@ -102,6 +102,7 @@ def read_head(data: paths.Data, member: paths.Member) -> pydicom.Dataset:
     if (plain := _plain_head(data.read(member, HEAD_BYTES))) is None:
         return read_slice(data.read(member), member.path)[0]
     dataset, start, length = plain
+    check_ct(dataset, member.path)
     _check_length(dataset, min(length, member.size - start), member.path)
     return dataset
 
@@ -175,12 +176,11 @@ def check_ct(dataset: pydicom.Dataset, name: str) -> None:
 
 
 def encoding(dataset: pydicom.Dataset, name: str) -> Encoding:
-    """Return how the slice stores HU. Raises ValueError naming the tag if it is not CT or does not say so.
+    """Return how a slice that was read here stores HU. Raises ValueError naming the tag if it does not say so.
 
     MONOCHROME1 changes nothing here: HU come from the rescale alone (PS3.3 C.11.1.1.2); the photometric
     interpretation only tells a display to turn its gray scale round, after any window (C.7.6.3.1.2).
     """
-    check_ct(dataset, name)
     slope, intercept = (_rescale(dataset, keyword, identity, name) for keyword, identity in RESCALE)
     if slope == 0:
         raise ValueError(f"{name}: RescaleSlope is 0")

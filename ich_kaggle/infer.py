@@ -144,9 +144,7 @@ def open_logits(one: Pass, folder: Path, table: pd.DataFrame) -> np.ndarray:
     return np.lib.format.open_memmap(path, "r+")
 
 
-def make(
-    one: Pass, logits: np.ndarray, table: pd.DataFrame, load: Callable, device, budget: Budget
-) -> Iterator[int]:
+def make(one: Pass, logits: np.ndarray, table: pd.DataFrame, load: Callable, device, budget: Budget) -> Iterator[int]:
     """Fill in `logits` with what a pass lacks, while there is time; yield the slices done so far after each chunk.
 
     `load(rows, config)` returns a loader of rows of the table.

@@ -111,7 +111,9 @@ def fit_fold(
         return scores(tables.targets(held_out), logits)
 
     checkpoint = folder / "state.pt"
-    steps = training.fit(
+    with distributed.first() as is_first:
+        tell = gauges.board(folder / "tensorboard") if tensorboard and is_first else None
+    for rows in training.fit(
         model,
         loader,
         loss,
@@ -121,10 +123,7 @@ def fit_fold(
         checkpoint=checkpoint,
         every=every,
         names=lambda batch: seen.slice_id.iloc[batch[-1].tolist()].tolist(),
-    )
-    with distributed.first() as is_first:
-        tell = gauges.board(folder / "tensorboard") if tensorboard and is_first else None
-    for rows in steps:
+    ):
         if is_first:
             write_log(folder / "log.csv", rows)
         if tell and rows:

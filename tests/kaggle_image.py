@@ -92,9 +92,7 @@ def run(
         scratch.mkdir()
         command = [python, str(folder / "script.py")]
         env = environment(absent, KAGGLE_INPUT_DIR=str(inputs), TMPDIR=str(scratch))
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=env, cwd=working, check=False, timeout=TIMEOUT
-    )
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=working, check=False, timeout=TIMEOUT)
     return done.returncode, done.stdout + done.stderr, working
 
 

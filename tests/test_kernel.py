@@ -2,6 +2,7 @@ import ast
 import base64
 import functools
 import hashlib
+import importlib
 import importlib.util
 import json
 import os
@@ -18,8 +19,25 @@ import pandas as pd
 import pytest
 import torch
 
-from ich_kaggle import bundle, cli, ensemble, folds, infer, kaggle_client, kaggle_kernels, kernel, kernel_check, labels
-from ich_kaggle import models, paths, png, render, submit, tables, tasks, train, training
+from ich_kaggle import (
+    bundle,
+    cli,
+    ensemble,
+    folds,
+    infer,
+    kaggle_client,
+    kaggle_kernels,
+    kernel,
+    kernel_check,
+    models,
+    paths,
+    png,
+    render,
+    submit,
+    tasks,
+    train,
+    training,
+)
 
 no_network, kaggle_server, proxied_server = fake.no_network, fake.kaggle_server, fake.proxied_server
 
@@ -166,7 +184,10 @@ RULES = {
     "a P100": ({"machine_shape": "NvidiaTeslaP100"}, "machine_shape is 'NvidiaTeslaP100', not NvidiaTeslaT4"),
     "a GPU unasked": ({"enable_gpu": False}, "machine_shape is NvidiaTeslaT4, and enable_gpu false"),
     "a bare dataset": ({"dataset_sources": ["ich-models"]}, "dataset_sources holds ich-models, not owner/name"),
-    "a dataset's address": ({"dataset_sources": ["datasets/a/b"]}, "dataset_sources holds datasets/a/b, not owner/name"),
+    "a dataset's address": (
+        {"dataset_sources": ["datasets/a/b"]},
+        "dataset_sources holds datasets/a/b, not owner/name",
+    ),
     "a competition's address": (
         {"competition_sources": [f"c/{paths.SLUG}"]},
         f"competition_sources holds c/{paths.SLUG}, not a competition's name alone",
@@ -193,7 +214,10 @@ def test_metadata_that_kaggle_would_refuse_or_ignore_is_named(tmp_path, rule):
 
 
 CODE = {
-    "too long": (b"x = '" + b"." * 1_000_000 + b"'\n", "main.py has 1000007 bytes, more than 900000: build it with --attached"),
+    "too long": (
+        b"x = '" + b"." * 1_000_000 + b"'\n",
+        "main.py has 1000007 bytes, more than 900000: build it with --attached",
+    ),
     "a byte order mark": (b"\xef\xbb\xbfx = 1\n", "main.py begins with a byte order mark"),
     "not UTF-8": (b"# caf\xe9\n", "main.py can't be read"),
     "no Python": (b"x = = 1\n", "main.py is not Python 3.11: line 1"),
@@ -307,14 +331,14 @@ def test_without_isal_the_pixels_are_the_same(competition, tmp_path):
         "import hashlib, pathlib, sys; from ich_kaggle import png, render\n"
         "picture = render.picture(pathlib.Path(sys.argv[1]).read_bytes(), 'x', 64).image\n"
         "content = png.encode(picture); sys.stdout.buffer.write(content)\n"
-        "print(png.zlib.__name__, hashlib.sha256(png.decode(content)).hexdigest(), file=sys.stderr)"
+        "print(png.zlib.__name__, hashlib.sha256(png.decode(content).tobytes()).hexdigest(), file=sys.stderr)"
     )
     env = image.environment(image.hide(tmp_path))
     env["PYTHONPATH"] += f":{PACKAGE.parent}"
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, check=False, env=env)
     assert done.returncode == 0, done.stderr.decode()
     picture = render.picture(path.read_bytes(), "x", 64).image
-    assert done.stderr.decode().split() == ["zlib", hashlib.sha256(picture).hexdigest()]
+    assert done.stderr.decode().split() == ["zlib", hashlib.sha256(picture.tobytes()).hexdigest()]
     np.testing.assert_array_equal(png.decode(done.stdout), picture)
     assert png.zlib.__name__ == "isal.isal_zlib"
 
@@ -330,3 +354,493 @@ def test_a_gpu_that_can_not_run_this_torch_gives_way_to_the_cpu_in_one_line(monk
     (record,) = caplog.records
     assert "no kernel image is available" in record.getMessage()
     assert "\n" not in record.getMessage()
+
+
+# At Kaggle.
+
+
+def test_what_is_pushed_arrives_whole_private_and_without_internet(run, kaggle_server, tmp_path):
+    kaggle_server.datasets[f"{USER}/ich-models"] = fake.Dataset({}, {}, ["READY"])
+    out = run("push", "ich-infer", "--user", USER)
+    assert out.endswith("version 1 runs at https://www.kaggle.com/code/tester/ich-infer\n")
+    (pushed,) = kaggle_server.kernels["tester/ich-infer"]
+    file = tmp_path / "build" / "kernels" / "ich-infer" / "main.py"
+    assert pushed.request["text"].encode() == file.read_bytes()
+    shown = ("newTitle", "kernelType", "language", "isPrivate", "enableGpu", "enableInternet", "machineShape")
+    assert [pushed.request[key] for key in shown] == [
+        *("ICH infer", "script", "python", True, True, False, "NvidiaTeslaT4"),
+    ]
+    assert pushed.request["datasetDataSources"] == ["tester/ich-models"]
+    assert pushed.request["competitionDataSources"] == [paths.SLUG]
+
+
+ANSWERS = {
+    "a reason": ({"error": "Maximum batch GPU session count of 2 reached."}, "refused it: Maximum batch GPU session"),
+    "a competition": ({"invalidCompetitionSources": ["rsna"]}, "left out competition_sources rsna"),
+    "a tag": ({"invalidTags": ["ct"]}, "left out tags ct"),
+    "no version": ({"versionNumber": None}, "Kaggle gave no version number: nothing was pushed"),
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_a_push_that_kaggle_answers_kindly_and_does_not_take_is_an_error(run, kaggle_server, answer):
+    kaggle_server.datasets[f"{USER}/ich-models"] = fake.Dataset({}, {}, ["READY"])
+    kaggle_server.save_answer, message = ANSWERS[answer]
+    with pytest.raises(RuntimeError, match=f"^tester/ich-infer: .*{re.escape(message)}"):
+        run("push", "ich-infer", "--user", USER)
+
+
+def test_a_dataset_that_is_not_there_is_named_by_the_push(run, kaggle_server):
+    with pytest.raises(RuntimeError, match="Kaggle left out dataset_sources tester/ich-models"):
+        run("push", "ich-infer", "--user", USER)
+
+
+def test_a_kernel_that_breaks_a_rule_is_not_pushed(run, kaggle_server):
+    with pytest.raises(ValueError, match="id is no name/ich-infer"):
+        run("push", "ich-infer", "--user", "no name")
+    assert not kaggle_server.requests
+
+
+def test_a_push_whose_reply_is_lost_is_not_sent_again(run, kaggle_server):
+    kaggle_server.datasets[f"{USER}/ich-models"] = fake.Dataset({}, {}, ["READY"])
+    kaggle_server.fail(SAVE, fake.lose_reply)
+    with pytest.raises(TimeoutError, match="look at https://www.kaggle.com/code/tester/ich-infer before you push"):
+        run("push", "ich-infer", "--user", USER)
+    assert len(kaggle_server.kernels["tester/ich-infer"]) == 1
+
+
+def ran(server, output: fake.Output, name: str = "tester/ich-infer") -> None:
+    server.kernels[name].append(fake.Kernel({}))
+    server.run_kernel = lambda kernel: output
+
+
+def test_a_kernel_is_waited_for(run, kaggle_server):
+    ran(kaggle_server, fake.Output("COMPLETE"))
+    kaggle_server.fail(STATUS, fake.status(502), fake.status(429, "slow down", Retry_After="7"))
+    assert run("wait", "ich-infer", "--user", USER) == "tester/ich-infer: complete\n"
+    assert run.pauses == [1, 7, kaggle_kernels.POLL_PAUSE]
+
+
+@pytest.mark.parametrize("state", ["ERROR", "CANCEL_ACKNOWLEDGED"])
+def test_a_kernel_that_failed_is_an_error_with_kaggles_reason(run, kaggle_server, state):
+    ran(kaggle_server, fake.Output(state, failure="Your notebook ran out of memory"))
+    with pytest.raises(
+        RuntimeError, match=rf"{state} \(Your notebook ran out of memory\): python -m ich_kaggle.kernel"
+    ):
+        run("wait", "ich-infer", "--user", USER)
+
+
+def test_a_kernel_that_never_ends_is_left(run, kaggle_server, monkeypatch):
+    monkeypatch.setattr(kaggle_kernels, "POLLS", 3)
+    ran(kaggle_server, fake.Output("RUNNING"))
+    with pytest.raises(TimeoutError, match="tester/ich-infer: still RUNNING after 0 h"):
+        run("wait", "ich-infer", "--user", USER)
+
+
+def fetched(run, server, output: fake.Output) -> dict[str, bytes]:
+    server.kernels["tester/ich-infer"].append(fake.Kernel({}, output))
+    run("fetch", "ich-infer", "--user", USER)
+    return image.files_in(Path("build/kernels/ich-infer/output"))
+
+
+def test_the_output_is_fetched_byte_for_byte_with_a_log_in_any_language(run, kaggle_server):
+    files = {f"runs/b0/fold{k}/é {k}.bin": bytes(range(256)) * k for k in range(5)}
+    found = fetched(run, kaggle_server, fake.Output("COMPLETE", files, "läuft\nfertig ✓\n"))
+    assert found == files | {"ich-infer.log": "läuft\nfertig ✓\n".encode()}
+
+
+def test_an_error_page_is_not_saved_as_a_file(run, kaggle_server):
+    kaggle_server.fail("GET", fake.status(503))
+    assert fetched(run, kaggle_server, fake.Output("COMPLETE", {"a.csv": b"1"}))["a.csv"] == b"1"
+    kaggle_server.fail("GET", fake.status(403))
+    with pytest.raises(PermissionError, match=r"a\.csv: Kaggle answered 403"):
+        fetched(run, kaggle_server, fake.Output("COMPLETE", {"a.csv": b"2"}))
+    assert Path("build/kernels/ich-infer/output/a.csv").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/../../evil", "a\\..\\evil", "."])
+def test_a_file_that_would_lie_elsewhere_is_refused(run, kaggle_server, tmp_path, name):
+    with pytest.raises(ValueError, match="which would not lie in"):
+        fetched(run, kaggle_server, fake.Output("COMPLETE", {name: b"evil"}))
+    assert not list(tmp_path.rglob("*evil*"))
+
+
+# The dataset of models.
+
+
+def weights(run, home: Path, *more: str) -> str:
+    return run("weights", "--user", USER, "--work-dir", str(home), "--ensemble", "both", *more)
+
+
+def test_models_are_uploaded_whole_and_a_second_time_as_a_version(run, kaggle_server, home, tmp_path):
+    extra = tmp_path / "more-1.0-py3-none-any.whl"
+    extra.write_bytes(b"wheel")
+    weights(run, home)
+    created = kaggle_server.datasets["tester/ich-models"]
+    assert created.request["isPrivate"] is True
+    weights(run, home, "--extra", str(extra))
+    version = kaggle_server.datasets["tester/ich-models"]
+    assert version.files == image.files_in(tmp_path / "build" / "kernels" / "ich-models")
+    assert version.files == created.files | {extra.name: b"wheel"}
+    models_of_home = {f"{run}.fold{k}.pt": (paths.fold(home, run, k) / "model.pt") for run in RUNS for k in (0, 1)}
+    assert {name: version.files[name] for name in models_of_home} == {
+        name: path.read_bytes() for name, path in models_of_home.items()
+    }
+    assert version.files[bundle.WHEEL_NAME] == bundle.wheel()
+
+
+def test_ready_is_waited_for_and_a_version_waits_for_the_one_before(run, kaggle_server, home):
+    kaggle_server.datasets["tester/ich-models"] = fake.Dataset(
+        {}, {}, ["BLOBS_RECEIVED", "BLOBS_DECOMPRESSED", "READY"]
+    )
+    weights(run, home)
+    assert set(run.pauses) == {kaggle_kernels.READY_PAUSE}
+    assert len(run.pauses) == 3
+    assert kaggle_server.calls("CreateDatasetVersion") == 1
+
+
+def test_a_dataset_that_fails_is_an_error(run, kaggle_server, home):
+    kaggle_server.dataset_steps = ["BLOBS_RECEIVED", "FAILED"]
+    with pytest.raises(RuntimeError, match="dataset tester/ich-models: FAILED: see https://www.kaggle.com/datasets/"):
+        weights(run, home)
+
+
+def test_a_file_that_kaggle_silently_left_out_is_named(run, kaggle_server, home):
+    def lose_a_file(handler, work):
+        handler.finish_work(work)
+        del kaggle_server.datasets["tester/ich-models"].files["test_resnet.fold1.pt"]
+
+    kaggle_server.fail("CreateDataset", lose_a_file)
+    with pytest.raises(RuntimeError, match=r"test_resnet\.fold1\.pt: \d+ bytes here, none at Kaggle \(1 such files\)"):
+        weights(run, home)
+
+
+def test_a_file_whose_upload_fails_for_good_stops_before_the_dataset_is_made(run, kaggle_server, home):
+    kaggle_server.fail("PUT", *10 * [fake.status(500)])
+    with pytest.raises(ConnectionError, match="the upload: Kaggle answered 500"):
+        weights(run, home)
+    assert not kaggle_server.datasets
+    kaggle_server.faults.clear()
+    kaggle_server.fail("PUT", fake.status(500), fake.cut_body(1000))
+    weights(run, home)
+    assert len(kaggle_server.datasets["tester/ich-models"].files) == 6
+
+
+def test_a_dry_run_packs_and_asks_nobody(run, kaggle_server, home, tmp_path):
+    weights(run, home, "--dry-run")
+    assert len(list((tmp_path / "build" / "kernels" / "ich-models").iterdir())) == 6
+    assert not kaggle_server.requests
+
+
+def test_a_second_level_is_refused_with_the_way_round(home, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(home, work)
+    options = paths.fold(work, RUNS[0], 0) / "options.json"
+    paths.write_json(options, {"options": {"on": ["b0"], "model": "gru"}})
+    with pytest.raises(ValueError, match="test_efficientnet reads other runs, .*--runs RUN .* --ensemble NAME"):
+        kernel.pack(work, work / "ensemble" / "both", tmp_path / "out", [])
+
+
+def test_one_of_several_ensembles_must_be_chosen(home, tmp_path):
+    assert kernel.choose_ensemble(home, None).name == "both"
+    for name in ("a", "b"):
+        paths.write_json(paths.ensemble(tmp_path, name) / "weights.json", {})
+    with pytest.raises(ValueError, match="has a, b: choose one with --ensemble"):
+        kernel.choose_ensemble(tmp_path, None)
+    with pytest.raises(
+        FileNotFoundError, match="c/weights.json is missing: run python -m ich_kaggle.ensemble --name c"
+    ):
+        kernel.choose_ensemble(tmp_path, "c")
+
+
+# Inference within a time budget.
+
+
+class Clock:
+    """Every look at it takes `step` s."""
+
+    def __init__(self, step: float):
+        self.step, self.time = step, 0.0
+
+    def __call__(self) -> float:
+        self.time += self.step
+        return self.time
+
+
+@pytest.fixture
+def predict(packed, competition, tmp_path, capsys):
+    """Predict with the packed models in a folder of the test's own; return the lines printed."""
+
+    def predict(hours: float = 8, now=None, models_dir: Path = packed) -> list[str]:
+        options = dict(data_dir=competition, work_dir=tmp_path / "work", out=tmp_path / "out" / "submission.csv")
+        more = {} if now is None else {"now": now}
+        infer.infer(models_dir=models_dir, hours=hours, batch_size=8, device="cpu", workers=1, **options, **more)
+        return capsys.readouterr().out.splitlines()
+
+    predict.out = tmp_path / "out" / "submission.csv"
+    return predict
+
+
+PASSES = [f"{run} fold {k}, {view}" for view in ("identity", "hflip") for run in RUNS for k in (0, 1)]
+
+
+def test_passes_go_first_views_first_then_by_weight_then_by_fold(packed):
+    content = infer.read_models(packed)
+    content["runs"] = {"test_efficientnet": 0.6, "test_resnet": 0.4}
+    assert [str(one) for one in infer.plan(content, packed)] == PASSES
+    content["runs"] = {"test_efficientnet": 0.4, "test_resnet": 0.6}
+    assert [str(one) for one in infer.plan(content, packed)][0] == "test_resnet fold 0, identity"
+
+
+def test_with_time_enough_the_submission_is_that_of_home(predict, home, competition):
+    lines = predict()
+    assert lines[-1] == f"{predict.out}: 8 of 8 passes over 19 slices"
+    ours, theirs = (pd.read_csv(path) for path in (predict.out, next((home / "csv").glob("*-both.csv"))))
+    assert ours.ID.tolist() == theirs.ID.tolist()
+    np.testing.assert_allclose(ours.Label, theirs.Label, atol=1e-5)
+    cached = list((predict.out.parent.parent / "work" / "cache").rglob("*.png"))
+    assert len(cached) == 19  # test slices alone
+    assert sorted(path.name for path in predict.out.parent.iterdir()) == ["partial", "submission.csv"]
+
+
+def test_without_time_the_submission_is_complete_and_holds_the_means(predict, packed, competition):
+    lines = predict(hours=0)
+    assert "0 of 8 passes over 19 slices; left out for lack of time: " in lines[-1]
+    submit.verify(predict.out, paths.find_data(competition))
+    found = pd.read_csv(predict.out).Label.to_numpy().reshape(-1, 6)
+    np.testing.assert_allclose(found, np.tile(infer.read_models(packed)["mean"], (19, 1)), atol=1e-6)
+
+
+def test_what_there_is_no_time_for_is_left_out_in_the_stated_order_and_gone_on_from(
+    predict, packed, competition, monkeypatch
+):
+    monkeypatch.setattr(infer, "CHUNK", 8)  # chunks of two series, and of one
+    monkeypatch.setattr(predict.__globals__["training"], "pick_device", lambda name: torch.device("cpu"))
+    lines = predict(hours=0.5, now=Clock(60))
+    (done,) = re.findall(r": (\d) of 8 passes", lines[-1])
+    left_out = re.findall(r"(\w+ fold \d, \w+) \((\d+)% done\)", lines[-1])
+    in_order = [str(one) for one in infer.plan(infer.read_models(packed), packed)]
+    assert 0 < int(done) < 8
+    assert [name for name, _ in left_out] == in_order[int(done) :]
+    assert all(share == "0" for _, share in left_out[1:])
+    submit.verify(predict.out, paths.find_data(competition))
+    before = predict.out.read_bytes()
+    n_files = {path: path.stat().st_mtime_ns for path in (predict.out.parent / "partial").iterdir()}
+    whole = predict()
+    assert whole[-1].endswith("8 of 8 passes over 19 slices")
+    assert predict.out.read_bytes() != before
+    kept = [path for path, changed in n_files.items() if path.stat().st_mtime_ns == changed]
+    assert len(kept) == int(done)  # what was whole is not made again
+
+
+def test_a_run_cut_short_and_gone_on_from_ends_in_the_same_bytes(predict, monkeypatch):
+    monkeypatch.setattr(infer, "CHUNK", 1)
+    predict()
+    whole = predict.out.read_bytes()
+    shutil.rmtree(predict.out.parent)
+    make, made = training.outputs, []
+
+    def stop_in_the_third_chunk(*args, **options):
+        made.append(1)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return make(*args, **options)
+
+    monkeypatch.setattr(infer.training, "outputs", stop_in_the_third_chunk)
+    with pytest.raises(KeyboardInterrupt):
+        predict()
+    assert predict.out.exists()
+    predict()
+    assert predict.out.read_bytes() == whole
+    assert len(made) == 8 * 3 + 1  # three series a pass; only the chunk that was cut is made twice
+
+
+def test_a_slice_is_blended_of_the_runs_that_have_seen_it(packed):
+    content = infer.read_models(packed)
+    content["runs"] = {"test_efficientnet": 0.75, "test_resnet": 0.25}
+    content["pipeline"] |= {"space": "probability", "bias": [0] * 6, "clip": 0.0}
+    content["pipeline"]["weights"] = {run: [weight] * 6 for run, weight in content["runs"].items()}
+    content["pipeline"]["calibration_parameters"] = [[1, 1, 0]] * 6
+    logits = {one: np.full((4, 6), np.nan, np.float32) for one in infer.plan(content, packed)}
+    for one, values in logits.items():
+        if one.view == "identity" and one.fold == 0:
+            values[: 3 if one.run == "test_efficientnet" else 2] = 1.0 if one.run == "test_efficientnet" else -1.0
+    logits[next(one for one in logits if str(one) == "test_efficientnet fold 0, hflip")][0] = 3.0
+    found = infer.blend(content, logits, 4)
+    sure, unsure = 1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))
+    both = 0.75 * sure + 0.25 * unsure
+    first = 0.75 / (1 + np.exp(-2)) + 0.25 * unsure
+    np.testing.assert_allclose(found[:, 0], [first, both, sure, content["mean"][0]], atol=1e-6)
+
+
+def test_a_model_that_changed_on_the_way_is_named(packed, tmp_path, predict):
+    changed = tmp_path / "changed"
+    shutil.copytree(packed, changed)
+    model = changed / "test_resnet.fold0.pt"
+    model.write_bytes(model.read_bytes()[:-1] + b"!")
+    with pytest.raises(ValueError, match=r"test_resnet\.fold0\.pt is not the file that was packed"):
+        predict(models_dir=changed)
+    model.unlink()
+    with pytest.raises(FileNotFoundError, match=r"lists test_resnet\.fold0\.pt, which is not beside it"):
+        predict(models_dir=changed)
+    with pytest.raises(
+        FileNotFoundError, match="models.json is missing: make the folder with python -m ich_kaggle.ker"
+    ):
+        predict(models_dir=tmp_path)
+
+
+def test_a_model_file_outside_the_folder_is_not_read(packed, tmp_path, predict):
+    changed = tmp_path / "changed"
+    shutil.copytree(packed, changed)
+    content = paths.read_json(changed / infer.MODELS)
+    content["models"]["test_resnet"][0]["file"] = "../evil.pt"
+    paths.write_json(changed / infer.MODELS, content)
+    (tmp_path / "evil.pt").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"lists \.\./evil\.pt"):
+        predict(models_dir=changed)
+
+
+def test_a_work_folder_with_training_slices_is_refused(home, competition):
+    with pytest.raises(ValueError, match="slices.parquet holds training slices: give another --work-dir"):
+        infer.test_table(paths.find_data(competition), home, 1)
+
+
+def test_chunks_are_whole_series():
+    series = list("aabbbbcdd")
+    assert infer.chunks(series, 3) == [slice(0, 6), slice(6, 9)]
+    assert infer.chunks(series, 100) == [slice(0, 9)]
+    assert infer.chunks([], 3) == []
+
+
+# The whole way: weights, push, run, fetch, submit, score.
+
+
+def layouts():
+    why = image.why_no_namespaces()
+    sandbox = pytest.mark.skipif(bool(why), reason=why)
+    return [
+        pytest.param(False, "new", id="overrides-new"),
+        pytest.param(True, "old", marks=sandbox, id="sandbox-old"),
+    ] + [
+        pytest.param(True, "new", marks=[sandbox, pytest.mark.slow], id="sandbox-new"),
+        pytest.param(False, "old", marks=pytest.mark.slow, id="overrides-old"),
+    ]
+
+
+@pytest.mark.parametrize(("sandboxed", "layout"), layouts())
+def test_weights_to_score(run, kaggle_server, home, competition, tmp_path, sandboxed, layout):
+    weights(run, home)
+    run("push", "ich-infer", "--user", USER)
+
+    def run_kernel(pushed: fake.Kernel) -> fake.Output:
+        sources = {name: kaggle_server.datasets[name].files for name in pushed.request["datasetDataSources"]}
+        inputs = image.lay_out(tmp_path, competition, sources, layout)
+        code, log, working = image.run(tmp_path, pushed.request["text"], inputs, sandboxed=sandboxed)
+        return fake.Output("ERROR" if code else "COMPLETE", image.files_in(working), log, log[-300:] if code else "")
+
+    kaggle_server.run_kernel = run_kernel
+    run("wait", "ich-infer", "--user", USER)
+    run("fetch", "ich-infer", "--user", USER)
+    output = Path("build/kernels/ich-infer/output")
+    left = kaggle_server.kernels["tester/ich-infer"][0].output
+    assert image.files_in(output) == left.files | {"ich-infer.log": left.log.encode()}
+    assert left.log.startswith("Python ")
+    assert {path.split("/")[0] for path in left.files} == {"partial", "submission.csv"}
+    assert "8 of 8 passes over 19 slices" in left.log
+    ours, theirs = pd.read_csv(output / "submission.csv"), pd.read_csv(next((home / "csv").glob("*-both.csv")))
+    assert ours.ID.tolist() == theirs.ID.tolist()
+    np.testing.assert_allclose(ours.Label, theirs.Label, atol=1e-5)
+    connect = functools.partial(kaggle_client.connect, sleep=lambda seconds: None)
+    argv = ["--file", str(output / "submission.csv"), "--data-dir", str(competition)]
+    cli.run(functools.partial(submit.command, connect=connect), submit.build_parser(), argv)
+    (sent,) = kaggle_server.submissions
+    assert kaggle_server.content(sent) == left.files["submission.csv"]
+    assert "COMPLETE" in Path("submissions/history.csv").read_text()
+
+
+def test_a_sandbox_has_neither_network_nor_a_writable_input_nor_the_package(tmp_path):
+    if why := image.why_no_namespaces():
+        pytest.skip(why)
+    probe = (
+        "import importlib.util, pathlib, socket\n"
+        "print(importlib.util.find_spec('ich_kaggle.labels') if importlib.util.find_spec('ich_kaggle') else None)\n"
+        "for attempt in (lambda: pathlib.Path('/kaggle/input/x').touch(), "
+        "lambda: socket.create_connection(('127.0.0.1', 9), 1), lambda: __import__('kaggle')):\n"
+        "    try: print('did', attempt())\n"
+        "    except (OSError, ImportError) as error: print(type(error).__name__, error)\n"
+        "pathlib.Path('made').touch()\n"
+    )
+    (tmp_path / "input").mkdir()
+    code, log, working = image.run(tmp_path, probe, tmp_path / "input", sandboxed=True)
+    assert code == 0, log
+    first, write, connect, client = log.splitlines()
+    assert (first, "Read-only" in write, "did" in connect, "not in the image" in client) == ("None", True, False, True)
+    assert list(working.iterdir()) == [working / "made"]
+
+
+@pytest.mark.slow
+def test_a_kernel_takes_the_package_and_wheels_from_its_dataset(home, competition, tmp_path):
+    wheel = tmp_path / "more-1.0-py3-none-any.whl"
+    wheel.write_bytes(bundle._zip({
+        "more.py": b"VALUE = 7\n",
+        "more-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: more\nVersion: 1.0\n",
+        "more-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "more-1.0.dist-info/RECORD": b"more.py,,\n",
+    }))  # fmt: skip
+    pack = kernel.pack(home, home / "ensemble" / "both", tmp_path / "pack", [wheel])
+    text = (built("ich-infer", tmp_path / "built", attached=True) / "main.py").read_text()
+    inputs = image.lay_out(tmp_path, competition, {f"{USER}/ich-models": image.files_in(pack)}, "new")
+    code, log, working = image.run(tmp_path, f"{text}\n    import more\n    print('more is', more.VALUE)\n", inputs)
+    assert code == 0, log
+    assert "more is 7" in log
+    assert (working / "submission.csv").exists()
+
+
+def edited_kernels(tmp_path: Path, name: str, **constants: str) -> Path:
+    """Return a copy of kernels/NAME with other values of constants, as a user writes them."""
+    shutil.copytree(KERNELS, tmp_path / "kernels")
+    path = tmp_path / "kernels" / name / "main.py"
+    text = path.read_text()
+    for left, value in constants.items():
+        text, n = re.subn(
+            rf"^{left.replace('__', ', ')} = .*$", f"{left.replace('__', ', ')} = {value}", text, flags=re.M
+        )
+        assert n == 1, left
+    path.write_text(text)
+    return path.parent
+
+
+@pytest.mark.slow
+def test_the_training_kernel_leaves_a_fold_for_home(competition, tmp_path):
+    model = models.SliceModel(tasks.slice_config("test_resnet", image_size=64, cache_size=64))
+    start = tmp_path / "test_resnet.safetensors"
+    importlib.import_module("safetensors.torch").save_file(
+        {key: value.contiguous() for key, value in model.backbone.state_dict().items()}, start
+    )
+    settings = '["--image-size", "64", "--cache-size", "64", "--epochs", "1", "--batch-size", "16", "--workers", "1"]'
+    source = edited_kernels(tmp_path, "ich-train", RUN__ARCH__FOLD='"mine", "test_resnet", 1', SETTINGS=settings)
+    folder = kernel.build(source, tmp_path / "built", user=USER, attached=False)
+    inputs = image.lay_out(tmp_path, competition, {f"{USER}/ich-models": {start.name: start.read_bytes()}}, "new")
+    code, log, working = image.run(tmp_path, (folder / "main.py").read_text(), inputs)
+    assert code == 0, log
+    found = {path.name for path in (working / "runs" / "mine" / "fold1").iterdir()}
+    assert {"model.pt", "options.json", "log.csv", "oof.parquet", "test.parquet", "embeddings.npy"} <= found
+    assert {path.name for path in working.iterdir()} == {"runs"}
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_through_papermill(packed, competition, tmp_path):
+    for needed in ("papermill", "ipykernel", "matplotlib"):
+        if importlib.util.find_spec(needed) is None:
+            pytest.skip(f"no {needed}")
+    notebook = built("ich-explore", tmp_path) / "ich-explore.ipynb"
+    inputs = image.lay_out(tmp_path, competition, {f"{USER}/ich-models": image.files_in(packed)}, "new")
+    (tmp_path / "scratch").mkdir()
+    env = os.environ | {"KAGGLE_INPUT_DIR": str(inputs), "TMPDIR": str(tmp_path / "scratch"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "papermill", str(notebook), str(tmp_path / "out.ipynb"), "--cwd", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
+    assert any("19 test slices of 3 patients" in "".join(output.get("text", "")) for output in outputs)

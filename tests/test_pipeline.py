@@ -106,7 +106,11 @@ def test_every_command_run_again_does_nothing_and_says_so(done, competition, cap
         (folds.main, ["--folds", "2"], ["folds.csv", "folds 3", "not 2"]),
         (folds.main, ["--folds", "3", "--seed", "5"], ["folds.csv", "seed 0", "not 5"]),
         (train.main, [*TRAIN, "--run", "a", "--batch-size", "4"], ["options.json", "batch_size 8", "not 4"]),
-        (predict.main, ["--run", "a", "--views", "identity"], ["predict.json", "['identity', 'hflip']", "['identity']"]),
+        (
+            predict.main,
+            ["--run", "a", "--views", "identity"],
+            ["predict.json", "['identity', 'hflip']", "['identity']"],
+        ),
     ],
 )
 def test_other_settings_over_the_same_files_are_refused_with_both_named(done, main, argv, named):

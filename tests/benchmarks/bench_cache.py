@@ -7,6 +7,7 @@ Example: ICH_REAL_DATA=rsna_sample.zip python tests/benchmarks/bench_cache.py --
 
 import argparse
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -188,7 +189,7 @@ def replicate(folder: Path, out: Path, times: int) -> Path:
 
 def _filled(data_dir: Path, out: Path, workers: int) -> tuple[float, float]:
     """Return wall and CPU seconds of caching, in all its processes; the slice table is made before."""
-    with contextlib.redirect_stdout(None):
+    with contextlib.redirect_stdout(io.StringIO()):
         slices.ensure(data_dir, out, 1)
         start, begun = time.perf_counter(), time.process_time() + _of_workers()["cpu"]
         cache.ensure(data_dir, out, SIZE, workers)

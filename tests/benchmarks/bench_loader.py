@@ -43,9 +43,9 @@ class Files(Dataset):
 def with_albumentations():
     change = albumentations.Compose(
         [
+            albumentations.RandomResizedCrop((SIZE, SIZE), scale=(0.7, 1.0), ratio=(1, 1)),
             albumentations.HorizontalFlip(p=0.5),
             albumentations.Affine(rotate=(-30, 30), scale=(0.9, 1.1), translate_percent=(-0.05, 0.05), p=1),
-            albumentations.Resize(SIZE, SIZE),
             albumentations.RandomBrightnessContrast(0.1, 0.1, p=1),
             albumentations.Normalize(),
             albumentations.ToTensorV2(),
@@ -64,7 +64,7 @@ def with_torchvision():
         [
             v2.RandomHorizontalFlip(),
             v2.RandomAffine(30, translate=(0.05, 0.05), scale=(0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR),
-            v2.Resize(SIZE, antialias=True),
+            v2.RandomResizedCrop(SIZE, scale=(0.7, 1.0), ratio=(1, 1), antialias=True),
             v2.ColorJitter(0.1, 0.1),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize([0.45] * 3, [0.22] * 3),
@@ -139,9 +139,8 @@ def scale(table, folder: Path, rounds: int) -> None:
     for workers in (1, 2):
         loader = ours(table, folder, workers)
         drain(loader)
-        rates[workers] = len(table) / statistics.median(
-            seconds(partial(drain, loader), time.perf_counter) for _ in range(rounds)
-        )
+        times = [seconds(partial(drain, loader), time.perf_counter) for _ in range(rounds)]
+        rates[workers] = len(table) / statistics.median(times)
     print(f"one worker {rates[1]:.0f}, two {rates[2]:.0f} slices a second: {rates[2] / rates[1]:.2f} times")
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 

@@ -6,6 +6,7 @@ Example: ICH_REAL_DATA=rsna_sample.zip python tests/benchmarks/bench_scan.py
 
 import argparse
 import contextlib
+import io
 import multiprocessing
 import os
 import resource
@@ -42,7 +43,7 @@ def scan_rate(place: Path, rounds: int) -> None:
 def many(path: Path, n: int) -> Path:
     """Write a zip of `n` train slices and 10 test slices: a few phantoms, again and again under new names."""
     small = path.with_name("small")
-    with contextlib.redirect_stdout(None):
+    with contextlib.redirect_stdout(io.StringIO()):
         phantom.main(["--out", str(small), "--patients", "6", "--slices", "8", "--size", "32", "--defects", "0"])
     contents = [file.read_bytes() for file in sorted(small.glob("stage_2_*/*.dcm"))]
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
@@ -59,7 +60,7 @@ def _measured(function, *arguments) -> tuple[float, float, float]:
     """Return wall and CPU seconds, and the peak memory, MB, of a call in a process of its own."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    with contextlib.redirect_stdout(None):
+    with contextlib.redirect_stdout(io.StringIO()):
         function(*arguments)
     used = resource.getrusage(resource.RUSAGE_SELF)
     of_workers = resource.getrusage(resource.RUSAGE_CHILDREN)
