@@ -41,12 +41,25 @@ def draw(augment: Augment, rng: np.random.Generator, size: int, target_size: int
     return np.column_stack([turn, centre - turn @ np.full(2, (size - 1) / 2)])
 
 
+def lit(image: np.ndarray) -> tuple[int, int, int, int]:
+    """Return left, top, right, bottom, in px, of all in `image` (h, w, c; uint8) that is not black."""
+    left, top, width, height = cv2.boundingRect(image.reshape(len(image), -1))
+    n_channels = image.shape[2]
+    return left // n_channels, top, -(-(left + width) // n_channels), top + height
+
+
 def warp(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
-    """Return `image` (h, w, c; uint8) moved by `matrix` onto `size` px square, black outside."""
-    if len(image) == size and np.allclose(matrix, np.eye(2, 3)):
-        return image
-    moved = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR)
-    return moved.reshape(size, size, -1)  # OpenCV drops the axis of a single channel
+    """Return `image` (h, w, c; uint8) moved by `matrix` onto `size` px square, black outside of it."""
+    height, width, n_channels = image.shape
+    corners = matrix @ np.array([[-1, -1, width, width], [-1, height, -1, height], [1, 1, 1, 1]])
+    low = np.clip(np.floor(corners.min(axis=1)), 0, size).astype(int)
+    high = np.clip(np.ceil(corners.max(axis=1)) + 1, 0, size).astype(int)
+    moved = np.zeros((size, size, n_channels), np.uint8)
+    if min(height, width, *(high - low)) > 0:  # only where the image comes to lie
+        there = matrix - np.column_stack([np.zeros((2, 2)), low])
+        part = cv2.warpAffine(image, there, tuple((high - low).tolist()), flags=cv2.INTER_LINEAR)
+        moved[low[1] : high[1], low[0] : high[0]] = part.reshape(*part.shape[:2], n_channels)
+    return moved
 
 
 def jitter(image: np.ndarray, augment: Augment, rng: np.random.Generator, n_windows: int) -> np.ndarray:
@@ -54,7 +67,7 @@ def jitter(image: np.ndarray, augment: Augment, rng: np.random.Generator, n_wind
 
     Its channels are `n_windows` windows of each slice in turn; one window changes alike in all slices.
     """
-    if not augment.window_jitter:
+    if not augment.window_jitter or not image.size:
         return image
     n_slices = image.shape[-1] // n_windows
     contrast = np.tile(1 + augment.window_jitter * rng.uniform(-1, 1, n_windows), n_slices)
@@ -80,8 +93,13 @@ def cut(image: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.nda
 
 def apply(image: np.ndarray, rng: np.random.Generator, augment: Augment, size: int, n_windows: int = 3) -> np.ndarray:
     """Return one random variant of `image` (h, h, c; uint8), c a multiple of `n_windows`, at `size` px square."""
-    image = warp(image, draw(augment, rng, len(image), size), size)
-    return cut(jitter(image, augment, rng, n_windows), augment, rng)
+    matrix = draw(augment, rng, len(image), size)
+    if len(image) == size and np.allclose(matrix, np.eye(2, 3)):
+        return cut(jitter(image, augment, rng, n_windows), augment, rng)
+    left, top, right, bottom = lit(image)  # a third to a half of a slice is air, which stays black
+    head = jitter(image[top:bottom, left:right], augment, rng, n_windows)
+    matrix[:, 2] += matrix[:, :2] @ [left, top]
+    return cut(warp(head, matrix, size), augment, rng)
 
 
 def turned(images: torch.Tensor, *, degrees: float = 0.0, zoom: float = 1.0) -> torch.Tensor:

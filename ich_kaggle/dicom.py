@@ -139,13 +139,17 @@ def read_header(dataset: pydicom.Dataset, name: str) -> Header:
     )
 
 
-def _tag(dataset: pydicom.Dataset, keyword: str, name: str):
+def _optional(dataset: pydicom.Dataset, keyword: str, name: str):
     try:
         with disable_value_validation():
             value = dataset.get(keyword)
     except UNREADABLE as error:
         raise ValueError(f"{name}: {keyword} can't be read ({error})") from error
-    if value is None or value == "":
+    return None if value == "" else value
+
+
+def _tag(dataset: pydicom.Dataset, keyword: str, name: str):
+    if (value := _optional(dataset, keyword, name)) is None:
         raise ValueError(f"{name}: no {keyword} in the header")
     return value
 
@@ -164,13 +168,13 @@ def _numbers(dataset: pydicom.Dataset, keyword: str, n: int, name: str) -> np.nd
 def check_ct(dataset: pydicom.Dataset, name: str) -> None:
     """Raise ValueError naming the tag if this is not one plain CT slice: a localizer, a report, a multi-frame ..."""
     for keyword, allowed, absent in PLAIN_CT:
-        found = dataset.get(keyword)
-        found = absent if found is None or found == "" else found
+        found = _optional(dataset, keyword, name)
+        found = absent if found is None else found
         if found not in allowed:
             raise ValueError(f"{name}: {keyword} is {found}, not {' or '.join(map(str, allowed))}: not a CT slice")
-    if "LOCALIZER" in (dataset.get("ImageType") or ()):  # PS3.3 C.8.2.1.1.1
+    if "LOCALIZER" in (_optional(dataset, "ImageType", name) or ()):  # PS3.3 C.8.2.1.1.1
         raise ValueError(f"{name}: ImageType says LOCALIZER: not a CT slice")
-    bits, high = int(_tag(dataset, "BitsStored", name)), dataset.get("HighBit")
+    bits, high = int(_tag(dataset, "BitsStored", name)), _optional(dataset, "HighBit", name)
     if not 1 <= bits <= 16 or (high is not None and high != bits - 1):  # PS3.5 8.1.1
         raise ValueError(f"{name}: BitsStored {bits} with HighBit {high}: not a CT slice")
 
@@ -185,11 +189,9 @@ def encoding(dataset: pydicom.Dataset, name: str) -> Encoding:
     if slope == 0:
         raise ValueError(f"{name}: RescaleSlope is 0")
     padding = None
-    if dataset.get("PixelPaddingValue") is not None:
-        edges = [int(_tag(dataset, "PixelPaddingValue", name))]
-        if dataset.get("PixelPaddingRangeLimit") is not None:
-            edges.append(int(_tag(dataset, "PixelPaddingRangeLimit", name)))
-        padding = (edges[0], edges[-1])
+    if (first := _optional(dataset, "PixelPaddingValue", name)) is not None:
+        last = _optional(dataset, "PixelPaddingRangeLimit", name)
+        padding = (int(first), int(first if last is None else last))
     signed = bool(_tag(dataset, "PixelRepresentation", name))
     return Encoding(int(dataset.BitsStored), signed, slope, intercept, padding)
 
@@ -199,7 +201,7 @@ RESCALE = (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
 
 def _rescale(dataset: pydicom.Dataset, keyword: str, identity: float, name: str) -> float:
     # CT must have both (PS3.3 C.8.2.1); without, stored values are HU only where the header says so.
-    if dataset.get(keyword) in (None, ""):
+    if _optional(dataset, keyword, name) is None:
         if dataset.get("RescaleType") == "HU":
             return identity
         raise ValueError(f"{name}: no {keyword} in the header, nor RescaleType HU: these are not known to be HU")

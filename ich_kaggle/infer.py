@@ -163,7 +163,6 @@ def make(one: Pass, logits: np.ndarray, table: pd.DataFrame, load: Callable, dev
             if budget.left < 0:
                 return
         logits[rows] = np.concatenate(found)
-        logits.flush()
         budget.rates[one.run] = (budget.now() - began) / n_rows
         n_open -= n_rows
         yield len(logits) - n_open

@@ -92,8 +92,9 @@ def fetch(kaggle: Connection, name: str, folder: Path) -> list[Path]:
         log_text, token = log_text or answer.log, answer.next_page_token
         for file in answer.files:
             path = inside(folder, file.file_name)
+            content = get(kaggle, file.url, file.file_name)
             with paths.writing(path) as temporary:
-                temporary.write_bytes(get(kaggle, file.url, file.file_name))
+                temporary.write_bytes(content)
             files.append(path)
         if not token:
             break

@@ -52,12 +52,12 @@ def predict_fold(
     """Write the predictions of fold `k`'s model into `folder`. Raises ValueError if it was fitted on other folds."""
     flags = f"--run {folder.parent.name} --fold {k}"
     model = models.load(paths.require(folder / "model.pt", flags), device)
-    table, fold = tables.read_slices(work_dir), folds.ensure(data_dir, work_dir, workers)
+    table, fold = tables.read_slices(work_dir), folds.ensure(data_dir, work_dir, max(1, workers))
     same = {"slices": tables.slices_hash(table), "folds": tables.folds_hash(fold)}
     options = folder / "options.json"
     remedy = f"run python -m ich_kaggle.train {flags} --overwrite"
     paths.same_settings(options, paths.read_json(options)["options"], same, remedy)
-    cache_dir = cache.ensure(data_dir, work_dir, model.config.cache_size, workers, model.config.crop)
+    cache_dir = cache.ensure(data_dir, work_dir, model.config.cache_size, max(1, workers), model.config.crop)
     is_test = (table.split == "test").to_numpy()
     rows = np.arange(len(table)) if all_slices else np.flatnonzero((fold == k) | is_test)
     loader = tasks.slice_loader(table.iloc[rows], cache_dir, model.config, batch_size=batch_size, workers=workers)
@@ -82,7 +82,7 @@ def predict(
     overwrite: bool = False,
 ) -> None:
     """Predict with the models of `run`, those folds left out that have been predicted with these settings."""
-    for k in train.chosen_folds(folds.ensure(data_dir, work_dir, workers), fold):
+    for k in train.chosen_folds(folds.ensure(data_dir, work_dir, max(1, workers)), fold):
         folder = paths.fold(work_dir, run, k)
         model = paths.require(folder / "model.pt", f"--run {run} --fold {k}")
         settings = {"views": views, "all_slices": all_slices, "model": paths.file_hash(model)}

@@ -17,6 +17,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 from scipy.special import expit
@@ -156,7 +157,8 @@ def start_fold(folder: Path, options: dict, *, overwrite: bool) -> bool:
         remedy = "give another --run, or --overwrite"
         paths.same_settings(path, paths.read_json(path)["options"], options, remedy)
     else:
-        versions = {name: version(name) for name in ("ich_kaggle", "torch", "timm", "numpy", "opencv-python-headless")}
+        versions = {name: version(name) for name in ("ich_kaggle", "torch", "timm", "numpy")}
+        versions["opencv"] = cv2.__version__  # its package has several names
         paths.write_json(path, {"options": options, "versions": versions, "commit": paths.git_commit()})
     if (folder / "model.pt").exists():
         (folder / "state.pt").unlink(missing_ok=True)
@@ -186,6 +188,7 @@ def _take(kind: type, settings: dict):
 
 def _ready(data_dir: Path | None, work_dir: Path, config: models.SliceConfig, workers: int) -> tuple:
     """Return the slice table, the fold of every slice and the folder of their cache, made where they are missing."""
+    workers = max(1, workers)  # 0: load in this process
     with distributed.first():
         fold = folds.ensure(data_dir, work_dir, workers)
         folder = cache.ensure(data_dir, work_dir, config.cache_size, workers, config.crop)

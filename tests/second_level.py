@@ -36,7 +36,7 @@ def write_slices(work_dir: Path, lengths: list[int], n_test: int = 2, seed: int 
         part["split"] = "test" if is_test else "train"
         part[list(LABELS)] = np.nan if is_test else lesions(rng, n)
         parts.append(part)
-    table = pd.concat(parts, ignore_index=True)[tables.SLICE_COLUMNS].astype({label: np.float32 for label in LABELS})
+    table = pd.concat(parts, ignore_index=True)[tables.SLICE_COLUMNS].astype(dict.fromkeys(LABELS, np.float32))
     tables.write_slices(work_dir, table, {})
     patients = table.patient_id[table.split == "train"].unique()
     tables.write_folds(work_dir, pd.DataFrame({"patient_id": patients, "fold": np.arange(len(patients)) % N_FOLDS}), {})

@@ -82,6 +82,25 @@ def test_cutout_blackens_one_rectangle_of_2_to_20_percent_and_leaves_the_source(
     assert (white == 255).all()
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_moving_the_lit_part_alone_is_moving_the_image(seed):
+    rng = np.random.default_rng(seed)
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[10:50, 4:44] = rng.integers(0, 256, (40, 40, 3))
+    move = Augment(vflip=0.5, shift=0.5, random_crop=0.3, window_jitter=0)
+    whole = cv2.warpAffine(image, augment.draw(move, np.random.default_rng(seed), 64, 48), (48, 48))
+    part = augment.apply(image, np.random.default_rng(seed), move, 48)
+    assert np.abs(whole.astype(int) - part).max() <= 2
+
+
+def test_the_lit_part_is_the_smallest_box_around_what_is_not_black():
+    assert augment.lit(LEFT) == (8, 20, 24, 40)
+
+
+def test_a_black_slice_stays_black():
+    assert not augment.apply(np.zeros_like(LEFT), np.random.default_rng(0), Augment(), 48).any()
+
+
 def test_one_channel_keeps_its_axis():
     assert augment.apply(LEFT[..., :1], np.random.default_rng(0), Augment(cutout=1), 48, 1).shape == (48, 48, 1)
 

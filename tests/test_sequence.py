@@ -187,7 +187,8 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(work_dir, monkeypatch, r
     monkeypatch.undo()
     run_sequence(work_dir, *flags)
     whole, resumed = (
-        torch.load(paths.fold(work_dir, run, 0) / "model.pt", weights_only=True)["weights"] for run in ("whole", "second")
+        torch.load(paths.fold(work_dir, run, 0) / "model.pt", weights_only=True)["weights"]
+        for run in ("whole", "second")
     )
     for a, b in zip(whole, resumed, strict=True):
         assert all(torch.equal(a[name], b[name]) for name in a)
@@ -301,7 +302,9 @@ def test_odd_series_have_answers_like_any_other(tmp_path, model, features):
     run_sequence(work_dir, "--model", model, "--features", features, on=["a"])
     for k in range(second_level.N_FOLDS):
         assert np.isfinite(oof(work_dir, "second", k)).all()
-        assert np.isfinite(pd.read_parquet(paths.fold(work_dir, "second", k) / "test.parquet")[list(LABELS)]).all().all()
+        assert (
+            np.isfinite(pd.read_parquet(paths.fold(work_dir, "second", k) / "test.parquet")[list(LABELS)]).all().all()
+        )
 
 
 def test_two_series_of_a_study_are_read_apart(first_level, tmp_path):

@@ -48,6 +48,11 @@ def test_a_finished_fold_leaves_its_model_log_and_options_and_nothing_else(work)
     assert {path.name for path in (work / "runs" / "a" / "fold0").iterdir()} == LEFT
 
 
+def test_without_workers_a_missing_cache_is_still_made(work):
+    run(work, "--cache-size", "48")
+    assert (work / "cache" / "48" / "cache.json").exists()
+
+
 def test_the_log_scores_all_held_out_slices_at_once(work):
     log = run(work, "--batch-size", "7")
     predict.main(["--work-dir", str(work), "--run", "a", "--fold", "0", "--views", "identity", "--workers", "0"])

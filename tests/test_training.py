@@ -206,6 +206,18 @@ def test_layers_nearer_to_the_image_learn_more_slowly_with_layer_decay():
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
+@pytest.mark.parametrize("clip", [1e-3, 1e9])
+def test_a_gradient_is_cut_to_its_norm_and_a_shorter_one_left(clip):
+    seen = []
+    run = Fit(net(), Recipe(epochs=1, clip=clip), 5, CPU)
+    step = run.optimizer.step
+    run.optimizer.step = lambda: seen.append([p.grad.clone() for p in run.model.parameters()]) or step()
+    run.start_epoch()
+    run.train_step(loss, tuple(next(iter(data()))))
+    norm = torch.cat([grad.flatten() for grad in seen[0]]).norm().item()
+    assert norm == pytest.approx(clip, rel=1e-2) if clip < 1 else norm > 1e-2
+
+
 def test_biases_and_norms_do_not_decay():
     groups = training.parameter_groups(net(), Recipe(weight_decay=0.3))
     assert [(group["weight_decay"], {p.ndim for p in group["params"]}) for group in groups] == [(0.3, {2}), (0.0, {1})]

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.special import expit
 
-from ich_kaggle import cache, dicom, infer, models, paths, tables, tasks, training, windows
+from ich_kaggle import cache, dicom, infer, models, paths, render, slices, tables, tasks, training, windows
 from ich_kaggle.labels import LABELS
 
 DATASET, SIZE = "ich-models", 512  # px
@@ -51,7 +51,7 @@ plt.show()
 # ## The study, from its lowest slice to its highest
 
 # %%
-images = [cache.image_of((data.root / path).read_bytes(), path, SIZE) for path in study.path]
+images = [render.picture((data.root / path).read_bytes(), path, SIZE).image for path in study.path]
 figure, axes = plt.subplots(-(-len(images) // 8), 8, figsize=(14, 1.8 * -(-len(images) // 8)), squeeze=False)
 for axis in axes.flat:
     axis.axis("off")
@@ -69,6 +69,7 @@ first = infer.plan(infer.read_models(dataset), dataset)[0]
 device = training.pick_device("auto")
 model = models.load(first.path, device)
 tables.write_slices(work / "study", study, {"data_dir": str(data.root)})
+slices.write_defects(work / "study", slices.read_defects(work))
 folder = cache.ensure(None, work / "study", model.config.cache_size, 4, model.config.crop)
 loader = tasks.slice_loader(study, folder, model.config, batch_size=32, workers=0)
 probability = expit(training.predict(model, loader, device))

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ich_kaggle import cache, datasets, folds, models, tables, tasks, training
 from ich_kaggle.labels import LABELS
 
-SIZE, BATCH, STEPS = 128, 16, 6
+SIZE, BATCH, STEPS = 224, 16, 4
 
 
 class Ready(TensorDataset):
