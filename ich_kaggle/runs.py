@@ -20,6 +20,11 @@ def files(runs: list[str], k: int, features: str, n_folds: list[int]) -> list[st
     return oof + [f"{run}/fold{k}/test.parquet" for run in runs]
 
 
+def logits(probability: np.ndarray) -> np.ndarray:
+    """Return the logits of `probability`, float32, none beyond those of CLIP and of 1 - CLIP."""
+    return logit(np.clip(probability, CLIP, 1 - CLIP)).astype(np.float32)
+
+
 def oof_logits(work_dir: Path, run: str, k: int, table: pd.DataFrame, fold: np.ndarray) -> np.ndarray:
     """Return the logits of all slices, float32 (n_slices, 6): out of fold, and of test slices by fold `k`'s model.
 
@@ -30,7 +35,7 @@ def oof_logits(work_dir: Path, run: str, k: int, table: pd.DataFrame, fold: np.n
         path = paths.fold(work_dir, run, k) / "test.parquet" if j < 0 else paths.fold(work_dir, run, j) / "oof.parquet"
         ids = table.slice_id[fold == j].to_numpy()
         out[fold == j] = tables.read_predictions(path, ids, f"--run {run} --fold {k if j < 0 else j}")
-    return logit(np.clip(out, CLIP, 1 - CLIP))
+    return logits(out)
 
 
 def embeddings(work_dir: Path, run: str, k: int, table: pd.DataFrame) -> np.ndarray:

@@ -6,18 +6,19 @@ The folds are those of the runs it reads. Fold k is fitted on the slices of the 
                     is read as an out-of-fold slice is: through the logits of one model, that of fold k.
   --features fold   the embeddings and logits of fold k's own first level, which was fitted on the slices that the
                     second level is fitted on, but not on fold k: it is surer of the former than of the latter.
---model gru and conv are networks over a series, stack is gradient boosting on a slice's neighbours, smooth a Gaussian
-for each label along z. The boosters of stack aren't kept, only what they predict: the same options make them again.
+--model smooth is a Gaussian for each label along z; the others start from it. gru and conv are networks over a series,
+stack is gradient boosting on a slice's neighbours. The boosters of stack aren't kept, only what they predict: the same
+options make them again.
 
 Reads:   work/runs/<run>/fold<k>/  oof.parquet, test.parquet, and for --features fold model.pt, embeddings.npy
          (predicted first where nothing is)
-Writes:  work/runs/<run>/fold<k>/  options.json, oof.parquet, test.parquet, predict.json, and
-         gru, conv: model.pt, log.csv; smooth: widths.json (mm)
+Writes:  work/runs/<run>/fold<k>/  options.json, widths.json (mm), oof.parquet, test.parquet, predict.json, and for
+         gru and conv model.pt, log.csv
 Example: python -m ich_kaggle.sequence --on cpu resnet50 --model gru --seeds 4
 """
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,7 @@ def read_inputs(
     return series.Inputs(
         embeddings,
         np.stack(logits, axis=1),
+        np.mean(logits, axis=0),
         tables.targets(table),
         table.position.to_numpy(float),
         spans.number(table.series_id),
@@ -183,18 +185,18 @@ def by_network(
 
 def by_stack(inputs: series.Inputs, fitted: np.ndarray, options: dict) -> np.ndarray:
     """Return the probabilities of the slices that aren't `fitted`, (n, 6), by boosters that are."""
-    seen = stacking.features(expit(inputs.logits), inputs.position, inputs.series, inputs.study)
+    seen = stacking.features(expit(inputs.logits), expit(inputs.smoothed), inputs.position, inputs.series, inputs.study)
     target, seeds = inputs.target[fitted], list(_seeds(options))
     return stacking.fit_predict(seen[fitted], target, seen[~fitted], rounds=options["rounds"], seeds=seeds)
 
 
-def by_smooth(inputs: series.Inputs, fitted: np.ndarray, folder: Path) -> np.ndarray:
-    """Return the smoothed probabilities of the slices that aren't `fitted`, (n, 6), by the widths best for those."""
+def smoothed(inputs: series.Inputs, fitted: np.ndarray, folder: Path) -> np.ndarray:
+    """Return the probabilities of all slices, (n_slices, 6), smoothed by the widths best for those `fitted`."""
     values = expit(inputs.logits).mean(axis=1)
     place = inputs.position, inputs.series
     widths = smoothing.fit_widths(inputs.target[fitted], values[fitted], *(part[fitted] for part in place))
     paths.write_json(folder / "widths.json", dict(zip(LABELS, widths.tolist(), strict=True)))
-    return smoothing.smooth_labels(values, *place, widths)[~fitted]
+    return smoothing.smooth_labels(values, *place, widths)
 
 
 def write_fold(k: int, folder: Path, table: pd.DataFrame, fold: np.ndarray, inputs: series.Inputs, **how) -> None:
@@ -215,8 +217,10 @@ def second_level(
     inputs: series.Inputs, fitted: np.ndarray, folder: Path, *, options: dict, reads: dict[str, str], device: str
 ) -> np.ndarray:
     """Return the probabilities of the slices that aren't `fitted`, (n, 6), fitted on those that are."""
+    probability = smoothed(inputs, fitted, folder)
     if options["model"] == "smooth":
-        return by_smooth(inputs, fitted, folder)
+        return probability[~fitted]
+    inputs = replace(inputs, smoothed=runs.logits(probability))
     if options["model"] == "stack":
         return by_stack(inputs, fitted, options)
     return by_network(inputs, fitted, folder, options, reads, device)

@@ -108,8 +108,8 @@ KINDS = {"gru": GRU, "conv": Conv}
 class SequenceModel(nn.Module):
     """A series.Batch -> logits (n, 6), and those of the auxiliary loss.
 
-    What is known of a slice is a projection of each run's embedding and the logits, with their differences to the
-    previous and the next slice, and its place. The answer is added to the mean of the runs' logits.
+    What is known of a slice is a projection of each run's embedding, the logits of each run and the smoothed ones, with
+    their differences to the previous and the next slice, and its place. The answer is added to the smoothed logits.
     """
 
     def __init__(self, config: SequenceConfig):
@@ -119,7 +119,7 @@ class SequenceModel(nn.Module):
             nn.Sequential(nn.LayerNorm(size), nn.Linear(size, config.hidden), nn.ReLU(), nn.Dropout(config.dropout))
             for size in config.embedding_sizes
         )
-        n_logits = len(LABELS) * config.n_runs
+        n_logits = len(LABELS) * (config.n_runs + 1)
         n_inputs = 3 * (config.hidden * len(config.embedding_sizes) + n_logits) + 3
         self.enter = nn.Sequential(nn.Linear(n_inputs, 2 * config.hidden), nn.ReLU())
         self.body = KINDS[config.kind](config.hidden, config.dropout)
@@ -127,14 +127,15 @@ class SequenceModel(nn.Module):
         self.head = nn.Linear(2 * config.hidden, len(LABELS))
         self.auxiliary = nn.Linear(2 * config.hidden, len(LABELS))
         self.scale = nn.Parameter(torch.ones(len(LABELS)))
-        for head in (self.head, self.auxiliary):  # so that fitting starts from the runs it reads
+        for head in (self.head, self.auxiliary):  # so that fitting starts from the smoothed logits
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 
     def read(self, batch) -> torch.Tensor:
         """Return what the network sees of each slice: (n, n_inputs)."""
         projected = [layer(part.float()) for layer, part in zip(self.projections, batch.embeddings, strict=True)]
-        own = torch.cat([*projected, batch.logits.flatten(1) / LOGIT_SCALE], 1)
+        logits = torch.cat([batch.logits.flatten(1), batch.smoothed], 1) / LOGIT_SCALE
+        own = torch.cat([*projected, logits], 1)
         series = number(batch.length)
         differences = [own - own[beside(series, offset)[0]] for offset in (-1, 1)]
         return torch.cat([own, *differences, batch.place], 1)
@@ -145,19 +146,16 @@ class SequenceModel(nn.Module):
         first, last = self.body(x, batch.length)
         return first, last + x
 
-    def mean(self, batch) -> torch.Tensor:
-        return batch.logits.mean(1) * self.scale
-
     def forward(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
         first, last = self.features(batch)
-        mean = self.mean(batch)
-        return mean + self.head(self.dropout(last)), mean + self.auxiliary(self.dropout(first))
+        start = batch.smoothed * self.scale
+        return start + self.head(self.dropout(last)), start + self.auxiliary(self.dropout(first))
 
     def outputs(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits (n, 6) and features (n, 2 hidden), the mean over reading the series from either end."""
         flipped, rows = batch.flip()
         features = (self.features(batch)[1] + self.features(flipped)[1][rows]) / 2
-        return self.mean(batch) + self.head(features), features
+        return batch.smoothed * self.scale + self.head(features), features
 
 
 def save(path: Path, models: list[SequenceModel], reads: dict[str, str]) -> None:

@@ -4,7 +4,7 @@ Rows of several series stand one after another, so that a batch is as long as it
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ class Inputs:
 
     embeddings: list[np.ndarray]  # a run each: float16 (n_slices, d), memory-mapped; empty for out-of-fold features
     logits: np.ndarray  # float32 (n_slices, n_runs, 6)
+    smoothed: np.ndarray  # float32 (n_slices, 6): logits that fitting starts from
     target: np.ndarray  # float32 (n_slices, 6)
     position: np.ndarray  # mm (n_slices,)
     series: np.ndarray  # int (n_slices,), spans.number
@@ -45,6 +46,7 @@ class Batch:
 
     embeddings: list[torch.Tensor]  # a run each: (n, d)
     logits: torch.Tensor  # (n, n_runs, 6)
+    smoothed: torch.Tensor  # (n, 6)
     place: torch.Tensor  # (n, 3): gap to the previous and next slice in cm, 0 at the ends; relative position
     length: torch.Tensor  # (n_series,)
 
@@ -53,8 +55,8 @@ class Batch:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         embeddings = [part.to(device, non_blocking=non_blocking) for part in self.embeddings]
-        rest = (part.to(device, non_blocking=non_blocking) for part in (self.logits, self.place, self.length))
-        return Batch(embeddings, *rest)
+        rest = (self.logits, self.smoothed, self.place, self.length)
+        return Batch(embeddings, *(part.to(device, non_blocking=non_blocking) for part in rest))
 
     def flip(self) -> tuple["Batch", torch.Tensor]:
         """Return the batch with each series from its last slice to its first, and the rows in that order.
@@ -66,7 +68,7 @@ class Batch:
         rows = rows - torch.arange(len(rows), device=rows.device)
         embeddings = [part[rows] for part in self.embeddings]
         place = self.place[rows][:, [1, 0, 2]]
-        return replace(self, embeddings=embeddings, logits=self.logits[rows], place=place), rows
+        return Batch(embeddings, self.logits[rows], self.smoothed[rows], place, self.length), rows
 
 
 def draw_rows(start: int, stop: int, augment: Augment, rng: np.random.Generator) -> np.ndarray:
@@ -89,7 +91,7 @@ def draw_dropped(n_runs: int, augment: Augment, rng: np.random.Generator) -> np.
 
 
 class SeriesDataset(Dataset):
-    """The `numbers`-th series of `inputs`, each as embeddings, logits, place, target and rows.
+    """The `numbers`-th series of `inputs`, each as embeddings, logits, smoothed logits, place, target and rows.
 
     An item is asked for as (epoch, index): what is drawn for it depends on nothing else but the seed.
     """
@@ -114,15 +116,15 @@ class SeriesDataset(Dataset):
             embeddings = [part * np.float16(not gone) for part, gone in zip(embeddings, dropped, strict=False)]
         gap = np.abs(np.diff(self.inputs.position[rows])) / 10
         place = np.column_stack([np.append(0, gap), np.append(gap, 0), self.relative[rows]]).astype(np.float32)
-        return embeddings, logits, place, self.inputs.target[rows], rows
+        return embeddings, logits, self.inputs.smoothed[rows], place, self.inputs.target[rows], rows
 
 
 def join(items: list[tuple]) -> tuple[Batch, torch.Tensor, torch.Tensor]:
     """Return the items of a SeriesDataset as one batch, with the target, (n, 6), and the rows, (n,), of its slices."""
-    embeddings, logits, place, target, rows = zip(*items, strict=True)
+    embeddings, *rest, target, rows = zip(*items, strict=True)
     embeddings = [_cat(parts) for parts in zip(*embeddings, strict=True)]
     length = torch.tensor([len(part) for part in rows])
-    return Batch(embeddings, _cat(logits), _cat(place), length), _cat(target), _cat(rows)
+    return Batch(embeddings, *map(_cat, rest), length), _cat(target), _cat(rows)
 
 
 def _cat(parts: Sequence[np.ndarray]) -> torch.Tensor:

@@ -19,10 +19,12 @@ SETTINGS = dict(
 )
 
 
-def features(probability: np.ndarray, position: np.ndarray, series: np.ndarray, study: np.ndarray) -> np.ndarray:
+def features(
+    probability: np.ndarray, smoothed: np.ndarray, position: np.ndarray, series: np.ndarray, study: np.ndarray
+) -> np.ndarray:
     """Return what the booster sees of each slice: float32 (n, n_features).
 
-    `probability` is (n, n_runs, 6), `position` in mm; `series` and `study` number the rows (spans.number). A slice has
+    `probability` is (n, n_runs, 6), `smoothed` (n, 6), `position` in mm; `series` and `study` number the rows (spans.number). A slice has
     the probabilities of the slices up to REACH positions away in its series (contexts.neighbours), their maxima and
     means over the study, its place between the ends of the series, its distance to both in slices, and their number.
     """
@@ -32,7 +34,7 @@ def features(probability: np.ndarray, position: np.ndarray, series: np.ndarray, 
     n_slices = stop - start
     highest = np.repeat(np.maximum.reduceat(flat, start), n_slices, axis=0)
     mean = np.repeat(np.add.reduceat(flat, start) / n_slices[:, None], n_slices, axis=0)
-    return np.concatenate([around, highest, mean, _place(position, series)], axis=1, dtype=np.float32)
+    return np.concatenate([around, highest, mean, smoothed, _place(position, series)], axis=1, dtype=np.float32)
 
 
 def _place(position: np.ndarray, series: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ def made_inputs(lengths=LENGTHS, n_runs=2, sizes=(5, 3)) -> series.Inputs:
     return series.Inputs(
         [rng.normal(size=(n, size)).astype(np.float16) for size in sizes],
         rng.normal(size=(n, n_runs, 6)).astype(np.float32),
+        rng.normal(size=(n, 6)).astype(np.float32),
         (rng.random((n, 6)) < 0.3).astype(np.float32),
         np.concatenate([np.arange(length) * 5.0 for length in lengths]),
         numbers,
@@ -31,7 +32,7 @@ def test_a_batch_is_as_long_as_its_slices_whatever_the_longest_series_is():
 def test_the_gaps_are_centimetres_to_either_neighbour_and_0_at_the_ends_and_between_repeated_positions():
     inputs = made_inputs((4,))
     inputs.position[:] = [0, 5, 5, 20]
-    place = series.SeriesDataset(inputs, np.arange(1))[0, 0][2]
+    place = series.SeriesDataset(inputs, np.arange(1))[0, 0][3]
     assert place[:, 0] == pytest.approx([0, 0.5, 0, 1.5])
     assert place[:, 1] == pytest.approx([0.5, 0, 1.5, 0])
     assert place[:, 2] == pytest.approx([0, 0.25, 0.25, 1])

@@ -10,7 +10,9 @@ def seen(probability, *, series=None, study=None):
     n = len(probability)
     series = np.zeros(n, int) if series is None else series
     study = series if study is None else study
-    return stacking.features(np.asarray(probability, float).reshape(n, 1, 1), np.arange(n) * 5.0, series, study)
+    return stacking.features(
+        np.asarray(probability, float).reshape(n, 1, 1), np.full((n, 1), 0.6), np.arange(n) * 5.0, series, study
+    )
 
 
 def test_a_slice_sees_its_neighbours_in_order_and_the_last_slice_past_an_end():
@@ -31,7 +33,7 @@ def test_the_place_of_a_slice_is_its_share_both_distances_and_the_number_of_slic
 
 def test_a_series_of_one_slice_has_no_neighbour_but_itself():
     table = seen([0.3, 0.7], series=np.arange(2))
-    assert table[0] == pytest.approx([0.3] * N_AROUND + [0.3, 0.3, 0.5, 0, 0, 1])
+    assert table[0] == pytest.approx([0.3] * N_AROUND + [0.3, 0.3, 0.6, 0.5, 0, 0, 1])
 
 
 def test_another_seed_gives_other_boosters_and_the_same_seed_the_same():

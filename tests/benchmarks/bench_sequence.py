@@ -47,7 +47,7 @@ def made_inputs(folder: Path, n_series: int, size: int) -> series.Inputs:
     target = (rng.random((n, 6)) < 0.1).astype(np.float32)
     logits = (4 * target - 3 + rng.normal(0, 1.5, target.shape)).astype(np.float32)[:, None]
     position = 5.0 * (np.arange(n) - np.repeat(np.cumsum(length) - length, length))
-    return series.Inputs(embeddings, logits, target, position, number, number)
+    return series.Inputs(embeddings, logits, logits[:, 0], target, position, number, number)
 
 
 def pad(batch: tuple) -> tuple:
@@ -63,7 +63,12 @@ def pad(batch: tuple) -> tuple:
     length = torch.full_like(inputs.length, LONGEST)
     embeddings = [longer(part) for part in inputs.embeddings]
     inputs = replace(
-        inputs, embeddings=embeddings, logits=longer(inputs.logits), place=longer(inputs.place), length=length
+        inputs,
+        embeddings=embeddings,
+        logits=longer(inputs.logits),
+        smoothed=longer(inputs.smoothed),
+        place=longer(inputs.place),
+        length=length,
     )
     return inputs, longer(target), mask
 
@@ -96,7 +101,13 @@ def booster(folder: Path, n_slices: int = 752_803) -> str:
     inputs = made_inputs(folder, 21_744, 0)
     rows = slice(0, n_slices)
     began = time.perf_counter()
-    seen = stacking.features(expit(inputs.logits[rows]), inputs.position[rows], inputs.series[rows], inputs.study[rows])
+    seen = stacking.features(
+        expit(inputs.logits[rows]),
+        expit(inputs.smoothed[rows]),
+        inputs.position[rows],
+        inputs.series[rows],
+        inputs.study[rows],
+    )
     made = time.perf_counter() - began
     stacking.fit_predict(seen, inputs.target[rows], seen[:1000], rounds=150, seeds=[0])
     seconds = time.perf_counter() - began
