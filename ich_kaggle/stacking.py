@@ -24,7 +24,8 @@ def features(
 ) -> np.ndarray:
     """Return what the booster sees of each slice: float32 (n, n_features).
 
-    `probability` is (n, n_runs, 6), `smoothed` (n, 6), `position` in mm; `series` and `study` number the rows (spans.number). A slice has
+    `probability` is (n, n_runs, 6), `smoothed` (n, 6), `position` in mm; `series` and `study` number the rows
+    (spans.number). A slice has
     the probabilities of the slices up to REACH positions away in its series (contexts.neighbours), their maxima and
     means over the study, its place between the ends of the series, its distance to both in slices, and their number.
     """
