@@ -20,6 +20,7 @@ import pandas as pd
 
 from ich_kaggle import archive, cli, crop, ledger, parallel, paths, png, render, slices, tables, windows
 from ich_kaggle.archive import Member
+from ich_kaggle.dicom import Encoding, Plain
 
 BATCH = 32  # slices in a task of one worker
 CROPS = ("none", "study")
@@ -28,22 +29,22 @@ TILE = 160  # px of a slice on a contact sheet
 
 
 def _cache_batch(
-    data: paths.Data, batch: list[tuple[str, Member]], folder: Path, size: int, spacing: float | None
+    data: paths.Data, batch: list[tuple[str, Member, Plain]], folder: Path, size: int, spacing: float | None
 ) -> tuple[list[ledger.Line], int, int]:
     """Cache the slices of `batch`, cut to their head where a `spacing` (mm) is given; return their ledger's lines."""
     cv2.setNumThreads(1)
     # A second reading of a study, from the page cache, costs less than to hold a thousand slices.
-    box = render.study_box(data, [member for _, member in batch], spacing) if spacing else None
+    box = render.study_box(data, [one[1:] for one in batch], spacing) if spacing else None
     lines = []
-    for slice_id, member in batch:
+    for slice_id, member, plain in batch:
         content = data.read(member)
-        made = render.picture(content, member.path, size, box)
+        made = render.picture(content, member.path, size, box, plain)
         encoded = png.encode(made.image)
         with paths.writing(paths.cached(folder, slice_id)) as temporary:
             temporary.write_bytes(encoded)
         sums = archive.crc32(content), archive.crc32(encoded)
         lines.append(ledger.Line(slice_id, member.stamp, *sums, *made.box, made.defect))
-    return lines, len(batch), sum(member.size for _, member in batch)
+    return lines, len(batch), sum(member.size for _, member, _ in batch)
 
 
 def _to_cache(table: pd.DataFrame, crop_by: str, is_missing: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:
@@ -58,14 +59,18 @@ def _to_cache(table: pd.DataFrame, crop_by: str, is_missing: np.ndarray) -> tupl
     return table[is_wanted], groups[is_wanted]
 
 
-def _members(table: pd.DataFrame) -> list[tuple[str, Member]]:
-    columns = [table[field].tolist() for field in Member._fields]
-    return list(zip(table.slice_id, map(Member._make, zip(*columns, strict=True)), strict=True))
+def _batch(table: pd.DataFrame) -> list[tuple[str, Member, Plain]]:
+    members, where, how = (
+        zip(*(table[column].tolist() for column in columns), strict=True)
+        for columns in (Member._fields, Plain._fields[:-1], Encoding._fields)
+    )
+    plain = (Plain(*a, Encoding(*b)) for a, b in zip(where, how, strict=True))
+    return list(zip(table.slice_id, map(Member._make, members), plain, strict=True))
 
 
-def _sources(data: paths.Data, batch: list[tuple[str, Member]]) -> tuple[list[tuple[str, int]], int, int]:
-    sums = [(slice_id, archive.crc32(data.read(member))) for slice_id, member in batch]
-    return sums, len(batch), sum(member.size for _, member in batch)
+def _sources(data: paths.Data, batch: list[tuple[str, Member, Plain]]) -> tuple[list[tuple[str, int]], int, int]:
+    sums = [(slice_id, archive.crc32(data.read(member))) for slice_id, member, _ in batch]
+    return sums, len(batch), sum(member.size for _, member, _ in batch)
 
 
 def recheck(data: paths.Data, table: pd.DataFrame, held: pd.DataFrame, folder: Path, workers: int) -> pd.DataFrame:
@@ -75,7 +80,7 @@ def recheck(data: paths.Data, table: pd.DataFrame, held: pd.DataFrame, folder: P
     """
     known = table[table.slice_id.isin(held.index)].set_index("slice_id", drop=False)
     known = known[known.stamp != held.stamp.reindex(known.index)]
-    tasks = ((data, _members(known.iloc[i : i + BATCH])) for i in range(0, len(known), BATCH))
+    tasks = ((data, _batch(known.iloc[i : i + BATCH])) for i in range(0, len(known), BATCH))
     for sums in parallel.work(_sources, tasks, len(known), "check changed files", workers):
         for slice_id, source in sums:
             if source != held.source[slice_id]:
@@ -108,7 +113,7 @@ def complete(data: paths.Data, table: pd.DataFrame, folder: Path, *, size: int, 
     ledger.write(folder, held)
     todo, groups = _to_cache(table, crop_by, ~table.slice_id.isin(held.index).to_numpy())
     tasks = (
-        (data, _members(part), folder, size, part.row_spacing.iloc[0] if crop_by == "study" else None)
+        (data, _batch(part), folder, size, part.row_spacing.iloc[0] if crop_by == "study" else None)
         for _, part in todo.groupby(groups, sort=False)
     )
     with ledger.appending(folder) as append:
@@ -221,8 +226,8 @@ def show(data: paths.Data, work_dir: Path, folder: Path, study_id: str) -> Path:
     images = [render.resize(png.read(paths.cached(folder, slice_id)), TILE) for slice_id in study.slice_id]
     rows = [render.sheet(images)]
     if folder.name.endswith("-study"):
-        whole = zip(_members(study), boxes, strict=True)
-        drawn = [render.outlined(data.read(member), member.path, TILE, box) for (_, member), box in whole]
+        whole = zip(_batch(study), boxes, strict=True)
+        drawn = [render.outlined(data.read(member), member.path, TILE, box) for (_, member, _), box in whole]
         rows.append(render.sheet([image[..., 2:] for image in drawn]))
     path = paths.sheet(work_dir, study_id)
     with paths.writing(path) as temporary:

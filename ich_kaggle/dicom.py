@@ -1,11 +1,10 @@
-"""One CT slice in DICOM: where it lies, and its pixels in Hounsfield units.
+"""The pixels of one CT slice in DICOM, in Hounsfield units.
 
 Uncompressed slices (implicit, explicit, big endian, deflated) need no other package; RLE, JPEG lossless, JPEG-LS and
 JPEG 2000 go through pydicom's plug-ins, from the extra `codecs`. DICOM: https://www.dicomstandard.org/current
 """
 
 import io
-import math
 import zlib
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +27,8 @@ AIR = -1024  # HU: what pixels outside the scanner's field of view become
 PADDING_BELOW = -2000  # HU: no tissue lies here; the competition's padding is -2048 and -3024 HU
 HEAD_BYTES = 1 << 13  # more than the headers of plain CT take
 PLAIN = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+
+
 BROKEN = (EOFError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, zlib.error)
 UNREADABLE = (InvalidDicomError, *BROKEN)  # what pydicom raises for damaged files
 
@@ -42,18 +43,6 @@ PLAIN_CT = (
 )
 
 
-class Header(NamedTuple):
-    patient_id: str
-    study_id: str
-    series_id: str
-    position: float  # mm along the slice normal
-    tilt: float  # degrees between the slice normal and the z axis of the patient: the gantry's
-    rows: int  # px
-    columns: int  # px
-    row_spacing: float  # mm between rows
-    column_spacing: float  # mm between columns
-
-
 class Encoding(NamedTuple):
     """How stored values become HU; one look-up table serves every slice that shares it."""
 
@@ -61,7 +50,17 @@ class Encoding(NamedTuple):
     signed: bool
     slope: float
     intercept: float  # HU
-    padding: tuple[int, int] | None  # lowest and highest stored value that is padding
+    padding_low: int = 1  # stored value: from here ...
+    padding_high: int = 0  # ... to here is padding; none by default
+
+
+class Plain(NamedTuple):
+    """All it takes to map the pixels of a slice without its header."""
+
+    start: int  # byte of the first pixel in the file; 0 if they are not stored one after the other, little endian
+    rows: int
+    columns: int
+    code: Encoding
 
 
 def parse(content: bytes, name: str) -> pydicom.Dataset:
@@ -93,92 +92,72 @@ def _plain_head(content: bytes) -> tuple[pydicom.Dataset, int, int] | None:
     return dataset, start, int.from_bytes(content[start - 4 : start], order)
 
 
-def read_head(data: paths.Data, member: paths.Member) -> pydicom.Dataset:
-    """Return the header of a slice, reading no more of it than that takes; compressed pixels are decoded once.
+def read_head(data: paths.Data, member: paths.Member) -> tuple[pydicom.Dataset, int]:
+    """Return the header of a slice and the `start` of its `Plain`, reading no more of the file than that takes.
 
-    Raises ValueError naming the file if it is not DICOM, or ends before its pixels do, RuntimeError if it takes a
-    package that is missing.
+    Compressed pixels are decoded once. Raises ValueError naming the file if it is not DICOM, or ends before its pixels
+    do, RuntimeError if it takes a package that is missing.
     """
     if (plain := _plain_head(data.read(member, HEAD_BYTES))) is None:
-        return read_slice(data.read(member), member.path)[0]
+        return read_slice(data.read(member), member.path)[0], 0
     dataset, start, length = plain
     check_ct(dataset, member.path)
     _check_length(dataset, min(length, member.size - start), member.path)
-    return dataset
+    return dataset, start if dataset.file_meta.TransferSyntaxUID.is_little_endian else 0
 
 
 def _check_length(dataset: pydicom.Dataset, n_bytes: int, name: str) -> None:
-    rows, columns = int(_tag(dataset, "Rows", name)), int(_tag(dataset, "Columns", name))
+    rows, columns = int(tag(dataset, "Rows", name)), int(tag(dataset, "Columns", name))
     if not rows * columns:
         raise ValueError(f"{name}: {rows} rows and {columns} columns: no pixels")
     if n_bytes < (expected := 2 * rows * columns):
         raise ValueError(f"{name}: truncated: {n_bytes} bytes of pixels, {expected} expected")
 
 
-def read_header(dataset: pydicom.Dataset, name: str) -> Header:
-    """Return what the slice table holds of a slice.
-
-    The position is ImagePositionPatient along the normal, the cross product of the two direction cosines of
-    ImageOrientationPatient (PS3.3 C.7.6.2.1.1), to a thousandth of a millimetre, so that slices at one place tie on
-    every machine. Raises ValueError naming a tag that is missing or can't be.
-    """
-    directions = _numbers(dataset, "ImageOrientationPatient", 6, name)
-    normal = np.cross(directions[:3], directions[3:])
-    if not (length := np.linalg.norm(normal)):
-        raise ValueError(f"{name}: ImageOrientationPatient {directions.tolist()} is not two directions")
-    normal /= length
-    return Header(
-        str(_tag(dataset, "PatientID", name)),
-        str(_tag(dataset, "StudyInstanceUID", name)),
-        str(_tag(dataset, "SeriesInstanceUID", name)),
-        round(float(_numbers(dataset, "ImagePositionPatient", 3, name) @ normal), 3) + 0.0,
-        round(math.degrees(math.acos(min(1.0, abs(normal[2])))), 3),
-        int(_tag(dataset, "Rows", name)),
-        int(_tag(dataset, "Columns", name)),
-        *_numbers(dataset, "PixelSpacing", 2, name).tolist(),
-    )
-
-
-def _optional(dataset: pydicom.Dataset, keyword: str, name: str):
+def optional(dataset: pydicom.Dataset, keyword: str, name: str):
+    """Return the value of a tag, None where it is missing or empty. Raises ValueError naming one that is damaged."""
     try:
-        with disable_value_validation():
-            value = dataset.get(keyword)
+        value = dataset.get(keyword)
     except UNREADABLE as error:
         raise ValueError(f"{name}: {keyword} can't be read ({error})") from error
     return None if value == "" else value
 
 
-def _tag(dataset: pydicom.Dataset, keyword: str, name: str):
-    if (value := _optional(dataset, keyword, name)) is None:
+def tag(dataset: pydicom.Dataset, keyword: str, name: str):
+    """Return the value of a tag. Raises ValueError naming one that is missing or empty."""
+    if (value := optional(dataset, keyword, name)) is None:
         raise ValueError(f"{name}: no {keyword} in the header")
     return value
 
 
-def _numbers(dataset: pydicom.Dataset, keyword: str, n: int, name: str) -> np.ndarray:
-    value = _tag(dataset, keyword, name)
+def numbers(dataset: pydicom.Dataset, keyword: str, n: int, name: str) -> np.ndarray:
+    """Return the `n` finite numbers of a tag. Raises ValueError naming one that has others."""
+    value = tag(dataset, keyword, name)
     try:
-        numbers = np.array(value, float).reshape(n)
+        found = np.array(value, float).reshape(n)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name}: {keyword} is {value}, not {n} numbers") from error
-    if not np.isfinite(numbers).all():
+    if not np.isfinite(found).all():
         raise ValueError(f"{name}: {keyword} is {value}, not {n} numbers")
-    return numbers
+    return found
 
 
+@disable_value_validation()  # the competition's UIDs are none
 def check_ct(dataset: pydicom.Dataset, name: str) -> None:
     """Raise ValueError naming the tag if this is not one plain CT slice: a localizer, a report, a multi-frame ..."""
     for keyword, allowed, absent in PLAIN_CT:
-        found = _optional(dataset, keyword, name)
+        found = optional(dataset, keyword, name)
         found = absent if found is None else found
         if found not in allowed:
             raise ValueError(f"{name}: {keyword} is {found}, not {' or '.join(map(str, allowed))}: not a CT slice")
-    if "LOCALIZER" in (_optional(dataset, "ImageType", name) or ()):  # PS3.3 C.8.2.1.1.1
+    if "LOCALIZER" in (optional(dataset, "ImageType", name) or ()):  # PS3.3 C.8.2.1.1.1
         raise ValueError(f"{name}: ImageType says LOCALIZER: not a CT slice")
-    bits, high = int(_tag(dataset, "BitsStored", name)), _optional(dataset, "HighBit", name)
+    bits, high = int(tag(dataset, "BitsStored", name)), optional(dataset, "HighBit", name)
     if not 1 <= bits <= 16 or (high is not None and high != bits - 1):  # PS3.5 8.1.1
         raise ValueError(f"{name}: BitsStored {bits} with HighBit {high}: not a CT slice")
 
 
+@disable_value_validation()
 def encoding(dataset: pydicom.Dataset, name: str) -> Encoding:
     """Return how a slice that was read here stores HU. Raises ValueError naming the tag if it does not say so.
 
@@ -188,12 +167,12 @@ def encoding(dataset: pydicom.Dataset, name: str) -> Encoding:
     slope, intercept = (_rescale(dataset, keyword, identity, name) for keyword, identity in RESCALE)
     if slope == 0:
         raise ValueError(f"{name}: RescaleSlope is 0")
-    padding = None
-    if (first := _optional(dataset, "PixelPaddingValue", name)) is not None:
-        last = _optional(dataset, "PixelPaddingRangeLimit", name)
-        padding = (int(first), int(first if last is None else last))
-    signed = bool(_tag(dataset, "PixelRepresentation", name))
-    return Encoding(int(dataset.BitsStored), signed, slope, intercept, padding)
+    code = Encoding(int(dataset.BitsStored), bool(tag(dataset, "PixelRepresentation", name)), slope, intercept)
+    if (first := optional(dataset, "PixelPaddingValue", name)) is None:
+        return code
+    last = optional(dataset, "PixelPaddingRangeLimit", name)
+    low, high = sorted(_values(np.array([first, first if last is None else last], int), code).tolist())
+    return code._replace(padding_low=low, padding_high=high)
 
 
 RESCALE = (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
@@ -201,11 +180,11 @@ RESCALE = (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
 
 def _rescale(dataset: pydicom.Dataset, keyword: str, identity: float, name: str) -> float:
     # CT must have both (PS3.3 C.8.2.1); without, stored values are HU only where the header says so.
-    if _optional(dataset, keyword, name) is None:
+    if optional(dataset, keyword, name) is None:
         if dataset.get("RescaleType") == "HU":
             return identity
         raise ValueError(f"{name}: no {keyword} in the header, nor RescaleType HU: these are not known to be HU")
-    return float(_numbers(dataset, keyword, 1, name)[0])
+    return float(numbers(dataset, keyword, 1, name)[0])
 
 
 @lru_cache(maxsize=64)
@@ -219,10 +198,7 @@ def hu_table(code: Encoding) -> np.ndarray:
     hu = code.slope * stored + code.intercept
     if _has_wrong_intercept(code):
         hu = code.slope * ((stored + 1000) % 4096) - 1000
-    if code.padding is not None:
-        low, high = sorted(_values(np.array(code.padding), code))
-        hu[(low <= stored) & (stored <= high)] = AIR
-    hu[hu <= PADDING_BELOW] = AIR
+    hu[((code.padding_low <= stored) & (stored <= code.padding_high)) | (hu <= PADDING_BELOW)] = AIR
     whole = np.array_equal(hu, np.rint(hu)) and np.abs(hu).max() < 1 << 15
     hu = hu.astype(np.int16 if whole else np.float32)
     hu.flags.writeable = False
@@ -249,10 +225,10 @@ def read_slice(content: bytes, name: str) -> tuple[pydicom.Dataset, np.ndarray]:
     plain = _plain_head(content)
     dataset = parse(content, name) if plain is None else plain[0]
     check_ct(dataset, name)
-    syntax = _tag(dataset.file_meta, "TransferSyntaxUID", name)
+    syntax = tag(dataset.file_meta, "TransferSyntaxUID", name)
     if plain is None and syntax not in UncompressedTransferSyntaxes:
         return dataset, _decoded(dataset, name)
-    pixels = memoryview(content)[plain[1] :][: plain[2]] if plain else _tag(dataset, "PixelData", name)
+    pixels = memoryview(content)[plain[1] :][: plain[2]] if plain else tag(dataset, "PixelData", name)
     _check_length(dataset, len(pixels), name)
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     words = np.frombuffer(pixels, "<u2" if syntax.is_little_endian else ">u2", rows * columns)
@@ -260,7 +236,7 @@ def read_slice(content: bytes, name: str) -> tuple[pydicom.Dataset, np.ndarray]:
 
 
 def _decoded(dataset: pydicom.Dataset, name: str) -> np.ndarray:
-    _tag(dataset, "PixelData", name)
+    tag(dataset, "PixelData", name)
     try:
         return np.ascontiguousarray(dataset.pixel_array).view(np.uint16)
     except RuntimeError as error:
@@ -272,7 +248,19 @@ def _decoded(dataset: pydicom.Dataset, name: str) -> np.ndarray:
         raise ValueError(f"{name}: the pixels can't be decoded ({error})") from error
 
 
+def read_words(content: bytes, name: str, plain: Plain | None = None) -> tuple[np.ndarray, Encoding]:
+    """Return the stored words of the slice in `content`, uint16 (rows, columns), and how they become HU.
+
+    What `plain` tells is not read from the header again, which is a quarter of the time that caching takes.
+    """
+    if plain is not None and plain.start:
+        words = np.frombuffer(content, "<u2", plain.rows * plain.columns, plain.start)
+        return words.reshape(plain.rows, plain.columns), plain.code
+    dataset, words = read_slice(content, name)
+    return words, encoding(dataset, name)
+
+
 def read_hu(path: Path) -> np.ndarray:
     """Return the slice in the file `path` in HU: int16, or float32 where that can't hold it, (rows, columns)."""
-    dataset, words = read_slice(path.read_bytes(), str(path))
-    return hu_table(encoding(dataset, str(path)))[words]
+    words, code = read_words(path.read_bytes(), str(path))
+    return hu_table(code)[words]

@@ -53,10 +53,16 @@ class Data:
             raise FileNotFoundError(f"{self.root}: {name} is missing: download the competition's data again") from error
 
     def read(self, member: Member, limit: int = -1) -> bytes:
-        """Return a file of the data, or its first `limit` bytes. Raises ValueError if the zip is damaged there."""
+        """Return a file of the data, or its first `limit` bytes.
+
+        Raises ValueError if the zip is damaged there, or the file is no longer the one that was listed.
+        """
         if self.is_zip:
             return archive.read(self.root, member, limit)
         with (self.root / member.path).open("rb", buffering=0) as file:
+            if member.stamp and os.fstat(file.fileno()).st_mtime_ns != member.stamp:
+                again = "run python -m ich_kaggle.slices --overwrite"
+                raise ValueError(f"{self.root}: {member.path} has changed since it was scanned: {again}")
             return file.read(limit)
 
     def members(self, split: str) -> list[Member]:
@@ -187,16 +193,17 @@ def require(path: Path, flags: str = "") -> Path:
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; move it into place if all went well, else remove it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
         temporary.replace(path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say where
-        raise
-    finally:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)  # a full disk does not say where
+        raise
 
 
 def write_json(path: Path, content: dict) -> None:

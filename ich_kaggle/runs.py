@@ -12,11 +12,11 @@ from ich_kaggle.labels import LABELS
 CLIP = 1e-6  # probabilities are read as logits between those of CLIP and of 1 - CLIP
 
 
-def files(runs: list[str], k: int, features: str, n_folds: list[int]) -> list[str]:
-    """Return the files that fold `k` reads of `runs`, as names below work/runs."""
+def files(runs: list[str], k: int, features: str, folds: list[int]) -> list[str]:
+    """Return the files that fold `k`, one of `folds`, reads of `runs`: names below work/runs."""
     if features == "fold":
         return [f"{run}/fold{k}/{name}" for run in runs for name in ("model.pt", "embeddings.npy")]
-    oof = [f"{run}/fold{j}/oof.parquet" for run in runs for j in n_folds]
+    oof = [f"{run}/fold{j}/oof.parquet" for run in runs for j in folds]
     return oof + [f"{run}/fold{k}/test.parquet" for run in runs]
 
 

@@ -18,7 +18,8 @@ Example: python -m ich_kaggle.sequence --on cpu resnet50 --model gru --seeds 4
 """
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,8 @@ from scipy.special import expit
 
 from ich_kaggle import (
     cli,
-    datasets,
     folds,
+    levels,
     metric,
     models,
     paths,
@@ -36,12 +37,9 @@ from ich_kaggle import (
     runs,
     sequence_models,
     series,
-    smoothing,
     spans,
-    stacking,
     tables,
     train,
-    training,
 )
 from ich_kaggle.labels import LABELS
 
@@ -49,7 +47,6 @@ log = logging.getLogger(__name__)
 
 NETWORK = ("seed", "seeds", "epochs", "batch_size", "lr", "ema", "hidden", "dropout")
 SETTINGS = {"gru": NETWORK, "conv": NETWORK, "stack": ("seed", "seeds", "rounds"), "smooth": ()}  # flags of each model
-AUXILIARY = 0.5  # weight of the auxiliary loss
 CHUNK = 65536  # slices whose embeddings are in memory at once
 
 
@@ -112,98 +109,12 @@ def need_predictions(
             paths.require(folder / "embeddings.npy", f"{flags} --all-slices")
 
 
-def sequence_loss(model, batch: tuple):
-    inputs, target, _ = batch
-    logits, auxiliary = model(inputs)
-    return training.bce(logits, target) + AUXILIARY * training.bce(auxiliary, target)
-
-
-def series_loader(inputs: series.Inputs, rows: np.ndarray, batch_size: int, augment=series.NONE, seed=None):
-    """Return a loader of the series of `rows`, bool (n_slices,), in order, or shuffled and moved where `seed` is given.
-
-    A series is wholly among the rows or not at all.
-    """
-    dataset = series.SeriesDataset(inputs, np.unique(inputs.series[rows]), augment, seed or 0)
-    return series.loader(dataset, datasets.Batches(len(dataset), batch_size, seed))
-
-
-def fit_networks(inputs: series.Inputs, fitted: np.ndarray, folder: Path, options: dict, device) -> list:
-    """Return networks fitted on the slices `fitted`, bool (n_slices,), one of each seed.
-
-    The other slices with labels are only scored for the log. What was fitted before an interruption is gone on from.
-    """
-    held_out = ~fitted & ~np.isnan(inputs.target).any(axis=1)
-    valid_loader = series_loader(inputs, held_out, options["batch_size"])
-
-    def validate(averaged) -> dict:
-        return train.scores(inputs.target[held_out], training.predict(averaged, valid_loader, device, what="validate"))
-
-    sizes = tuple(part.shape[1] for part in inputs.embeddings)
-    n_runs = inputs.logits.shape[1]
-    config = sequence_models.SequenceConfig(options["model"], sizes, n_runs, options["hidden"], options["dropout"])
-    networks, log_rows = [], []
-    for seed in _seeds(options):
-        training.set_seed(seed)
-        networks.append(sequence_models.SequenceModel(config))
-        loader = series_loader(inputs, fitted, options["batch_size"], series.Augment(**options["augment"]), seed)
-        steps = training.fit(
-            networks[-1],
-            loader,
-            sequence_loss,
-            recipe=training.Recipe(options["epochs"], options["lr"], ema=options["ema"], seed=seed),
-            validate=validate,
-            device=device,
-            checkpoint=folder / f"state{seed}.pt",
-        )
-        for rows in steps:
-            of_seed = [{"seed": seed} | row for row in rows]
-            train.write_log(folder / "log.csv", log_rows + of_seed)
-        log_rows += of_seed
-    return networks
-
-
-def _seeds(options: dict) -> range:
-    return range(options["seed"], options["seed"] + options["seeds"])
-
-
-def by_network(
-    inputs: series.Inputs, fitted: np.ndarray, folder: Path, options: dict, reads: dict[str, str], device: str
-) -> np.ndarray:
-    """Return the probabilities of the slices that aren't `fitted`, (n, 6), by networks that are: the mean of seeds.
-
-    Raises ValueError if the networks in `folder` read other files than `reads`.
-    """
-    path, device = folder / "model.pt", training.pick_device(device)
-    if not path.exists():
-        sequence_models.save(path, fit_networks(inputs, fitted, folder, options, device), reads)
-    for state in folder.glob("state*.pt"):
-        state.unlink()
-    loader = series_loader(inputs, ~fitted, options["batch_size"])
-    networks = sequence_models.load(path, reads, device)
-    return np.mean([expit(training.predict(one, loader, device).astype(float)) for one in networks], axis=0)
-
-
-def by_stack(inputs: series.Inputs, fitted: np.ndarray, options: dict) -> np.ndarray:
-    """Return the probabilities of the slices that aren't `fitted`, (n, 6), by boosters that are."""
-    seen = stacking.features(expit(inputs.logits), expit(inputs.smoothed), inputs.position, inputs.series, inputs.study)
-    target, seeds = inputs.target[fitted], list(_seeds(options))
-    return stacking.fit_predict(seen[fitted], target, seen[~fitted], rounds=options["rounds"], seeds=seeds)
-
-
-def smoothed(inputs: series.Inputs, fitted: np.ndarray, folder: Path) -> np.ndarray:
-    """Return the probabilities of all slices, (n_slices, 6), smoothed by the widths best for those `fitted`."""
-    values = expit(inputs.logits).mean(axis=1)
-    place = inputs.position, inputs.series
-    widths = smoothing.fit_widths(inputs.target[fitted], values[fitted], *(part[fitted] for part in place))
-    paths.write_json(folder / "widths.json", dict(zip(LABELS, widths.tolist(), strict=True)))
-    return smoothing.smooth_labels(values, *place, widths)
-
-
 def write_fold(k: int, folder: Path, table: pd.DataFrame, fold: np.ndarray, inputs: series.Inputs, **how) -> None:
     """Fit the second level on all folds but `k` and write its predictions of `k` and of the test slices."""
     fitted = (fold >= 0) & (fold != k)
     probability = np.full(inputs.target.shape, np.nan)
-    probability[~fitted] = second_level(inputs, fitted, folder, **how)
+    tell = partial(train.write_log, folder / "log.csv")
+    probability[~fitted] = levels.second_level(inputs, fitted, folder, tell=tell, **how)
     held_out, is_test = fold == k, fold < 0
     for name, rows in (("oof.parquet", held_out), ("test.parquet", is_test)):
         tables.write_predictions(folder / name, table.slice_id[rows], probability[rows])
@@ -211,19 +122,6 @@ def write_fold(k: int, folder: Path, table: pd.DataFrame, fold: np.ndarray, inpu
     after = metric.log_loss(inputs.target[held_out], probability[held_out])
     n_patients = table.patient_id[held_out].nunique()
     cli.say(f"{folder}: log loss {after:.4f} on {n_patients} held-out patients, {before:.4f} before")
-
-
-def second_level(
-    inputs: series.Inputs, fitted: np.ndarray, folder: Path, *, options: dict, reads: dict[str, str], device: str
-) -> np.ndarray:
-    """Return the probabilities of the slices that aren't `fitted`, (n, 6), fitted on those that are."""
-    probability = smoothed(inputs, fitted, folder)
-    if options["model"] == "smooth":
-        return probability[~fitted]
-    inputs = replace(inputs, smoothed=runs.logits(probability))
-    if options["model"] == "stack":
-        return by_stack(inputs, fitted, options)
-    return by_network(inputs, fitted, folder, options, reads, device)
 
 
 def sequence(
@@ -240,6 +138,10 @@ def sequence(
     overwrite: bool,
     **settings,
 ) -> None:
+    """Fit the chosen folds of a second level on the runs `on`, those left out that are finished.
+
+    `settings` are the flags that SETTINGS lists for its model; the others say nothing to it.
+    """
     run = run or "-".join([model, *on])
     if run in on:
         raise ValueError(f"{run} can't read itself: give another --run")
@@ -256,25 +158,28 @@ def sequence(
     for k in chosen:
         folder = paths.fold(work_dir, run, k)
         reads = {name: paths.file_hash(work_dir / "runs" / name) for name in runs.files(on, k, features, every)}
+        is_done = (folder / "predict.json").exists() and not overwrite
+        inputs = None if is_done else read_inputs(work_dir, on, k, features, table, of_slice)
         # The hash of a file is an option of its own, so that a changed one is refused by its name.
         train.start_fold(folder, options | reads, overwrite=overwrite)
-        if (folder / "predict.json").exists():
+        if is_done:
             cli.say(f"{folder / 'oof.parquet'}{cli.THERE}")
             continue
-        inputs = read_inputs(work_dir, on, k, features, table, of_slice)
         write_fold(k, folder, table, of_slice, inputs, options=options, reads=reads, device=device)
         paths.write_json(folder / "predict.json", {"on": on, "features": features, "reads": reads})
 
 
 def build_parser():
-    flags = ("--data-dir", "--work-dir", "--run", "--recipe", "--fold", "--epochs", "--batch-size", "--lr", "--seed")
-    parser = cli.command(__doc__, *flags, "--device", "--workers", "--overwrite", epochs=25, batch_size=32, lr=1e-3)
+    flags = ("--data-dir", "--work-dir", "--run", "--recipe", "--fold", "--lr", "--seed", "--device", "--workers")
+    parser = cli.command(__doc__, *flags, "--overwrite", lr=1e-3)
     parser.add_argument("--on", nargs="+", required=True, metavar="RUN", help="the runs to read")
     parser.add_argument("--model", choices=list(SETTINGS), default="gru", help="the second level")
     parser.add_argument("--features", choices=["oof", "fold"], default="oof", help="what is read of the runs")
     parser.add_argument("--seeds", type=int, default=1, help="networks, or boosters, whose mean is the run")
+    parser.add_argument("--epochs", type=int, default=25, help="passes over the training series")
+    parser.add_argument("--batch-size", type=int, default=32, help="series in a step")
     parser.add_argument("--hidden", type=int, default=128, help="width of a network, in each direction")
-    parser.add_argument("--dropout", type=float, default=0.3, help="share of a network's features that a step drops")
+    parser.add_argument("--dropout", type=float, default=0.5, help="share of a network's features that a step drops")
     parser.add_argument("--ema", type=float, default=0.99, help="share the averaged weights keep in a step")
     parser.add_argument("--rounds", type=int, default=150, help="trees of a booster")
     return parser

@@ -33,7 +33,7 @@ class Augment:
     reverse: float = 0.5
     halve: float = 0.25  # to every second slice
     window: float = 0.25  # to `length` neighbouring slices
-    drop: float = 0.2  # of a run: without its embeddings, and with the mean of the other runs' logits
+    drop: float = 0.2  # of a run, out of several: no embeddings of it, and the mean of the other runs' logits
     length: int = 24  # slices
 
 

@@ -17,22 +17,24 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import cli, dicom, download, parallel, paths, render, tables, windows
+from ich_kaggle import cli, dicom, download, header, parallel, paths, render, tables, windows
 from ich_kaggle.labels import LABELS
 
 BATCH = 128  # headers in a task of one worker
 ORDER = ["patient_id", "study_id", "series_id", "position", "slice_id"]
 DEFECT_COLUMNS = ["slice_id", "path", "defect", "action"]
 KEPT = "kept"
+FACTS = (*paths.Member._fields, "start", "rows", "columns", *dicom.Encoding._fields)  # what the cache needs
+WHOLE = {**dict.fromkeys(["start", "rows", "columns", "bits", "padding_low", "padding_high"], "int64"), "signed": bool}
 
 
 def scan_slice(data: paths.Data, member: paths.Member, pixels: bool) -> dict:
     """Return the header facts of one slice, where its bytes are, its `defect`, and what became of it, `action`."""
     row = {"slice_id": PurePosixPath(member.path).stem, **member._asdict()}
     try:
-        dataset = dicom.read_head(data, member)
+        dataset, start = dicom.read_head(data, member)
         code = dicom.encoding(dataset, member.path)
-        row |= dicom.read_header(dataset, member.path)._asdict()
+        row |= header.read_header(dataset, member.path)._asdict() | {"start": start} | code._asdict()
         if pixels:
             words = dicom.read_slice(data.read(member), member.path)[1]
             brain = windows.apply(dicom.hu_table(code), (windows.BRAIN,))[words]
@@ -84,7 +86,7 @@ def build(data: paths.Data, workers: int, pixels: bool = False) -> tuple[pd.Data
     defects = pd.concat([found.loc[found.defect.notna(), DEFECT_COLUMNS], twice]).sort_values(DEFECT_COLUMNS)
     train = train[train.action != "left out"].merge(targets, on="slice_id", validate="1:1")
     slices = pd.concat([train.sort_values(ORDER), test.sort_values(ORDER)], ignore_index=True)
-    slices = slices.drop(columns=["defect", "action"])
+    slices = slices.drop(columns=["defect", "action"]).astype(WHOLE)
     return slices[tables.SLICE_COLUMNS + [c for c in slices if c not in tables.SLICE_COLUMNS]], defects
 
 
@@ -140,7 +142,7 @@ def ensure(data_dir: Path | None, work_dir: Path, workers: int) -> pd.DataFrame:
         remedy = "give another --work-dir, or run python -m ich_kaggle.slices --overwrite"
         paths.same_settings(path, tables.slices_settings(work_dir), settings, remedy)
     table = tables.read_slices(work_dir)
-    if missing := [column for column in paths.Member._fields if column not in table]:
+    if missing := [column for column in FACTS if column not in table]:
         raise ValueError(f"{path}: no column {missing[0]}: run {paths.MAKERS[path.name]} --overwrite")
     return table
 

@@ -11,8 +11,8 @@ from ich_kaggle import contexts, spans
 REACH = 4  # slices to either side
 SETTINGS = dict(
     learning_rate=0.05,
-    max_leaf_nodes=15,
-    min_samples_leaf=40,
+    max_leaf_nodes=6,
+    min_samples_leaf=50,
     l2_regularization=5.0,
     max_features=0.3,
     early_stopping=False,  # it would set aside single slices, whose neighbours are fitted
@@ -25,9 +25,9 @@ def features(
     """Return what the booster sees of each slice: float32 (n, n_features).
 
     `probability` is (n, n_runs, 6), `smoothed` (n, 6), `position` in mm; `series` and `study` number the rows
-    (spans.number). A slice has
-    the probabilities of the slices up to REACH positions away in its series (contexts.neighbours), their maxima and
-    means over the study, its place between the ends of the series, its distance to both in slices, and their number.
+    (spans.number). A slice has the probabilities of the slices up to REACH positions away in its series
+    (contexts.neighbours), their maxima and means over the study, the smoothed ones, its place between the ends of the
+    series, its distance to both in slices, and their number.
     """
     flat = probability.reshape(len(probability), -1).astype(np.float32)
     around = flat[contexts.neighbours(series, position, range(-REACH, REACH + 1))].reshape(len(flat), -1)

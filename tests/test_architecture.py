@@ -19,13 +19,13 @@ FILES = {
 }
 # What is made of several files or scores, or fitted to them.
 METHODS = {
-    *("comparison", "download", "hemorrhages", "kaggle_kernels", "ranking", "render", "runs", "scanner", "selection"),
-    *("shift", "smoothing", "stacking"),
+    *("comparison", "download", "header", "hemorrhages", "kaggle_kernels", "ranking", "render", "runs", "scanner"),
+    *("selection", "shift", "smoothing", "stacking"),
 }
 LEARNING = {
     *("augment", "datasets", "distributed", "gauges", "models", "sequence_models", "series", "training", "weights"),
 }
-TASKS = {"tasks"}  # what the commands that learn share
+TASKS = {"levels", "tasks"}  # what the commands that learn share
 PIPELINE = [
     *("phantom", "slices", "folds", "cache", "train", "predict", "sequence", "ensemble", "evaluate", "submit"),
     *("infer", "kernel", "demo"),

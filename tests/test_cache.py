@@ -281,6 +281,14 @@ def test_blank_and_constant_slices_are_added_to_the_defects(data_dir, work, caps
     assert paths.defects(work).read_bytes() == before
 
 
+def test_what_is_left_beside_a_truncated_slice_is_cached(data_dir, work):
+    path = next((data_dir / "stage_2_train").iterdir())
+    path.write_bytes(path.read_bytes()[:-100])
+    folder = make(data_dir, work)
+    assert sorted(file.stem for file in folder.rglob("*.png")) == sorted(tables.read_slices(work).slice_id)
+    assert path.stem not in ledger.read(folder).index
+
+
 def test_a_cache_of_test_slices_alone_needs_no_table_of_defects(data_dir, work):
     table = slices.ensure(data_dir, work, 1)
     table = table[table.split == "test"].reset_index(drop=True)

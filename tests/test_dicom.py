@@ -17,7 +17,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from ich_kaggle import dicom, paths
+from ich_kaggle import dicom, header, paths
 
 UNCOMPRESSED = [
     ImplicitVRLittleEndian,
@@ -37,8 +37,8 @@ ENCODINGS = [
 
 
 def hu_of(dataset, name: str = "one.dcm") -> np.ndarray:
-    header, words = dicom.read_slice(content(dataset), name)
-    return dicom.hu_table(dicom.encoding(header, name))[words]
+    words, code = dicom.read_words(content(dataset), name)
+    return dicom.hu_table(code)[words]
 
 
 def peer(path_or_dataset) -> np.ndarray:
@@ -157,6 +157,17 @@ def test_plainly_stored_pixels_are_mapped_without_a_copy(syntax):
     assert np.shares_memory(words, np.frombuffer(stored, np.uint8))
 
 
+@pytest.mark.parametrize("syntax", UNCOMPRESSED)
+def test_what_the_scan_tells_maps_the_pixels_as_the_header_does(syntax, tmp_path):
+    path = write(tmp_path / "one.dcm", ct(NOISE, syntax, PixelPaddingValue=5))
+    found, start = dicom.read_head(paths.Data(tmp_path), paths.Member("one.dcm", path.stat().st_size))
+    assert bool(start) == (syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian))
+    plain = dicom.Plain(start, *NOISE.shape, dicom.encoding(found, "one.dcm"))
+    words, code = dicom.read_words(path.read_bytes(), "one.dcm", plain)
+    expected, encoding = dicom.read_words(path.read_bytes(), "one.dcm")
+    assert np.array_equal(words, expected) and code == encoding == plain.code
+
+
 @pytest.mark.parametrize("cut", [0, 100, 131, 200, 600, 1500])
 @pytest.mark.parametrize("syntax", UNCOMPRESSED)
 def test_a_file_cut_anywhere_is_refused_with_its_name(cut, syntax, tmp_path):
@@ -172,8 +183,8 @@ def test_a_file_cut_anywhere_is_refused_with_its_name(cut, syntax, tmp_path):
 def test_a_header_longer_than_the_first_read_is_still_read(tmp_path):
     dataset = ct(PatientComments="x" * dicom.HEAD_BYTES)
     path = write(tmp_path / "one.dcm", dataset)
-    head = dicom.read_head(paths.Data(tmp_path), paths.Member("one.dcm", path.stat().st_size))
-    assert dicom.read_header(head, "one.dcm").patient_id == "ID_0a"
+    head, _ = dicom.read_head(paths.Data(tmp_path), paths.Member("one.dcm", path.stat().st_size))
+    assert header.read_header(head, "one.dcm").patient_id == "ID_0a"
 
 
 def test_rle_needs_no_other_package():
@@ -235,21 +246,21 @@ def test_position_is_measured_along_the_slice_normal_and_tilt_from_the_z_axis():
         ImageOrientationPatient=[1, 0, 0, 0, round(np.cos(tilt), 6), round(-np.sin(tilt), 6)],
         ImagePositionPatient=[5, 10, 100],
     )
-    header = dicom.read_header(dataset, "one.dcm")
+    found = header.read_header(dataset, "one.dcm")
     # the normal is (0, sin 20, cos 20): 10 * 0.34202 + 100 * 0.93969
-    assert header.position == pytest.approx(97.389, abs=0.001)
-    assert header.tilt == pytest.approx(20, abs=0.001)
+    assert found.position == pytest.approx(97.389, abs=0.001)
+    assert found.tilt == pytest.approx(20, abs=0.001)
 
 
 def test_slices_at_one_place_tie_though_their_headers_round_otherwise():
     positions = ([0, 0, "59.443224"], [0, 0, "59.4432236"])
-    first, second = (dicom.read_header(ct(ImagePositionPatient=p), "one.dcm").position for p in positions)
+    first, second = (header.read_header(ct(ImagePositionPatient=p), "one.dcm").position for p in positions)
     assert first == second == 59.443
 
 
 def test_spacing_and_shape_are_kept_row_first():
-    header = dicom.read_header(ct(PixelSpacing=["0.4", "0.6"]), "one.dcm")
-    assert (header.rows, header.columns, header.row_spacing, header.column_spacing) == (24, 40, 0.4, 0.6)
+    found = header.read_header(ct(PixelSpacing=["0.4", "0.6"]), "one.dcm")
+    assert (found.rows, found.columns, found.row_spacing, found.column_spacing) == (24, 40, 0.4, 0.6)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +275,7 @@ def test_spacing_and_shape_are_kept_row_first():
 )
 def test_a_header_that_cannot_be_sorted_is_refused_with_its_tag(tags, message):
     with pytest.raises(ValueError, match=f"one.dcm: {message}"):
-        dicom.read_header(ct(**tags), "one.dcm")
+        header.read_header(ct(**tags), "one.dcm")
 
 
 def test_every_real_slice_has_the_hu_of_pydicoms_modality_lut(real_data):
@@ -272,8 +283,8 @@ def test_every_real_slice_has_the_hu_of_pydicoms_modality_lut(real_data):
     members = [member for split in paths.SPLITS for member in data.members(split)]
     for member in members:
         stored = data.read(member)
-        header, words = dicom.read_slice(stored, member.path)
-        hu = dicom.hu_table(dicom.encoding(header, member.path))[words]
+        words, code = dicom.read_words(stored, member.path)
+        hu = dicom.hu_table(code)[words]
         assert np.array_equal(hu, peer(dicom.parse(stored, member.path))), member.path
 
 

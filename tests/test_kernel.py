@@ -289,7 +289,8 @@ def test_no_module_uses_syntax_newer_than_python_3_11():
 def interpreter(version: str) -> str:
     """Return a Python of this version: of those that ICH_PYTHONS names (paths, with : between), else of the machine."""
     named = os.environ.get("ICH_PYTHONS", "").split(":")
-    for path in [*filter(None, named), shutil.which(f"python{version}") or ""]:
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/{version}.*/bin/python")
+    for path in [*filter(None, named), shutil.which(f"python{version}") or "", *map(str, pyenv)]:
         ask = [path, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
         if path and subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip() == version:
             return path

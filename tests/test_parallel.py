@@ -105,6 +105,8 @@ def test_a_failing_slice_stops_the_work_with_its_own_error(competition, tmp_path
     slices.ensure(data_dir, tmp_path / "work", 1)
     row = slices.ensure(None, tmp_path / "work", 1).iloc[-1]
     (data_dir / row.path).write_bytes(b"damaged since the scan")
-    with pytest.raises(ValueError, match=f"{row.path}: not a readable DICOM file"):
+    with pytest.raises(
+        ValueError, match=f"{row.path} has changed since it was scanned: run python -m ich_kaggle.slices --over"
+    ):
         cache.ensure(data_dir, tmp_path / "work", 64, 2)
     assert len(ledger.read(paths.cache(tmp_path / "work", "64"))) < len(slices.ensure(None, tmp_path / "work", 1))

@@ -35,6 +35,13 @@ def test_the_one_look_up_is_windowing_of_hu():
     assert np.array_equal(render.windowed(NOISE, code), windows.apply(dicom.hu_table(code)[NOISE], windows.CACHED))
 
 
+@pytest.mark.parametrize("rows", [1, render.STRIP - 1, render.STRIP, 3 * render.STRIP + 5])
+def test_strips_leave_no_seams(rows):
+    words = np.random.default_rng(rows).integers(0, 1 << 16, (rows, 33)).astype(np.uint16)
+    code = dicom.Encoding(16, True, 1.0, -1024.0)
+    assert np.array_equal(render.windowed(words, code), windows.apply(dicom.hu_table(code)[words], windows.CACHED))
+
+
 def test_big_endian_words_are_looked_up_by_value():
     code = dicom.encoding(ct(), "one.dcm")
     assert np.array_equal(render.windowed(NOISE.astype(">u2"), code), render.windowed(NOISE, code))
@@ -73,7 +80,7 @@ def test_the_box_of_a_study_is_that_of_all_its_slices(tmp_path):
     for i, center in enumerate([(40, 40), (50, 56)]):
         stored = content(ct((head(radius=20, center=center) + 1024).astype(np.uint16)))
         (tmp_path / f"{i}.dcm").write_bytes(stored)
-        members.append(archive.Member(f"{i}.dcm", len(stored)))
+        members.append((archive.Member(f"{i}.dcm", len(stored)), None))
     box = render.study_box(data, members, spacing=2.0)
     # discs of radius 20: rows 21 ... 69 and columns 21 ... 75 together, 2 px of margin, square about the middle
     assert box == (16, 19, 59, 59) and round(crop.MARGIN / 2) == 2

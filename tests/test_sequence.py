@@ -9,7 +9,22 @@ import pytest
 import second_level
 import torch
 
-from ich_kaggle import cli, ensemble, folds, metric, paths, predict, sequence, sequence_models, tables, train, training
+from ich_kaggle import (
+    cli,
+    ensemble,
+    folds,
+    levels,
+    metric,
+    models,
+    paths,
+    predict,
+    runs,
+    sequence,
+    sequence_models,
+    tables,
+    train,
+    training,
+)
 from ich_kaggle.labels import LABELS
 
 LENGTHS = [1, 12, 9, 20, 40, 12, 9, 20, 14, 12, 9, 11, 12, 13, 14]
@@ -54,7 +69,8 @@ def read(work_dir, features="oof", k=0, on=("a", "b")):
 def fit(inputs, fitted, folder, model):
     """Return the predictions of the slices that aren't fitted, and what was kept of the fit."""
     options = OPTIONS | {"model": model}
-    answers = sequence.second_level(inputs, fitted, folder, options=options, reads={}, device="cpu")
+    how = dict(options=options, reads={}, device="cpu", tell=lambda rows: None)
+    answers = levels.second_level(inputs, fitted, folder, **how)
     if model == "smooth":
         return answers, paths.read_json(folder / "widths.json")
     if model == "stack":
@@ -132,7 +148,7 @@ def oof(work_dir, run, k):
 
 def test_a_fold_reads_test_slices_through_its_own_chain_alone(first_level):
     for features in ("oof", "fold"):
-        names = sequence.runs.files(["a"], 1, features, [0, 1, 2])
+        names = runs.files(["a"], 1, features, [0, 1, 2])
         assert [name for name in names if "test" in name or "embeddings" in name or "model" in name] == (
             ["a/fold1/test.parquet"] if features == "oof" else ["a/fold1/model.pt", "a/fold1/embeddings.npy"]
         )
@@ -154,7 +170,7 @@ def test_embeddings_of_other_folds_are_not_looked_at(work_dir):
 def test_the_embeddings_are_memory_mapped_and_give_the_logits_of_the_slice_model(first_level):
     inputs, _ = read(first_level, "fold", on=["a"])
     assert isinstance(inputs.embeddings[0], np.memmap)
-    model = sequence.models.load(paths.fold(first_level, "a", 0) / "model.pt")
+    model = models.load(paths.fold(first_level, "a", 0) / "model.pt")
     expected = model.head(torch.from_numpy(inputs.embeddings[0].astype(np.float32)))
     assert inputs.logits[:, 0] == pytest.approx(expected.detach().numpy(), abs=1e-4)
 
@@ -257,7 +273,9 @@ def test_missing_embeddings_are_refused_with_the_command_that_makes_them(work_di
         f"error: {path}: slice {third} has no embedding (2 slices have none): {remedy} --overwrite"
     )
     path.unlink()
-    assert refusal(work_dir, capsys, "--features", "fold", run="x") == f"error: {path} is missing: {remedy}"
+    assert refusal(work_dir, capsys, "--features", "fold") == f"error: {path} is missing: {remedy}"
+    second_level.write_embeddings(path, np.nan_to_num(embeddings))
+    run_sequence(work_dir, "--features", "fold")
 
 
 def test_a_run_on_other_slices_or_folds_is_refused(work_dir, capsys):

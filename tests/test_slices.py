@@ -91,12 +91,13 @@ def test_header_facts_are_kept(data_dir):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_truncated_train_slice_is_left_out_and_listed(data_dir, packed):
-    path = train_file(data_dir, 1)
+    whole, path = shutil.copytree(data_dir, data_dir.with_name("whole")), train_file(data_dir, 1)
     path.write_bytes(path.read_bytes()[:-100])
     table, defects = build(zipped(data_dir) if packed else data_dir)
     assert len(table) == 8 and "ID_000000001" not in set(table.slice_id)
     assert defects.slice_id.tolist() == ["ID_000000001"] and defects.action.tolist() == ["left out"]
     assert defects.defect.item() == "truncated: 1948 bytes of pixels, 2048 expected"
+    pd.testing.assert_series_equal(table.dtypes, build(whole)[0].dtypes)
 
 
 @pytest.mark.parametrize(

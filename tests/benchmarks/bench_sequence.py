@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from scipy.special import expit
 
-from ich_kaggle import sequence, sequence_models, series, stacking, training
+from ich_kaggle import levels, sequence_models, series, stacking, training
 
 SHORTEST, LONGEST = 20, 60  # slices, as in the competition
 SIZE = 512  # features
@@ -77,12 +77,12 @@ def masked_loss(model, batch: tuple) -> torch.Tensor:
     inputs, target, mask = batch
     seen = mask[:, 0] > 0
     logits, auxiliary = (part[seen] for part in model(inputs))
-    return training.bce(logits, target[seen]) + sequence.AUXILIARY * training.bce(auxiliary, target[seen])
+    return training.bce(logits, target[seen]) + levels.AUXILIARY * training.bce(auxiliary, target[seen])
 
 
 def epoch(folder: Path, kind: str, n_series: int, is_padded: bool) -> str:
     inputs = made_inputs(folder, n_series, SIZE)
-    loader = sequence.series_loader(inputs, np.ones(len(inputs.target), bool), BATCH_SIZE, series.NONE, seed=0)
+    loader = levels.series_loader(inputs, np.ones(len(inputs.target), bool), BATCH_SIZE, series.NONE, seed=0)
     model = sequence_models.SequenceModel(sequence_models.SequenceConfig(kind, (SIZE,), 1))
     fit = training.Fit(model, training.Recipe(epochs=1, lr=1e-3), len(loader), torch.device("cpu"))
     fit.start_epoch()
@@ -90,7 +90,7 @@ def epoch(folder: Path, kind: str, n_series: int, is_padded: bool) -> str:
     for batch in loader:
         batch = pad(batch) if is_padded else batch
         n_rows += len(batch[1])
-        fit.train_step(masked_loss if is_padded else sequence.sequence_loss, batch)
+        fit.train_step(masked_loss if is_padded else levels.sequence_loss, batch)
     seconds = time.perf_counter() - began
     return (
         f"{kind}: {seconds:.0f} s an epoch of {n_series} series, {n_rows} rows computed for {len(inputs.target)} slices"

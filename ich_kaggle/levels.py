@@ -1,0 +1,138 @@
+"""The second level: fitted on the slices of some folds, asked of the others.
+
+Every way starts from the predictions smoothed along z.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from scipy.special import expit
+
+from ich_kaggle import (
+    datasets,
+    metric,
+    paths,
+    runs,
+    sequence_models,
+    series,
+    smoothing,
+    stacking,
+    training,
+)
+from ich_kaggle.labels import LABELS, WEIGHTS
+
+AUXILIARY = 0.5  # weight of the auxiliary loss
+
+
+def sequence_loss(model, batch: tuple):
+    inputs, target, _ = batch
+    logits, auxiliary = model(inputs)
+    return training.bce(logits, target) + AUXILIARY * training.bce(auxiliary, target)
+
+
+def series_loader(inputs: series.Inputs, rows: np.ndarray, batch_size: int, augment=series.NONE, seed=None):
+    """Return a loader of the series of `rows`, bool (n_slices,), in order, or shuffled and moved where `seed` is given.
+
+    A series is wholly among the rows or not at all.
+    """
+    dataset = series.SeriesDataset(inputs, np.unique(inputs.series[rows]), augment, seed or 0)
+    return series.loader(dataset, datasets.Batches(len(dataset), batch_size, seed))
+
+
+def fit_networks(
+    inputs: series.Inputs, fitted: np.ndarray, folder: Path, options: dict, device, tell: Callable[[list[dict]], None]
+) -> list:
+    """Return networks fitted on the slices `fitted`, bool (n_slices,), one of each seed.
+
+    The other slices with labels are only scored for the log, whose rows `tell` is given after each epoch. What was
+    fitted before an interruption is gone on from.
+    """
+    held_out = ~fitted & ~np.isnan(inputs.target).any(axis=1)
+    valid_loader = series_loader(inputs, held_out, options["batch_size"])
+
+    def validate(averaged) -> dict:
+        logits = training.predict(averaged, valid_loader, device, what="validate")
+        losses = metric.label_losses(inputs.target[held_out], expit(logits.astype(float))).tolist()
+        return {"valid_loss": float(np.average(losses, weights=WEIGHTS)), **dict(zip(LABELS, losses, strict=True))}
+
+    sizes = tuple(part.shape[1] for part in inputs.embeddings)
+    n_runs = inputs.logits.shape[1]
+    config = sequence_models.SequenceConfig(options["model"], sizes, n_runs, options["hidden"], options["dropout"])
+    networks, log_rows = [], []
+    for seed in _seeds(options):
+        training.set_seed(seed)
+        networks.append(sequence_models.SequenceModel(config))
+        loader = series_loader(inputs, fitted, options["batch_size"], series.Augment(**options["augment"]), seed)
+        steps = training.fit(
+            networks[-1],
+            loader,
+            sequence_loss,
+            recipe=training.Recipe(options["epochs"], options["lr"], ema=options["ema"], seed=seed),
+            validate=validate,
+            device=device,
+            checkpoint=folder / f"state{seed}.pt",
+        )
+        for rows in steps:
+            of_seed = [{"seed": seed} | row for row in rows]
+            tell(log_rows + of_seed)
+        log_rows += of_seed
+    return networks
+
+
+def _seeds(options: dict) -> range:
+    return range(options["seed"], options["seed"] + options["seeds"])
+
+
+def by_network(
+    inputs: series.Inputs,
+    fitted: np.ndarray,
+    folder: Path,
+    options: dict,
+    reads: dict[str, str],
+    device: str,
+    tell: Callable[[list[dict]], None],
+) -> np.ndarray:
+    """Return the probabilities of the slices that aren't `fitted`, (n, 6), by networks that are: the mean of seeds.
+
+    Raises ValueError if the networks in `folder` read other files than `reads`.
+    """
+    path, device = folder / "model.pt", training.pick_device(device)
+    if not path.exists():
+        sequence_models.save(path, fit_networks(inputs, fitted, folder, options, device, tell), reads)
+    for state in folder.glob("state*.pt"):
+        state.unlink()
+    loader = series_loader(inputs, ~fitted, options["batch_size"])
+    networks = sequence_models.load(path, reads, device)
+    return np.mean([expit(training.predict(one, loader, device).astype(float)) for one in networks], axis=0)
+
+
+def by_stack(inputs: series.Inputs, fitted: np.ndarray, options: dict) -> np.ndarray:
+    """Return the probabilities of the slices that aren't `fitted`, (n, 6), by boosters that are."""
+    seen = stacking.features(expit(inputs.logits), expit(inputs.smoothed), inputs.position, inputs.series, inputs.study)
+    target, seeds = inputs.target[fitted], list(_seeds(options))
+    return stacking.fit_predict(seen[fitted], target, seen[~fitted], rounds=options["rounds"], seeds=seeds)
+
+
+def smoothed(inputs: series.Inputs, fitted: np.ndarray, folder: Path) -> np.ndarray:
+    """Return the probabilities of all slices, (n_slices, 6), smoothed by the widths best for those `fitted`."""
+    values = expit(inputs.logits).mean(axis=1)
+    place = inputs.position, inputs.series
+    widths = smoothing.fit_widths(inputs.target[fitted], values[fitted], *(part[fitted] for part in place))
+    paths.write_json(folder / "widths.json", dict(zip(LABELS, widths.tolist(), strict=True)))
+    return smoothing.smooth_labels(values, *place, widths)
+
+
+def second_level(inputs: series.Inputs, fitted: np.ndarray, folder: Path, *, options: dict, **how) -> np.ndarray:
+    """Return the probabilities of the slices that aren't `fitted`, (n, 6), fitted on those that are.
+
+    `folder` keeps what is fitted; `how` holds the reads, device and tell of by_network.
+    """
+    probability = smoothed(inputs, fitted, folder)
+    if options["model"] == "smooth":
+        return probability[~fitted]
+    inputs = replace(inputs, smoothed=runs.logits(probability))
+    if options["model"] == "stack":
+        return by_stack(inputs, fitted, options)
+    return by_network(inputs, fitted, folder, options, **how)
