@@ -85,6 +85,8 @@ def predict(
     for k in train.chosen_folds(folds.ensure(data_dir, work_dir, max(1, workers)), fold):
         folder = paths.fold(work_dir, run, k)
         model = paths.require(folder / "model.pt", f"--run {run} --fold {k}")
+        if "on" in paths.read_json(folder / "options.json")["options"]:
+            raise ValueError(f"{folder} is a second level: run python -m ich_kaggle.sequence --run {run}")
         settings = {"views": views, "all_slices": all_slices, "model": paths.file_hash(model)}
         done = folder / "predict.json"
         if done.exists() and not overwrite:

@@ -170,15 +170,16 @@ def sequence(
 
 
 def build_parser():
-    flags = ("--data-dir", "--work-dir", "--run", "--recipe", "--fold", "--lr", "--seed", "--device", "--workers")
-    parser = cli.command(__doc__, *flags, "--overwrite", lr=1e-3)
+    flags = ("--data-dir", "--work-dir", "--recipe", "--fold", "--lr", "--seed", "--device", "--workers", "--overwrite")
+    parser = cli.command(__doc__, *flags, lr=1e-3)
+    parser.add_argument("--run", help="name of a folder in work/runs (default: the model and the runs it reads)")
     parser.add_argument("--on", nargs="+", required=True, metavar="RUN", help="the runs to read")
     parser.add_argument("--model", choices=list(SETTINGS), default="gru", help="the second level")
     parser.add_argument("--features", choices=["oof", "fold"], default="oof", help="what is read of the runs")
     parser.add_argument("--seeds", type=int, default=1, help="networks, or boosters, whose mean is the run")
     parser.add_argument("--epochs", type=int, default=25, help="passes over the training series")
     parser.add_argument("--batch-size", type=int, default=32, help="series in a step")
-    parser.add_argument("--hidden", type=int, default=128, help="width of a network, in each direction")
+    parser.add_argument("--hidden", type=int, default=96, help="width of a network, in each direction")
     parser.add_argument("--dropout", type=float, default=0.5, help="share of a network's features that a step drops")
     parser.add_argument("--ema", type=float, default=0.99, help="share the averaged weights keep in a step")
     parser.add_argument("--rounds", type=int, default=150, help="trees of a booster")

@@ -26,8 +26,8 @@ class SequenceConfig:
     kind: str  # gru or conv
     embedding_sizes: tuple[int, ...]  # of each run; none for out-of-fold features
     n_runs: int
-    hidden: int = 128
-    dropout: float = 0.3
+    hidden: int = 96
+    dropout: float = 0.5
 
 
 def beside(series: torch.Tensor, offset: int) -> tuple[torch.Tensor, torch.Tensor]:

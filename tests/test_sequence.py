@@ -365,3 +365,15 @@ def test_embeddings_give_the_predictions_that_were_written(competition, tmp_path
     inputs, fold = read(work_dir, "fold", k=1, on=["slices"])
     seen = 1 / (1 + np.exp(-inputs.logits[fold == 1, 0].astype(float)))
     assert seen == pytest.approx(oof(work_dir, "slices", 1), abs=2e-3)
+
+
+def test_a_second_level_is_not_predicted_again_as_if_it_were_a_slice_model(work_dir):
+    from ich_kaggle import predict
+
+    run_sequence(work_dir, "--model", "gru", "--fold", "0")
+    done = paths.fold(work_dir, "second", 0) / "predict.json"
+    before = done.read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        predict.main(["--work-dir", str(work_dir), "--run", "second", "--fold", "0", "--overwrite"])
+    assert "is a second level: run python -m ich_kaggle.sequence --run second" in stop.value.code
+    assert done.read_bytes() == before
