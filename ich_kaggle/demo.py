@@ -6,6 +6,7 @@ Example: python -m ich_kaggle.demo
 """
 
 import importlib
+import shlex
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ RUNS = ("cpu", "cpu_scratch")
 
 def steps(demo_dir: Path, *, patients: int, n_folds: int, epochs: int | None, seed: int, workers: int) -> list[str]:
     """Return the command lines of the pipeline, in order, without `python -m ich_kaggle.`."""
-    data, work = demo_dir / "input" / paths.SLUG, demo_dir / "work"
+    data, work, out = (shlex.quote(str(demo_dir / part)) for part in (f"input/{paths.SLUG}", "work", "submissions"))
     shared = f"--work-dir {work} --workers {workers}"
     extra = "" if epochs is None else f" --epochs {epochs}"
     return [
@@ -29,7 +30,7 @@ def steps(demo_dir: Path, *, patients: int, n_folds: int, epochs: int | None, se
         f"folds --folds {n_folds} --seed {seed} {shared}",
         *(f"train --recipe {run} --fold all --seed {seed} {shared}{extra}" for run in RUNS),
         f"ensemble {shared}",
-        f"submit --dry-run --work-dir {work} --submissions-dir {demo_dir / 'submissions'}",
+        f"submit --dry-run --work-dir {work} --submissions-dir {out}",
     ]
 
 
@@ -37,7 +38,7 @@ def run_step(line: str) -> None:
     """Run one command in this process, as its line would in a shell."""
     cli.say(f"\n$ python -m ich_kaggle.{line}")
     started = time.monotonic()
-    name, *argv = line.split(" ")
+    name, *argv = shlex.split(line)
     importlib.import_module(f"ich_kaggle.{name}").main(argv)
     cli.say(f"({time.monotonic() - started:.0f} s)")
 
