@@ -55,15 +55,19 @@ def _keep_memory() -> None:
 
 def pick_device(name: str) -> torch.device:
     """Return the device called `name`; auto is the first GPU on which an operation runs, else the CPU."""
-    if name != "auto":
-        return torch.device(name)
+    device = torch.device(name) if name != "auto" else _first_that_runs()
+    if device.type == "cpu":
+        _keep_memory()
+    return device
+
+
+def _first_that_runs() -> torch.device:
     if torch.cuda.is_available():
         try:
             torch.zeros(8, device="cuda").add_(1).sum().item()
             return torch.device("cuda")
         except RuntimeError as error:
             log.info("the GPU can't run this build of torch (%s): using the CPU", str(error).splitlines()[0])
-    _keep_memory()
     return torch.device("cpu")
 
 
