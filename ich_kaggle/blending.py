@@ -15,9 +15,8 @@ from scipy.optimize import nnls
 from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
-from ich_kaggle.labels import ANY, LABELS, WEIGHTS
+from ich_kaggle.labels import ANY, LABELS, SHARE
 
-SHARE = np.asarray(WEIGHTS) / sum(WEIGHTS)
 CHUNK = 1 << 13  # slices that are worked on at a time: 4 MB for 20 runs, about a core's cache
 FLOOR = 1e-6  # no logit is taken, and no slope, closer to 0 or 1
 CLOSE = 1e-8  # log loss that one more step of the fit would gain

@@ -6,18 +6,17 @@ from itertools import combinations
 import numpy as np
 
 from ich_kaggle import intervals, metric
-from ich_kaggle.labels import WEIGHTS
+from ich_kaggle.labels import SHARE
 
 CHUNK = 1 << 14  # slices that are worked on at a time
 
 
 def patient_losses(target: np.ndarray, probabilities: Sequence[np.ndarray], patient: np.ndarray) -> np.ndarray:
     """Return each patient's summed competition loss in every run: (n_patients, n_runs). `patient` counts from 0."""
-    share = np.asarray(WEIGHTS) / sum(WEIGHTS)
     total = np.zeros((patient.max() + 1, len(probabilities)))
     for start in range(0, len(target), CHUNK):
         rows = slice(start, start + CHUNK)
-        losses = np.stack([metric.losses(target[rows], run[rows]) @ share for run in probabilities], axis=1)
+        losses = np.stack([metric.losses(target[rows], run[rows]) @ SHARE for run in probabilities], axis=1)
         total += intervals.sums(losses, patient[rows], len(total))
     return total
 

@@ -18,6 +18,7 @@ import pandas as pd
 
 from ich_kaggle import blending, cli, comparison, folds, intervals, metric, paths, selection, tables
 from ich_kaggle.labels import LABELS
+from ich_kaggle.runs import read_oof, read_test
 
 METHODS = ("auto", *blending.METHODS)
 
@@ -56,26 +57,6 @@ def constant(target: np.ndarray, fold: np.ndarray) -> np.ndarray:
     return out
 
 
-def read_oof(work_dir: Path, run: str, table: pd.DataFrame, fold: np.ndarray) -> np.ndarray:
-    """Return the out-of-fold probabilities of all training slices in table order: float32 (n_train, 6).
-
-    Raises FileNotFoundError naming a fold that has none.
-    """
-    out = np.empty((int((fold >= 0).sum()), len(LABELS)), np.float32)
-    for k in np.unique(fold[fold >= 0]):
-        path = paths.fold(work_dir, run, k) / "oof.parquet"
-        ids = table.slice_id[fold == k].to_numpy()
-        out[fold[fold >= 0] == k] = tables.read_predictions(path, ids, f"--run {run} --fold {k}")
-    return out
-
-
-def read_test(work_dir: Path, run: str, table: pd.DataFrame, k: int) -> np.ndarray:
-    """Return the probabilities of all test slices by the model of fold `k`: float32 (n_test, 6)."""
-    ids = table.slice_id[table.split == "test"].to_numpy()
-    path = paths.fold(work_dir, run, k) / "test.parquet"
-    return tables.read_predictions(path, ids, f"--run {run} --fold {k}").copy()
-
-
 def test_predictions(
     work_dir: Path, runs: list[str], table: pd.DataFrame, fold: np.ndarray, pipeline: selection.Pipeline
 ) -> np.ndarray:
@@ -107,14 +88,13 @@ def score(
     """
     patient = np.arange(len(target)) if patient is None else patient
     data = selection.prepare(target, probabilities, fold, patient, seed)
+    return _scores(data, runs, method, calibrate, seed)[0]
+
+
+def _scores(data: selection.Data, runs: list[str], method: str, calibrate: bool, seed: int) -> tuple:
+    """Return all that weights.json says, the fitted selection.Pipeline, and its plain and its nested predictions."""
     recipe = selection.choose(data, method, calibrate=calibrate)
-    return _scores(data, runs, recipe, selection.honest(data, method, calibrate=calibrate), seed)[0]
-
-
-def _scores(
-    data: selection.Data, runs: list[str], recipe: selection.Recipe, honest: np.ndarray, seed: int
-) -> tuple[dict, selection.Pipeline, np.ndarray]:
-    """Return all that weights.json says, the fitted pipeline, and its plain predictions."""
+    honest = selection.honest(data, method, calibrate=calibrate)
     pipeline = selection.fit_pipeline(data, recipe)
     plain = selection.predict(pipeline, data.probabilities)
     total = comparison.patient_losses(data.target, [*data.probabilities, honest], data.patient)
@@ -134,7 +114,7 @@ def _scores(
         "left_out": selection.without_each(data, runs, recipe, seed),
         "pipeline": selection.to_json(recipe, pipeline, runs),
     }
-    return scores, pipeline, plain
+    return scores, pipeline, plain, honest
 
 
 def describe(name: str, scores: dict) -> str:
@@ -253,9 +233,7 @@ def write(
     for probability in probabilities:
         blending.raise_any(probability)
     data = selection.prepare(target, probabilities, fold[is_train], table.patient_id[is_train], seed)
-    recipe = selection.choose(data, method, calibrate=calibrate)
-    honest = selection.honest(data, method, calibrate=calibrate)
-    scores, pipeline, plain = _scores(data, runs, recipe, honest, seed)
+    scores, pipeline, plain, honest = _scores(data, runs, method, calibrate, seed)
     scores |= {"as_predicted": as_predicted} | (
         {"methods": selection.try_methods(data)} if method == "auto" and runs[1:] else {}
     )

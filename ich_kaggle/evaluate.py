@@ -21,18 +21,18 @@ from scipy.special import logit
 from ich_kaggle import (
     blending,
     cli,
-    ensemble,
     figures,
     folds,
     intervals,
     metric,
     paths,
     ranking,
+    runs,
     shift,
     tables,
     thresholds,
 )
-from ich_kaggle.labels import LABELS, WEIGHTS
+from ich_kaggle.labels import LABELS, SHARE
 
 FLOOR = 1e-6
 
@@ -46,7 +46,7 @@ def read(work_dir: Path, run: str | None, name: str | None, table: pd.DataFrame,
         files = [paths.require(folder / "nested.parquet", f"--name {name} --overwrite")]
         probability = tables.read_predictions(files[0], train_ids).copy()
     else:
-        folder, probability = paths.run(work_dir, run), ensemble.read_oof(work_dir, run, table, fold)
+        folder, probability = paths.run(work_dir, run), runs.read_oof(work_dir, run, table, fold)
         files = [paths.fold(work_dir, run, k) / "oof.parquet" for k in np.unique(fold[fold >= 0])]
     hashes = {str(path.relative_to(folder)): paths.file_hash(path) for path in files}
     return folder, blending.raise_any(probability), hashes
@@ -80,7 +80,7 @@ def measure_labels(target, probability, patient, fold, wanted: dict, **options) 
 def log_losses(target, probability, patient, fold, *, n_draws: int, seed: int) -> dict:
     """Return the competition's log loss in total, of each label, with intervals, and of each fold."""
     losses = metric.losses(target, probability)
-    losses = np.column_stack([losses @ (np.asarray(WEIGHTS) / sum(WEIGHTS)), losses])
+    losses = np.column_stack([losses @ SHARE, losses])
     size = np.bincount(patient)
     draws = intervals.bootstrap(intervals.sums(losses, patient, len(size)), size, n_draws=n_draws, seed=seed)
     names = zip(("total", *LABELS), losses.mean(axis=0).tolist(), draws.T, strict=True)
@@ -158,7 +158,7 @@ def with_test(work_dir: Path, run: str | None, name: str | None, table: pd.DataF
         path = paths.require(paths.ensemble(work_dir, name) / "test.parquet", f"--name {name} --overwrite")
         test = tables.read_predictions(path, table.slice_id[is_test].to_numpy())
     else:
-        test = np.mean([ensemble.read_test(work_dir, run, table, k) for k in np.unique(fold[~is_test])], axis=0)
+        test = np.mean([runs.read_test(work_dir, run, table, k) for k in np.unique(fold[~is_test])], axis=0)
     out = np.empty((len(table), len(LABELS)))
     out[~is_test], out[is_test] = probability, test
     return out

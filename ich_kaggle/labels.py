@@ -8,6 +8,7 @@ import numpy as np
 
 LABELS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
 WEIGHTS = (1, 1, 1, 1, 1, 2)
+SHARE = np.asarray(WEIGHTS) / sum(WEIGHTS)  # of each label in the metric
 ANY = LABELS.index("any")
 
 ID_LENGTH = len("ID_000012eaf")

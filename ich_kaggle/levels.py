@@ -21,7 +21,7 @@ from ich_kaggle import (
     stacking,
     training,
 )
-from ich_kaggle.labels import LABELS, WEIGHTS
+from ich_kaggle.labels import LABELS
 
 AUXILIARY = 0.5  # weight of the auxiliary loss
 
@@ -54,8 +54,7 @@ def fit_networks(
 
     def validate(averaged) -> dict:
         logits = training.predict(averaged, valid_loader, device, what="validate")
-        losses = metric.label_losses(inputs.target[held_out], expit(logits.astype(float))).tolist()
-        return {"valid_loss": float(np.average(losses, weights=WEIGHTS)), **dict(zip(LABELS, losses, strict=True))}
+        return metric.validation(inputs.target[held_out], logits)
 
     sizes = tuple(part.shape[1] for part in inputs.embeddings)
     n_runs = inputs.logits.shape[1]

@@ -1,8 +1,9 @@
 """The competition's metric: log loss over six labels, `any` counted twice."""
 
 import numpy as np
+from scipy.special import expit
 
-from ich_kaggle.labels import WEIGHTS
+from ich_kaggle.labels import LABELS, WEIGHTS
 
 EPS = 1e-15  # Kaggle clips predictions to [EPS, 1 - EPS]
 CHUNK = 1 << 16  # slices that are worked on at a time, to spare memory
@@ -36,3 +37,9 @@ def label_losses(target: np.ndarray, probability: np.ndarray) -> np.ndarray:
 def log_loss(target: np.ndarray, probability: np.ndarray) -> float:
     """Return the competition's score of `probability` (n, 6) against `target` (n, 6): lower is better."""
     return float(np.average(label_losses(target, probability), weights=WEIGHTS))
+
+
+def validation(target: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """Return what a training log says of `logits` (n, 6): `valid_loss`, over all slices at once, and each label's."""
+    losses = label_losses(target, expit(logits.astype(float))).tolist()
+    return {"valid_loss": float(np.average(losses, weights=WEIGHTS)), **dict(zip(LABELS, losses, strict=True))}

@@ -8,8 +8,6 @@ import joblib
 
 from ich_kaggle import cli
 
-BACKENDS = ("loky", "dask")
-
 
 def work(function: Callable, tasks: Iterable[tuple], total: int, what: str, workers: int) -> Iterator:
     """Yield the results of `function(*task)`, each as soon as it is there, behind a bar with slices/s and MB/s.

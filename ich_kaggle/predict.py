@@ -9,6 +9,7 @@ Example: python -m ich_kaggle.predict --run cpu --fold all
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from scipy.special import expit
 
 from ich_kaggle import augment, cache, cli, folds, models, paths, tables, tasks, train, training
@@ -40,6 +41,8 @@ def predict_rows(
 def predict_fold(
     k: int,
     folder: Path,
+    table: pd.DataFrame,
+    fold: np.ndarray,
     *,
     data_dir: Path | None,
     work_dir: Path,
@@ -52,7 +55,6 @@ def predict_fold(
     """Write the predictions of fold `k`'s model into `folder`. Raises ValueError if it was fitted on other folds."""
     flags = f"--run {folder.parent.name} --fold {k}"
     model = models.load(paths.require(folder / "model.pt", flags), device)
-    table, fold = tables.read_slices(work_dir), folds.ensure(data_dir, work_dir, max(1, workers))
     same = {"slices": tables.slices_hash(table), "folds": tables.folds_hash(fold)}
     options = folder / "options.json"
     remedy = f"run python -m ich_kaggle.train {flags} --overwrite"
@@ -82,7 +84,9 @@ def predict(
     overwrite: bool = False,
 ) -> None:
     """Predict with the models of `run`, those folds left out that have been predicted with these settings."""
-    for k in train.chosen_folds(folds.ensure(data_dir, work_dir, max(1, workers)), fold):
+    of_slice = folds.ensure(data_dir, work_dir, max(1, workers))
+    table = tables.read_slices(work_dir)
+    for k in train.chosen_folds(of_slice, fold):
         folder = paths.fold(work_dir, run, k)
         model = paths.require(folder / "model.pt", f"--run {run} --fold {k}")
         if "on" in paths.read_json(folder / "options.json")["options"]:
@@ -97,6 +101,8 @@ def predict(
         predict_fold(
             k,
             folder,
+            table,
+            of_slice,
             data_dir=data_dir,
             work_dir=work_dir,
             views=views,

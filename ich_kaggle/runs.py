@@ -1,4 +1,4 @@
-"""What a fold of the second level reads of the runs before it: their out-of-fold logits, or a fold's embeddings."""
+"""What is read of a run: its predictions, as the ensemble and the second level take them, and a fold's embeddings."""
 
 from pathlib import Path
 
@@ -25,16 +25,35 @@ def logits(probability: np.ndarray) -> np.ndarray:
     return logit(np.clip(probability, CLIP, 1 - CLIP)).astype(np.float32)
 
 
+def read_oof(work_dir: Path, run: str, table: pd.DataFrame, fold: np.ndarray) -> np.ndarray:
+    """Return the out-of-fold probabilities of all training slices in table order: float32 (n_train, 6).
+
+    Raises FileNotFoundError naming a fold that has none.
+    """
+    out = np.empty((int((fold >= 0).sum()), len(LABELS)), np.float32)
+    for k in np.unique(fold[fold >= 0]):
+        path = paths.fold(work_dir, run, k) / "oof.parquet"
+        ids = table.slice_id[fold == k].to_numpy()
+        out[fold[fold >= 0] == k] = tables.read_predictions(path, ids, f"--run {run} --fold {k}")
+    return out
+
+
+def read_test(work_dir: Path, run: str, table: pd.DataFrame, k: int) -> np.ndarray:
+    """Return the probabilities of all test slices by the model of fold `k`: float32 (n_test, 6)."""
+    ids = table.slice_id[table.split == "test"].to_numpy()
+    path = paths.fold(work_dir, run, k) / "test.parquet"
+    return tables.read_predictions(path, ids, f"--run {run} --fold {k}").copy()
+
+
 def oof_logits(work_dir: Path, run: str, k: int, table: pd.DataFrame, fold: np.ndarray) -> np.ndarray:
     """Return the logits of all slices, float32 (n_slices, 6): out of fold, and of test slices by fold `k`'s model.
 
     Raises FileNotFoundError naming a fold without predictions.
     """
     out = np.empty((len(table), len(LABELS)), np.float32)
-    for j in np.unique(fold):
-        path = paths.fold(work_dir, run, k) / "test.parquet" if j < 0 else paths.fold(work_dir, run, j) / "oof.parquet"
-        ids = table.slice_id[fold == j].to_numpy()
-        out[fold == j] = tables.read_predictions(path, ids, f"--run {run} --fold {k if j < 0 else j}")
+    out[fold >= 0] = read_oof(work_dir, run, table, fold)
+    if (is_test := fold < 0).any():
+        out[is_test] = read_test(work_dir, run, table, k)
     return logits(out)
 
 

@@ -20,7 +20,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from scipy.special import expit
 
 from ich_kaggle import (
     augment,
@@ -37,7 +36,6 @@ from ich_kaggle import (
     tasks,
     training,
 )
-from ich_kaggle.labels import LABELS, WEIGHTS
 
 log = logging.getLogger(__name__)
 
@@ -82,12 +80,6 @@ def chosen_folds(fold: np.ndarray, wanted: int | str) -> list[int]:
     return [wanted]
 
 
-def scores(target: np.ndarray, logits: np.ndarray) -> dict:
-    """Return the log loss of `logits` (n, 6) over all slices at once, in total and per label."""
-    losses = metric.label_losses(target, expit(logits.astype(float))).tolist()
-    return {"valid_loss": float(np.average(losses, weights=WEIGHTS)), **dict(zip(LABELS, losses, strict=True))}
-
-
 def fit_fold(
     model: models.SliceModel,
     loaders: tuple,
@@ -109,7 +101,7 @@ def fit_fold(
 
     def validate(averaged) -> dict:
         logits = distributed.gather(training.predict(averaged, valid_loader, device, what="validate"))
-        return scores(tables.targets(held_out), logits)
+        return metric.validation(tables.targets(held_out), logits)
 
     checkpoint = folder / "state.pt"
     with distributed.first() as is_first:

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from made_runs import make, synthetic
 
-from ich_kaggle import blending, ensemble, metric, paths, selection, tables
+from ich_kaggle import blending, ensemble, metric, paths, runs, selection, tables
 from ich_kaggle.labels import ANY, LABELS
 
 TARGET, RUNS, PATIENT, FOLD = synthetic()
@@ -107,7 +107,7 @@ def test_plain_predictions_are_the_pipeline_in_the_file_applied(work_dir):
     table = tables.read_slices(work_dir)
     fold = tables.read_folds(work_dir, table)
     pipeline = selection.from_json(paths.read_json(folder_of(work_dir) / "weights.json")["pipeline"], ["fine", "noisy"])
-    oof = [blending.raise_any(ensemble.read_oof(work_dir, r, table, fold)) for r in ("fine", "noisy")]
+    oof = [blending.raise_any(runs.read_oof(work_dir, r, table, fold)) for r in ("fine", "noisy")]
     assert oof_of(work_dir, "oof.parquet")[1] == pytest.approx(selection.predict(pipeline, oof), abs=1e-6)
 
 
@@ -120,7 +120,7 @@ def test_the_order_of_the_runs_changes_no_prediction(work_dir):
 def test_one_run_alone_without_calibration_is_itself(work_dir):
     run(work_dir, "--runs", "fine", "--no-calibrate")
     table = tables.read_slices(work_dir)
-    alone = blending.raise_any(ensemble.read_oof(work_dir, "fine", table, tables.read_folds(work_dir, table)))
+    alone = blending.raise_any(runs.read_oof(work_dir, "fine", table, tables.read_folds(work_dir, table)))
     assert oof_of(work_dir, "oof.parquet", "fine")[1] == pytest.approx(alone, abs=1e-7)
 
 

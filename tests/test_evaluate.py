@@ -8,7 +8,7 @@ from made_runs import make
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from ich_kaggle import blending, ensemble, evaluate, metric, paths, tables, thresholds
+from ich_kaggle import blending, ensemble, evaluate, metric, paths, runs, tables, thresholds
 from ich_kaggle.labels import ANY, LABELS
 
 WANTED = {"beta": 2.0, "recall": 0.8, "confidence": 0.9}
@@ -40,7 +40,7 @@ def folder_of(work_dir, name: str = "fine"):
 def training(work_dir, name: str = "fine") -> tuple:
     table = tables.read_slices(work_dir)
     fold = tables.read_folds(work_dir, table)
-    probability = blending.raise_any(ensemble.read_oof(work_dir, name, table, fold))
+    probability = blending.raise_any(runs.read_oof(work_dir, name, table, fold))
     train = table[fold >= 0]
     return train, tables.targets(train), probability, fold[fold >= 0]
 
