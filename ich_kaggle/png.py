@@ -29,7 +29,8 @@ def encode(image: np.ndarray) -> bytes:
     if image.dtype != np.uint8 or image.shape[2:] not in ((), (3,)):
         raise ValueError(f"a PNG takes uint8 (h, w) or (h, w, 3), not {image.dtype} {image.shape}")
     height, width = image.shape[:2]
-    rows = np.zeros((height, 1 + image[0].size), np.uint8)  # the first byte of a row is its filter
+    rows = np.empty((height, 1 + image[0].size), np.uint8)
+    rows[:, 0] = 0  # the filter of a row
     rows[:, 1:] = image.reshape(height, -1)
     color = RGB if image.ndim == 3 else GRAY
     return b"".join(
