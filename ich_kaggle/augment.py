@@ -57,9 +57,15 @@ def warp(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     moved = np.zeros((size, size, n_channels), np.uint8)
     if min(height, width, *(high - low)) > 0:  # only where the image comes to lie
         there = matrix - np.column_stack([np.zeros((2, 2)), low])
-        part = cv2.warpAffine(image, there, tuple((high - low).tolist()), flags=cv2.INTER_LINEAR)
-        moved[low[1] : high[1], low[0] : high[0]] = part.reshape(*part.shape[:2], n_channels)
+        moved[low[1] : high[1], low[0] : high[0]] = _warp(image, there, tuple((high - low).tolist()))
     return moved
+
+
+def _warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if image.shape[2] != 3:
+        return cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR).reshape(*size[::-1], -1)
+    four = cv2.cvtColor(image, cv2.COLOR_BGR2BGRA)  # OpenCV moves four channels in half of the time of three
+    return cv2.cvtColor(cv2.warpAffine(four, matrix, size, flags=cv2.INTER_LINEAR), cv2.COLOR_BGRA2BGR)
 
 
 def jitter(image: np.ndarray, augment: Augment, rng: np.random.Generator, n_windows: int) -> np.ndarray:
@@ -69,13 +75,12 @@ def jitter(image: np.ndarray, augment: Augment, rng: np.random.Generator, n_wind
     """
     if not augment.window_jitter or not image.size:
         return image
-    n_slices = image.shape[-1] // n_windows
-    contrast = np.tile(1 + augment.window_jitter * rng.uniform(-1, 1, n_windows), n_slices)
-    offset = np.tile(255 * augment.window_jitter / 2 * rng.uniform(-1, 1, n_windows), n_slices)
-    gray = np.arange(256)[:, None] * contrast + offset
-    gray[0] = 0  # air and padding stay black
-    changed = cv2.LUT(image, np.clip(np.rint(gray), 0, 255).astype(np.uint8)[None])
-    return changed.reshape(image.shape)
+    contrast = 1 + augment.window_jitter * rng.uniform(-1, 1, n_windows)
+    offset = 255 * augment.window_jitter / 2 * rng.uniform(-1, 1, n_windows)
+    columns = image.reshape(len(image), -1, n_windows)
+    changed = cv2.transform(columns, np.column_stack([np.diag(contrast), offset]))
+    is_lit = cv2.threshold(columns, 0, 255, cv2.THRESH_BINARY)[1]
+    return cv2.bitwise_and(changed, is_lit).reshape(image.shape)  # air and padding stay black
 
 
 def cut(image: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:

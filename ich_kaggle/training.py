@@ -319,6 +319,8 @@ def careful_step(
         if not _is_memory(error):
             raise
     # Outside of the except clause, whose traceback holds on to the memory.
+    if not isinstance(batch[0], torch.Tensor):
+        raise RuntimeError(f"out of memory at step {run.step}: give a smaller --batch-size or --hidden")
     n, wanted = run.n_that_fit(loss, batch), len(batch[0])
     remedy = f"give --batch-size {n} --accumulate {-(-wanted // n)}" if n else "give a smaller --image-size or --arch"
     raise RuntimeError(f"out of memory at step {run.step}: {wanted} at once do not fit, {n} do: {remedy}")

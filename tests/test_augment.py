@@ -68,6 +68,14 @@ def test_a_window_changes_alike_in_all_slices_of_a_context():
     assert (jittered[..., :3] != gray).any()
 
 
+def test_window_jitter_stretches_and_shifts_each_window_and_rounds():
+    gray = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    change, rng = Augment(window_jitter=0.2), np.random.default_rng(3)
+    contrast, offset = 1 + 0.2 * rng.uniform(-1, 1, 3), 255 * 0.1 * rng.uniform(-1, 1, 3)
+    wanted = np.clip(np.rint(gray * contrast + offset), 0, 255) * (gray > 0)
+    assert (augment.jitter(gray, change, np.random.default_rng(3), 3) == wanted).all()
+
+
 def test_window_jitter_leaves_air_black():
     assert not augment.jitter(np.zeros((8, 8, 3), np.uint8), Augment(), np.random.default_rng(1), 3).any()
 

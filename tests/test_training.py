@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from ich_kaggle import datasets, metric, training
+from ich_kaggle import datasets, metric, series, training
 from ich_kaggle.training import Fit, Recipe
 
 CPU = torch.device("cpu")
@@ -257,6 +257,18 @@ def test_out_of_memory_says_which_batch_size_would_fit(tmp_path, room, told):
 
     with pytest.raises(RuntimeError, match=f"out of memory at step 0: 5 at once do not fit, .*{told}"):
         fit(net(), tmp_path, loss=hungry)
+
+
+def test_out_of_memory_over_series_which_cannot_be_cut_says_what_to_make_smaller():
+    def hungry(model, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    length = torch.tensor([2, 1])
+    series_batch = series.Batch([], torch.zeros(3, 1, 6), torch.zeros(3, 6), torch.zeros(3, 3), length)
+    run = Fit(net(), Recipe(epochs=1), 5, CPU)
+    run.start_epoch()
+    with pytest.raises(RuntimeError, match="out of memory at step 0: give a smaller --batch-size or --hidden"):
+        training.careful_step(run, hungry, (series_batch, torch.zeros(3, 6)))
 
 
 def test_other_errors_of_the_loss_are_told_as_they_are(tmp_path):
