@@ -1,0 +1,204 @@
+"use strict";
+// What all pages share: the data, elements that hold text only, numbers in words, the address, the keys.
+
+const report = {
+  content: null,
+  files: {},
+  pages: {}, // by view: {show(state), keys}
+  studies: new Map(),
+
+  begin(content, files) {
+    this.content = content;
+    this.files = files;
+  },
+
+  keep(id, data) {
+    this.studies.set(id, data);
+  },
+
+  // Return a promise of a study's data, read when it is first asked for.
+  study(id) {
+    if (this.studies.has(id)) return Promise.resolve(this.studies.get(id));
+    const inert = document.getElementById(`study-${id}`);
+    if (inert) {
+      this.keep(id, JSON.parse(inert.textContent));
+      return this.study(id);
+    }
+    return new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      script.src = this.files[id];
+      script.onload = () => resolve(this.studies.get(id));
+      script.onerror = () => reject(new Error(`${this.files[id]} is missing: make the report again`));
+      document.head.append(script);
+    });
+  },
+
+  // Return where a picture is: a path, or the picture itself where it is embedded.
+  picture(reference) {
+    if (!reference.startsWith("#")) return reference;
+    return "data:image/png;base64," + document.getElementById(reference.slice(1)).textContent;
+  },
+};
+
+const SHORT = { epidural: "EDH", intraparenchymal: "IPH", intraventricular: "IVH", subarachnoid: "SAH", subdural: "SDH", any: "any" };
+const WINDOWS = {
+  brain: { title: "Brain", key: "1", level: "W 80 L 40" },
+  subdural: { title: "Subdural", key: "2", level: "W 200 L 80" },
+  soft: { title: "Soft tissue", key: "3", level: "W 380 L 40" },
+  bone: { title: "Bone", key: "4", level: "W 2800 L 600" },
+};
+
+// Return a new element; strings become text, never markup. "tag.class.class" names it.
+function h(name, attributes = {}, ...children) {
+  const [tag, ...classes] = name.split(".");
+  const element = document.createElement(tag);
+  if (classes.length) element.className = classes.join(" ");
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    else if (value !== false && value != null) element.setAttribute(key, value === true ? "" : value);
+  }
+  element.append(...children.flat().filter((child) => child != null));
+  return element;
+}
+
+function svg(tag, attributes = {}, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  element.append(...children);
+  return element;
+}
+
+const number = (value, digits = 4) => (value == null ? "–" : value.toFixed(digits));
+const percent = (value, digits = 1) => (value == null ? "–" : `${(100 * value).toFixed(digits)} %`);
+const count = (value) => value.toLocaleString("en");
+const plural = (n, one, many = one + "s") => `${count(n)} ${n === 1 ? one : many}`;
+const chance = (value) => (value == null ? "–" : value > 0 && value < 0.001 ? "<0.001" : value.toFixed(3));
+
+// One choice of several as a row of native radio buttons.
+function choices(name, legend, options, chosen, onchange) {
+  return h("fieldset.choices", {}, h("legend", {}, legend), options.map(([value, ...content]) =>
+    h("label", {}, h("input", { type: "radio", name, value, checked: value === chosen, onchange: () => onchange(value) }), h("span", {}, ...content))));
+}
+
+// A wide table scrolls by itself, by keyboard too.
+function scrolling(title, table) {
+  return h("div.scroll", { tabindex: "0", role: "region", "aria-label": title }, table);
+}
+
+// Return a table of `rows`, elements; the head of a column of numbers stands over them, to the right.
+function table(head, rows) {
+  const heads = head.map((cell, i) => h(rows[0]?.children[i]?.classList.contains("number") ? "th.number" : "th", { scope: "col" }, cell));
+  return h("table", {}, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, rows));
+}
+
+function swatch(label) {
+  return h("i.swatch", { "data-label": label, "aria-hidden": "true" });
+}
+
+// The kinds of hemorrhage among `names`, in short.
+function tags(names) {
+  const kinds = names.filter((name) => name !== "any");
+  return h("span.tags", {}, kinds.length ? kinds.map((name) => h("span.tag", { title: name }, swatch(name), SHORT[name])) : h("span.tag", {}, names.length ? "any" : "none"));
+}
+
+// The address holds what is looked at: #study=ID&slice=12&window=bone
+function address() {
+  return Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+}
+
+function link(changes) {
+  const { source } = address();
+  return "#" + new URLSearchParams({ ...changes, ...(source ? { source } : {}) });
+}
+
+function go(changes, { replace = false } = {}) {
+  const next = Object.entries({ ...address(), ...changes }).filter(([, value]) => value != null);
+  const hash = "#" + new URLSearchParams(next);
+  if (hash !== location.hash) history[replace ? "replaceState" : "pushState"](null, "", hash);
+  route();
+}
+
+// Return what the address says; null for what it says wrongly, or not.
+function state() {
+  const { content } = report;
+  const said = address();
+  const view = said.study != null ? "studies" : said.view in report.pages ? said.view : "overview";
+  const source = content.sources.findIndex((one) => one.name === said.source);
+  return {
+    view,
+    source: Math.max(0, source),
+    study: said.study,
+    slice: parseInt(said.slice, 10) - 1,
+    window: said.window in WINDOWS ? said.window : null,
+    label: content.labels.includes(said.label) ? said.label : null,
+  };
+}
+
+function route() {
+  const now = state();
+  for (const view of Object.keys(report.pages)) document.getElementById(view).hidden = view !== now.view;
+  for (const one of document.querySelectorAll("nav a")) {
+    if (one.dataset.view === now.view) one.setAttribute("aria-current", "page");
+    else one.removeAttribute("aria-current");
+    one.href = link({ view: one.dataset.view });
+  }
+  document.getElementById("source").selectedIndex = now.source;
+  report.pages[now.view].show(now);
+}
+
+function onKey(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  const target = event.target;
+  const isRange = target.type === "range";
+  if (target.matches("select, textarea, input:not([type=range]):not([type=checkbox]):not([type=radio])")) return;
+  if ((isRange || target.type === "radio") && /^(Arrow|Page|Home|End)/.test(event.key)) return;
+  const common = { "?": openHelp, t: toggleTheme };
+  const action = common[event.key] ?? report.pages[state().view].keys?.[event.key];
+  if (!action) return;
+  event.preventDefault();
+  action();
+}
+
+const KEYS = [
+  ["Anywhere", [["?", "this help"], ["t", "dark or light"]]],
+  ["Studies", [
+    ["↑ ↓ or ← →", "slice before or behind; the mouse wheel does it, too"],
+    ["Page ↑ Page ↓", "five slices"],
+    ["Home End", "first, last slice"],
+    ["1 2 3 4", "brain, subdural, soft-tissue, bone window"],
+    ["n p", "next, previous study of the list"],
+    ["l", "next label for the explanation"],
+    ["e", "explanation on or off"],
+    ["/", "search"],
+  ]],
+];
+
+function openHelp() {
+  const help = document.getElementById("help");
+  help.replaceChildren(
+    h("h2", { id: "help-title" }, "Keys"),
+    ...KEYS.map(([title, rows]) => h("table", {}, h("caption", {}, title), h("tbody", {}, rows.map(([key, text]) =>
+      h("tr", {}, h("th", { scope: "row" }, h("kbd", {}, key)), h("td", {}, text)))))),
+    h("p.note", {}, "Scores are out of fold: each slice is predicted by models that saw no slice of its patient. Those of an ensemble are nested: its weights, too, were fitted without the fold they are scored on. Intervals hold 95 % of 1,000 draws of patients."),
+    h("form", { method: "dialog" }, h("button.primary", { autofocus: true }, "Close")),
+  );
+  help.showModal();
+}
+
+function isDark() {
+  const { theme } = document.documentElement.dataset;
+  return theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+function setTheme(theme) {
+  if (theme) document.documentElement.dataset.theme = theme;
+  charts.redraw();
+}
+
+function toggleTheme() {
+  const theme = isDark() ? "light" : "dark";
+  try {
+    localStorage.setItem("theme", theme);
+  } catch {} // some browsers keep nothing for pages on the disk
+  setTheme(theme);
+}

@@ -1,0 +1,314 @@
+"use strict";
+// One study: the list to pick it from, its slices in four windows, its probabilities along z, what a model looked at.
+
+report.pages.studies = (() => {
+  let parts = null; // the elements that change
+  let study = null, data = null, slice = 0, shownWindow = "brain", label = "any"; // what is shown
+  let rows = [], filledFor = null, stacks = {}, lines = [], wheel = 0, timer = 0;
+  let map = null, opacity = 0.6, picked = null; // explanation, and the sources whose curves are drawn
+
+  const summary = (id) => report.content.studies.find((one) => one.id === id);
+
+  // --- the list ---
+
+  const SORTS = {
+    loss: ["log loss", (one, s) => one.losses[s]?.[0]],
+    spread: ["disagreement of the runs", (one) => one.spread],
+    id: ["id", null],
+  };
+
+  function sorts() {
+    const labels = report.content.labels.map((name, i) => [name, [`log loss of ${name}`, (one, s) => one.losses[s]?.[i + 1]]]);
+    return { ...SORTS, ...Object.fromEntries(labels) };
+  }
+
+  function listed(now) {
+    const by = sorts()[parts.sort.value][1];
+    const wanted = parts.search.value.trim().toLowerCase();
+    const only = report.content.labels.indexOf(parts.filter.value);
+    const found = report.content.studies.filter((one) => (only < 0 || one.counts[only]) && (one.id.toLowerCase().includes(wanted) || one.patient.toLowerCase().includes(wanted)));
+    const value = (one) => (by ? by(one, now.source) ?? -1 : 0);
+    return found.sort((a, b) => value(b) - value(a) || (a.id < b.id ? -1 : 1));
+  }
+
+  function fill(now) {
+    const by = sorts()[parts.sort.value][1] ?? SORTS.loss[1];
+    rows = listed(now);
+    parts.count.textContent = `${rows.length} of ${plural(report.content.studies.length, "study", "studies")}`;
+    parts.list.replaceChildren(...rows.map((one) => h("li", {}, h("a", { href: link({ study: one.id }), "data-id": one.id, tabindex: "-1" },
+      h("span.id", {}, one.id), h("b", {}, number(by(one, now.source), 3)), tags(report.content.labels.filter((_, i) => one.counts[i])), one.fold == null ? null : h("small", {}, `fold ${one.fold}`)))));
+    filledFor = now.source;
+    mark();
+  }
+
+  // Tab comes to one link of the list; arrows go on from there.
+  function mark() {
+    const links = [...parts.list.querySelectorAll("a")];
+    for (const one of links) one.removeAttribute("aria-current");
+    const current = links.find((one) => one.dataset.id === study) ?? links[0];
+    for (const one of links) one.tabIndex = one === current ? 0 : -1;
+    if (current?.dataset.id === study) {
+      current.setAttribute("aria-current", "true");
+      const box = current.getBoundingClientRect(), frame = parts.list.getBoundingClientRect();
+      if (box.top < frame.top || box.bottom > frame.bottom) parts.list.scrollTop += box.top - frame.top - frame.height / 3;
+    }
+  }
+
+  function onListKey(event) {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const links = [...parts.list.querySelectorAll("a")];
+    links[Math.max(0, Math.min(links.length - 1, links.indexOf(document.activeElement) + step))].focus();
+  }
+
+  function list() {
+    const again = () => fill(state());
+    parts.search = h("input", { type: "search", id: "search", placeholder: "study or patient id", autocomplete: "off", oninput: again });
+    parts.sort = h("select", { id: "sort", onchange: again }, Object.entries(sorts()).filter(([value]) => report.content.sources.length || value === "id").map(([value, [title]]) => h("option", { value }, title)));
+    parts.filter = h("select", { id: "filter", onchange: again }, h("option", { value: "" }, "all studies"), report.content.labels.map((name) => h("option", { value: name }, `with ${name === "any" ? "any hemorrhage" : name}`)));
+    parts.count = h("p.note", { id: "count", "aria-live": "polite" });
+    parts.list = h("ol.list", { id: "list", "aria-label": "Studies found", onkeydown: onListKey });
+    return h("aside.card.side", { "aria-label": "Pick a study" },
+      h("label", { for: "search" }, "Search"), parts.search, h("label", { for: "sort" }, "Sort by"), parts.sort, h("label", { for: "filter" }, "Show"), parts.filter, parts.count, parts.list);
+  }
+
+  // --- the slices ---
+
+  const missing = (one) => {
+    const { cache, bone } = report.content;
+    if (!cache) return "The slices are not cached: run python -m ich_kaggle.cache, then the report again.";
+    if (one === "bone" && !bone) return "The bone window is not in the cache. It is rendered from the DICOM files, which were not there when the report was made, or were left out by --no-bone.";
+    return null;
+  };
+
+  function stage() {
+    for (const name of ["where", "level", "place", "truth"]) parts[name] = h(`span.caption.${name}`);
+    parts.images = h("div.images");
+    parts.heat = h("div.heatmap", { hidden: true });
+    parts.message = h("p.message", { hidden: true });
+    parts.stage = h("div.stage", { id: "stage", tabindex: "0", role: "img", "aria-label": "Slice" }, parts.images, parts.heat, parts.where, parts.level, parts.place, parts.truth, parts.message);
+    parts.stage.addEventListener("wheel", onWheel, { passive: false });
+    parts.slider = h("input", { type: "range", id: "slice", min: 1, step: 1, value: 1, "aria-label": "Slice", oninput: () => move(parts.slider.value - 1) });
+    parts.windows = h("div.buttons", { role: "group", "aria-label": "Window" }, Object.entries(WINDOWS).map(([name, { title, key }]) =>
+      h("button", { type: "button", "data-window": name, disabled: Boolean(missing(name)), title: missing(name) ?? `${WINDOWS[name].level} (${key})`, onclick: () => setWindow(name) }, title, h("kbd", { "aria-hidden": "true" }, key))));
+    return h("div.card.view", {}, h("div.row", {}, parts.windows, h("div.buttons", {},
+      h("button.step", { type: "button", onclick: () => next(-1), title: "Previous study (p)", "aria-label": "Previous study (p)" }, "‹"), h("button.step", { type: "button", onclick: () => next(1), title: "Next study (n)", "aria-label": "Next study (n)" }, "›"))),
+      report.content.cache && !report.content.bone ? h("p.note", { id: "no-bone" }, missing("bone")) : null,
+      parts.stage, parts.slider, explanation());
+  }
+
+  function onWheel(event) {
+    event.preventDefault();
+    // A notch of a wheel is one slice; a touchpad's small steps add up to one.
+    wheel = Math.abs(event.deltaY) >= 50 || event.deltaMode ? Math.sign(event.deltaY) * 30 : wheel + event.deltaY;
+    if (Math.abs(wheel) < 30) return;
+    move(slice + Math.sign(wheel));
+    wheel = 0;
+  }
+
+  // All slices lie on top of each other, read and decoded, and one of them is visible: no slice waits for its picture.
+  function stack(name) {
+    if (stacks[name] || !data.images[name]) return;
+    const images = data.images[name].map(() => h("img", { alt: "", decoding: "async", draggable: "false" }));
+    const order = images.map((_, i) => i).sort((a, b) => Math.abs(a - slice) - Math.abs(b - slice));
+    let loaded = 0;
+    for (const i of order) {
+      images[i].addEventListener("load", () => tell((loaded += 1) < images.length ? `reading ${loaded} of ${images.length}` : null));
+      images[i].addEventListener("error", () => {
+        images[i].dataset.failed = `${data.images[name][i]} can't be read: make the report again`;
+        draw();
+      });
+      images[i].src = report.picture(data.images[name][i]);
+    }
+    stacks[name] = images;
+    parts.images.append(...images);
+  }
+
+  function tell(message) {
+    parts.message.hidden = !message;
+    parts.message.textContent = message ?? "";
+  }
+
+  function draw() {
+    const kind = shownWindow === "bone" ? "bone" : "cached";
+    stack(kind);
+    tell(missing(shownWindow) ?? stacks[kind]?.[slice].dataset.failed);
+    for (const [name, images] of Object.entries(stacks)) images.forEach((image, i) => image.classList.toggle("on", name === kind && i === slice));
+    parts.images.className = `images only-${shownWindow}`;
+    for (const button of parts.windows.children) button.setAttribute("aria-pressed", button.dataset.window === shownWindow);
+    const n = data.slices.length, one = summary(study);
+    const names = report.content.labels.filter((_, i) => data.target[slice][i]);
+    parts.where.textContent = `${study}\n${one.patient}`;
+    parts.level.textContent = `${WINDOWS[shownWindow].title}\n${WINDOWS[shownWindow].level}`;
+    parts.place.textContent = `${slice + 1} / ${n}\n${data.position[slice].toFixed(1)} mm${data.series.at(-1) ? `, series ${data.series[slice] + 1}` : ""}`;
+    parts.truth.textContent = names.filter((name) => name !== "any").join("\n") || "no hemorrhage";
+    parts.stage.setAttribute("aria-label", `Slice ${slice + 1} of ${n}, ${WINDOWS[shownWindow].title} window, truth: ${names.join(", ") || "no hemorrhage"}`);
+    parts.slider.value = slice + 1;
+    parts.slider.setAttribute("aria-valuetext", `slice ${slice + 1} of ${n}`);
+    for (const one of lines) one.move(slice);
+    drawHeat();
+  }
+
+  function move(to) {
+    if (!data) return;
+    slice = Math.max(0, Math.min(data.slices.length - 1, to));
+    draw();
+    clearTimeout(timer); // browsers refuse an address that changes with every turn of a wheel
+    timer = setTimeout(() => go({ slice: slice + 1 }, { replace: true }), 250);
+  }
+
+  function setWindow(name) {
+    if (missing(name)) return;
+    shownWindow = name;
+    if (data) draw();
+    flush({ window: name });
+  }
+
+  function setLabel(name) {
+    label = name;
+    for (const [i, one] of lines.entries()) one.element.classList.toggle("on", report.content.labels[i] === name);
+    if (parts.heatLabel) parts.heatLabel.value = name;
+    flush({ label: name });
+    drawHeat();
+  }
+
+  function flush(changes) {
+    clearTimeout(timer);
+    if (study) go({ slice: slice + 1, ...changes }, { replace: true });
+  }
+
+  function next(step) {
+    if (!rows.length) return;
+    clearTimeout(timer);
+    const i = rows.findIndex((one) => one.id === study);
+    const to = rows[Math.max(0, Math.min(rows.length - 1, i + step))];
+    if (to.id !== study) go({ view: null, study: to.id, slice: null });
+  }
+
+  // --- explanations ---
+
+  function explanation() {
+    if (!report.content.maps.length) return h("p.note", { id: "no-maps" }, "What a model looked at can be laid over the slices: run python -m ich_kaggle.predict --run RUN --explain gradcam, then the report again.");
+    parts.map = h("select", { id: "map", onchange: () => { map = parts.map.value === "" ? null : Number(parts.map.value); drawHeat(); } }, h("option", { value: "" }, "none"), report.content.maps.map((title, i) => h("option", { value: i }, title)));
+    parts.heatLabel = h("select", { id: "map-label", onchange: () => setLabel(parts.heatLabel.value) }, report.content.labels.map((name) => h("option", {}, name)));
+    const slider = h("input", { type: "range", id: "opacity", min: 0, max: 100, value: 100 * opacity, oninput: () => { opacity = slider.value / 100; drawHeat(); } });
+    parts.noMap = h("span.note", { role: "status" });
+    return h("div.row.explain", {}, h("label", {}, "Explain by ", parts.map), h("label", {}, "for ", parts.heatLabel), h("label", {}, "opacity ", slider), parts.noMap);
+  }
+
+  // A map's picture holds six, one below the other: the label's is moved into the frame.
+  function drawHeat() {
+    if (!data || !parts.map) return;
+    const reference = map == null ? null : data.maps[map]?.[slice];
+    parts.heat.hidden = !reference;
+    parts.noMap.textContent = map != null && !reference ? "not made for this study: predict --explain takes its id with --studies" : "";
+    if (!reference) return;
+    const image = parts.heat.firstChild ?? parts.heat.appendChild(h("img", { alt: "", draggable: "false" }));
+    const source = report.picture(reference);
+    if (image.getAttribute("src") !== source) image.src = source;
+    image.style.transform = `translateY(${(-100 * report.content.labels.indexOf(label)) / report.content.labels.length}%)`;
+    parts.heat.style.opacity = opacity;
+  }
+
+  function toggleHeat() {
+    if (!parts.map) return;
+    map = map == null ? 0 : null;
+    parts.map.value = map ?? "";
+    drawHeat();
+  }
+
+  // --- the curves ---
+
+  function side() {
+    const { sources } = report.content;
+    parts.strips = h("div.strips");
+    parts.facts = h("div.study-facts");
+    parts.legend = h("fieldset.legend", { hidden: !sources.length }, h("legend", {}, "Probability by slice"), sources.map((one, i) => h("label", {}, h("input", { type: "checkbox", value: i, onchange: () => pick(i) }), strips.sample(i), h("span", {}, one.name))));
+    return h("div.card.curves", {}, parts.legend, parts.strips, h("p.note", {}, "Bands: slices where the label is true."), parts.facts);
+  }
+
+  function pick(i) {
+    picked = picked.includes(i) ? picked.filter((one) => one !== i) : [...picked, i].sort();
+    showCurves();
+  }
+
+  function showCurves() {
+    for (const input of parts.legend.querySelectorAll("input")) input.checked = picked.includes(Number(input.value));
+    const known = picked.filter((s) => data.probability[s][0][0] != null);
+    for (const one of lines) {
+      one.show(known);
+      one.move(slice);
+    }
+  }
+
+  function facts() {
+    const one = summary(study);
+    const { sources, labels } = report.content;
+    const losses = sources.map((source, i) => h("tr", {}, h("th", { scope: "row" }, source.name), h("td.number", {}, number(one.losses[i][0], 3))));
+    parts.facts.replaceChildren(
+      h("dl.facts", {}, [["study", one.id], ["patient", one.patient], ["fold", one.fold ?? "–"], ["slices", one.n], ["runs differ by up to", number(one.spread, 2)], ["true slices", labels.map((name, i) => (one.counts[i] ? `${SHORT[name]} ${one.counts[i]}` : null)).filter((x) => x).join(", ") || "none"]]
+        .flatMap(([title, value]) => [h("dt", {}, title), h("dd", {}, String(value))])),
+      losses.length ? table(["log loss of the study", ""], losses) : "");
+  }
+
+  async function open(id) {
+    const found = await report.study(id).catch((error) => error);
+    if (state().study !== id) return; // another was asked for meanwhile
+    if (found instanceof Error || !found) {
+      [study, data] = [null, null];
+      tell(`${id}: ${found?.message ?? "not in its file: make the report again"}`);
+      return;
+    }
+    [study, data, stacks] = [id, found, {}];
+    parts.images.replaceChildren();
+    parts.slider.max = data.slices.length;
+    lines = report.content.labels.map((name, i) => strips.strip(data, name, i, move));
+    parts.strips.replaceChildren(...lines.map((one) => one.element));
+    facts();
+  }
+
+  function build() {
+    parts = {};
+    const { sources } = report.content;
+    picked ??= sources.map((_, i) => i).slice(0, 3);
+    document.getElementById("studies").append(list(), stage(), side());
+  }
+
+  async function show(now) {
+    if (!parts) build();
+    if (filledFor !== now.source) fill(now);
+    const id = now.study ?? study ?? rows[0]?.id;
+    document.title = `${id ?? "Studies"} – ich_kaggle report`;
+    if (id && !now.study) return go({ view: null, study: id }, { replace: true });
+    if (!id || !summary(id)) {
+      tell(id ? `${id} is not in this report.` : "There is no study.");
+      [study, data] = [null, null];
+      return;
+    }
+    if (id !== study || !data) {
+      const wanted = Number.isInteger(now.slice) ? now.slice : null;
+      await open(id);
+      if (study !== id || !data) return;
+      slice = Math.max(0, Math.min(data.slices.length - 1, wanted ?? Math.floor(data.slices.length / 2)));
+      mark();
+      showCurves();
+    } else if (Number.isInteger(now.slice)) slice = Math.max(0, Math.min(data.slices.length - 1, now.slice));
+    if (now.window) shownWindow = missing(now.window) ? "brain" : now.window;
+    if (now.label) label = now.label;
+    if (parts.heatLabel) parts.heatLabel.value = label;
+    for (const [i, one] of lines.entries()) one.element.classList.toggle("on", report.content.labels[i] === label);
+    draw();
+  }
+
+  const by = (step) => () => move(slice + step);
+  const keys = {
+    ArrowUp: by(-1), ArrowLeft: by(-1), ArrowDown: by(1), ArrowRight: by(1), PageUp: by(-5), PageDown: by(5), Home: by(-1e6), End: by(1e6),
+    ...Object.fromEntries(Object.entries(WINDOWS).map(([name, { key }]) => [key, () => setWindow(name)])),
+    n: () => next(1), p: () => next(-1), e: toggleHeat, "/": () => parts.search.focus(),
+    l: () => setLabel(report.content.labels[(report.content.labels.indexOf(label) + 1) % report.content.labels.length]),
+  };
+
+  return { show, keys };
+})();

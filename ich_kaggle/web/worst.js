@@ -1,0 +1,40 @@
+"use strict";
+// The slices of the greatest loss of each label, those that were missed apart from those called for nothing.
+
+report.pages.worst = (() => {
+  const KINDS = { missed: ["Missed", "the label is there, its probability is low"], called: ["Called falsely", "the label is not there, its probability is high"] };
+
+  function card(one, label, window) {
+    return h("a.card-link", { href: link({ study: one.study, slice: one.slice + 1, window, label }) },
+      h(`span.thumb.only-${window}`, {}, one.image ? h("img", { src: report.picture(one.image), alt: "", loading: "lazy", decoding: "async" }) : "no picture"),
+      h("span.card-line", {}, h("b", {}, `p ${chance(one.p)}`), h("span", {}, `loss ${number(one.loss, 2)}`)),
+      h("span.card-line", {}, h("span.id", {}, one.study)),
+      h("span.card-line", {}, tags(one.truth), h("small", {}, `slice ${one.slice + 1}`)));
+  }
+
+  function show(now) {
+    const { content } = report;
+    const window = now.window === "bone" ? "brain" : now.window ?? "brain";
+    const label = now.label ?? "any";
+    const found = content.worst[label];
+    const section = document.getElementById("worst");
+    document.title = `Worst slices: ${label} – ich_kaggle report`;
+    section.replaceChildren(
+      h("div.card", {}, h("h2", {}, "Worst slices"),
+        h("p.note", {}, `By the log loss of one label in ${content.sources[0].name}, among the ${plural(content.studies.length, "study", "studies")} of this report.`),
+        h("div.row", {},
+          choices("worst-label", "Label", content.labels.map((one) => [one, swatch(one), one]), label, (one) => refocus(() => go({ view: "worst", label: one }))),
+          choices("worst-window", "Window", ["brain", "subdural", "soft"].map((one) => [one, WINDOWS[one].title]), window, (one) => refocus(() => go({ view: "worst", window: one }, { replace: true }))))),
+      ...Object.entries(KINDS).map(([kind, [title, text]]) => h("section.card", {}, h("h3", {}, title, h("small", {}, text)),
+        found[kind].length ? h("div.gallery", {}, found[kind].map((one) => card(one, label, window))) : h("p.note", {}, "There is none."))));
+  }
+
+  // The page is made anew: give the focus back to the choice that had it.
+  function refocus(change) {
+    const { name, value } = document.activeElement;
+    change();
+    document.querySelector(`#worst input[name="${CSS.escape(name)}"][value="${CSS.escape(value)}"]`)?.focus();
+  }
+
+  return { show };
+})();
