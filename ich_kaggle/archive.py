@@ -3,12 +3,15 @@
 ZIP format: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
 """
 
+import struct
 import zipfile
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 LOCAL_HEADER = 30  # bytes before the name in a member's own header, APPNOTE 4.3.7
+BROKEN = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error)  # of zipfile
 SLACK = 1024  # bytes that deflate may take over what it holds, in a start of a member
 
 
@@ -43,15 +46,19 @@ def directory(path: Path) -> dict[str, Member]:
 
 
 @lru_cache(maxsize=1)
-def _directory(path: Path, _changed: int, _size: int) -> dict[str, Member]:
+def _directory(path: Path, _changed: int, size: int) -> dict[str, Member]:
     try:
         with zipfile.ZipFile(path) as archive:
-            return {
-                info.filename: Member(info.filename, info.file_size, info.header_offset, info.compress_size, info.CRC)
-                for info in archive.infolist()
-            }
-    except zipfile.BadZipFile as error:
+            infos = archive.infolist()
+    except BROKEN as error:
         raise ValueError(f"{path}: not a readable zip ({error}): download it again") from error
+    found = {i.filename: Member(i.filename, i.file_size, i.header_offset, i.compress_size, i.CRC) for i in infos}
+    if len(found) < len(infos):
+        twice = Counter(info.filename for info in infos).most_common(1)[0][0]
+        raise ValueError(f"{path}: {twice} is in it twice: download it again")
+    if beyond := next((member for member in found.values() if not 0 <= member.offset <= size - member.packed), None):
+        raise ValueError(f"{path}: {beyond.path} lies beyond its end: download it again")
+    return found
 
 
 def read(path: Path, member: Member, limit: int = -1) -> bytes:
@@ -71,9 +78,22 @@ def read(path: Path, member: Member, limit: int = -1) -> bytes:
     try:
         if limit >= 0:
             return packed[:limit] if is_stored else zlib.decompressobj(-15).decompress(packed, limit)
-        content = packed if is_stored else zlib.decompress(packed, -15, member.size)
+        content = packed if is_stored else zlib.decompressobj(-15).decompress(packed, member.size + 1)
     except zlib.error as error:
         raise ValueError(f"{path}: {member.path} can't be inflated ({error}): get the zip again") from error
-    if crc32(content) != member.stamp:
+    if len(content) != member.size or crc32(content) != member.stamp:
         raise ValueError(f"{path}: {member.path} is not what its checksum says: get the zip again")
     return content
+
+
+def check(file: Path | BinaryIO) -> None:
+    """Raise ValueError unless every member of a zip, as torch.save writes one, is what its checksum says."""
+    try:
+        with zipfile.ZipFile(file) as content:
+            damaged = content.testzip()
+    except BROKEN as error:
+        raise ValueError(f"not a readable zip ({error})") from error
+    if damaged is not None:
+        raise ValueError(f"{damaged} is not what its checksum says")
+    if not isinstance(file, Path):
+        file.seek(0)

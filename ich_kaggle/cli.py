@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import os
 import re
 import sys
@@ -87,7 +88,7 @@ def read_recipe(path: Path) -> dict:
     """Return the flags that a recipe sets, by name. Raises ValueError naming the file if it is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not a TOML recipe: {error}") from error
 
 
@@ -102,21 +103,30 @@ def describe_recipes() -> str:
 
 
 def _apply(parser: argparse.ArgumentParser, recipe: dict, path: Path) -> None:
-    actions = {action.option_strings[0][2:]: action for action in parser._actions if action.option_strings}
+    actions = {action.option_strings[-1][2:]: action for action in parser._actions if action.option_strings}
+    known = sorted(set(actions) - {"help", "recipe", "recipes"})
     for key, value in recipe.items():
-        action = actions.get(key)
-        if action is None:
-            raise ValueError(f"{path}: unknown key {key}: the flags of this command are {', '.join(sorted(actions))}")
-        is_switch = action.nargs == 0
-        if is_switch != isinstance(value, bool):
-            raise ValueError(f"{path}: {key} = {value!r} is not what --{key} takes")
+        if key not in known:
+            raise ValueError(f"{path}: unknown key {key}: the flags of this command are {', '.join(known)}")
+        action = actions[key]
+        is_switch, is_list = action.nargs == 0, action.nargs == "+"
         try:
-            value = value if is_switch or action.type is None else action.type(str(value))
+            if is_switch != isinstance(value, bool) or is_list != isinstance(value, list):
+                raise ValueError("of another kind")
+            values = [value] if is_switch else [_meaning(action, one) for one in (value if is_list else [value])]
         except (ValueError, argparse.ArgumentTypeError) as error:
             raise ValueError(f"{path}: {key} = {value!r} is not what --{key} takes") from error
-        if action.choices is not None and value not in action.choices:
+        if action.choices is not None and not set(values) <= set(action.choices):
             raise ValueError(f"{path}: {key} = {value!r}: choose from {', '.join(map(str, action.choices))}")
-        parser.set_defaults(**{action.dest: value})
+        parser.set_defaults(**{action.dest: values if is_list else values[0]})
+
+
+def _meaning(action: argparse.Action, value):
+    """Return what a recipe's `value` is for a flag. Raises ValueError for one of another kind."""
+    is_text = isinstance(value, str)
+    if not (is_text or (action.type is not None and isinstance(value, int | float) and math.isfinite(value))):
+        raise ValueError("of another kind")
+    return value if action.type is None else action.type(str(value))
 
 
 def run(function: Callable, parser: argparse.ArgumentParser, argv: list[str] | None = None) -> None:
@@ -139,7 +149,13 @@ def one_line(error: Exception) -> str:
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
-    return "error: " + " ".join(text.split())
+    return "error: " + printable(text)
+
+
+def printable(text: str, longest: int = 2000) -> str:
+    """Return `text` in one line of at most `longest` characters, without those that steer a terminal."""
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(text[: 2 * longest].split()))
+    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def say(text: str) -> None:

@@ -7,7 +7,10 @@ included, has seen. In every run `any` is first raised to its largest subtype, s
 
 Reads:   work/runs/<run>/fold<k>/  oof.parquet, test.parquet  (predicted first where they are missing)
 Writes:  work/ensemble/<name>/  weights.json, oof.parquet, nested.parquet, test.parquet
+         with --export only one file: the models of every run that weighs in it and of those these read, how to blend
+         them, thresholds; read by python -m ich_kaggle.predict --dicom
 Example: python -m ich_kaggle.ensemble --runs cpu resnet50
+         python -m ich_kaggle.ensemble --name cpu+resnet50 --export model.zip
 """
 
 import hashlib
@@ -16,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import blending, cli, comparison, folds, intervals, metric, paths, selection, tables
+from ich_kaggle import blending, cli, comparison, folds, intervals, metric, packing, paths, selection, tables
 from ich_kaggle.labels import LABELS
-from ich_kaggle.runs import read_oof, read_test
+from ich_kaggle.runs import hash_of, read_oof, read_test
 
 METHODS = ("auto", *blending.METHODS)
 
@@ -172,7 +175,7 @@ def need_predictions(data_dir: Path | None, work_dir: Path, run: str, folds_of_r
             predict.predict(data_dir=data_dir, work_dir=work_dir, run=run, fold=k, workers=workers)
         for name in ("oof.parquet", "test.parquet"):
             path = paths.require(folder / name, f"--run {run} --fold {k} --overwrite")
-            hashes[f"{run}/fold{k}/{name}"] = paths.file_hash(path)
+            hashes[f"{run}/fold{k}/{name}"] = hash_of(path)
     return hashes
 
 
@@ -245,17 +248,29 @@ def write(
     return scores
 
 
+def command(*, export: Path | None, **options) -> None:
+    if export is None:
+        ensemble(**options)
+        return
+    if options["runs"]:
+        raise ValueError("--export packs an ensemble that is there: give its --name, and no --runs")
+    folder = packing.choose_ensemble(options["work_dir"], options["name"])
+    packing.export(options["work_dir"], folder, export)
+    cli.say(f"{export}: {export.stat().st_size / 1e6:.1f} MB, the models of {folder}")
+
+
 def build_parser():
     parser = cli.command(__doc__, "--data-dir", "--work-dir", "--seed", "--workers", "--overwrite")
     parser.add_argument("--runs", nargs="+", help="names of folders in work/runs (default: all)")
     parser.add_argument("--name", help="name of the ensemble (default: its runs' names)")
     parser.add_argument("--method", choices=METHODS, default="auto", help="how to blend")
+    parser.add_argument("--export", type=Path, metavar="FILE", help="pack the models of an ensemble that is there")
     parser.add_argument("--no-calibrate", dest="calibrate", action="store_false", help="blend, and no more")
     return parser
 
 
 def main(argv=None):
-    cli.run(ensemble, build_parser(), argv)
+    cli.run(command, build_parser(), argv)
 
 
 if __name__ == "__main__":

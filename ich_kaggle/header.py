@@ -7,7 +7,11 @@ import numpy as np
 import pydicom
 from pydicom.config import disable_value_validation
 
-from ich_kaggle.dicom import numbers, tag
+from ich_kaggle.dicom import numbers, shape_of, shown, tag
+
+FARTHEST = 1e5  # mm from the origin; a table moves 2 m
+FINEST, COARSEST = 0.01, 100.0  # mm between pixels
+LONGEST_ID = 64  # characters of an LO or a UI, PS3.5 6.2
 
 
 class Header(NamedTuple):
@@ -31,17 +35,32 @@ def read_header(dataset: pydicom.Dataset, name: str) -> Header:
     every machine. Raises ValueError naming a tag that is missing or can't be.
     """
     directions = numbers(dataset, "ImageOrientationPatient", 6, name)
-    normal = np.cross(directions[:3], directions[3:])
-    if not (length := np.linalg.norm(normal)):
+    with np.errstate(over="ignore", invalid="ignore"):
+        normal = np.cross(directions[:3], directions[3:])
+        length = np.linalg.norm(normal)
+    if not 0.5 < length < 2:  # 1, but for what was rounded
         raise ValueError(f"{name}: ImageOrientationPatient {directions.tolist()} is not two directions")
     normal /= length
     return Header(
-        str(tag(dataset, "PatientID", name)),
-        str(tag(dataset, "StudyInstanceUID", name)),
-        str(tag(dataset, "SeriesInstanceUID", name)),
-        round(float(numbers(dataset, "ImagePositionPatient", 3, name) @ normal), 3) + 0.0,
+        _id(dataset, "PatientID", name),
+        _id(dataset, "StudyInstanceUID", name),
+        _id(dataset, "SeriesInstanceUID", name),
+        round(float(_within(dataset, "ImagePositionPatient", 3, -FARTHEST, FARTHEST, name) @ normal), 3) + 0.0,
         round(math.degrees(math.acos(min(1.0, abs(normal[2])))), 3),
-        int(tag(dataset, "Rows", name)),
-        int(tag(dataset, "Columns", name)),
-        *numbers(dataset, "PixelSpacing", 2, name).tolist(),
+        *shape_of(dataset, name),
+        *_within(dataset, "PixelSpacing", 2, FINEST, COARSEST, name).tolist(),
     )
+
+
+def _id(dataset: pydicom.Dataset, keyword: str, name: str) -> str:
+    value = tag(dataset, keyword, name)
+    if not isinstance(value, str) or not value.isprintable() or len(value) > LONGEST_ID:
+        raise ValueError(f"{name}: {keyword} is {shown(value)!r}, not {LONGEST_ID} characters or less")
+    return str(value)
+
+
+def _within(dataset: pydicom.Dataset, keyword: str, n: int, low: float, high: float, name: str) -> np.ndarray:
+    found = numbers(dataset, keyword, n, name)
+    if not ((low <= found) & (found <= high)).all():
+        raise ValueError(f"{name}: {keyword} is {found.tolist()} mm, not {low:g} to {high:g}")
+    return found

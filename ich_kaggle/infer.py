@@ -31,6 +31,7 @@ from ich_kaggle import (
     ensemble,
     gauges,
     models,
+    packing,
     paths,
     selection,
     slices,
@@ -43,7 +44,7 @@ from ich_kaggle.labels import LABELS
 
 log = logging.getLogger(__name__)
 
-MODELS = "models.json"
+MODELS = packing.MANIFEST
 LEAST = 1e-6  # weight of a run that stands alone
 CHUNK = 2048  # slices, and the rest of their series: what is done of a pass is kept in steps of it
 TEST_ONLY = Path("work") / "infer"

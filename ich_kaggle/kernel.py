@@ -22,11 +22,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
-from ich_kaggle import bundle, cli, infer, kaggle_client, kaggle_kernels, kernel_check, paths
-from ich_kaggle.labels import LABELS
+from ich_kaggle import bundle, cli, kaggle_client, kaggle_kernels, kernel_check, packing, paths
 
 ACTIONS = ("build", "check", "push", "wait", "fetch", "weights")
 NOTHING = 1e-4  # a run that weighs less, in every label, is not worth its time
@@ -60,12 +56,7 @@ def check(folder: Path) -> None:
 
 
 def choose_ensemble(work_dir: Path, name: str | None) -> Path:
-    """Return the folder of the ensemble `name`, or of the only one. Raises FileNotFoundError or ValueError."""
-    there = sorted(path.parent.name for path in (work_dir / "ensemble").glob("*/weights.json"))
-    if name is None and len(there) > 1:
-        raise ValueError(f"{work_dir / 'ensemble'} has {', '.join(there)}: choose one with --ensemble")
-    name = name or (there[0] if there else "all")
-    return paths.require(paths.ensemble(work_dir, name) / "weights.json", f"--name {name}").parent
+    return packing.choose_ensemble(work_dir, name, "--ensemble")
 
 
 def pack(work_dir: Path, ensemble: Path, out: Path, extra: list[Path]) -> Path:
@@ -76,34 +67,19 @@ def pack(work_dir: Path, ensemble: Path, out: Path, extra: list[Path]) -> Path:
     if out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True)
-    scores = paths.read_json(ensemble / "weights.json")
-    pipeline = scores["pipeline"]
-    kept = {run: weight for run, weight in scores["runs"].items() if np.abs(pipeline["weights"][run]).max() > NOTHING}
-    packed = {"ensemble": ensemble.name, "runs": kept, "pipeline": pipeline, "models": {}, "views": {}, "options": {}}
-    packed["mean"] = pd.read_parquet(ensemble / "oof.parquet")[list(LABELS)].mean().tolist()
-    for run in kept:
-        folders = sorted(paths.run(work_dir, run).glob("fold*"), key=lambda folder: int(folder.name[4:]))
-        packed["models"][run] = [pack_model(run, folder, out) for folder in folders]
-        packed["views"][run] = paths.read_json(folders[0] / "predict.json")["views"]
-        packed["options"][run] = paths.read_json(folders[0] / "options.json")["options"]
-    for path in extra:
-        shutil.copyfile(path, out / path.name)
+    runs = packing.kept(ensemble, NOTHING)
+    for run in runs:
+        if "on" in packing.options_of(work_dir, run):
+            raise ValueError(
+                f"{run} reads other runs, which a kernel does not: blend the slice models alone with "
+                "python -m ich_kaggle.ensemble --runs RUN ... --name NAME, and give --ensemble NAME"
+            )
+    packed, files = packing.gather(work_dir, ensemble, runs)
+    for source, name in [*((path, name) for name, path in files.items()), *((path, path.name) for path in extra)]:
+        shutil.copyfile(source, out / name)
     (out / bundle.WHEEL_NAME).write_bytes(bundle.wheel())
-    paths.write_json(out / infer.MODELS, packed)
+    paths.write_json(out / packing.MANIFEST, packed)
     return out
-
-
-def pack_model(run: str, folder: Path, out: Path) -> dict:
-    k = int(folder.name[4:])
-    model = paths.require(folder / "model.pt", f"--run {run} --fold {k}")
-    if "on" in paths.read_json(folder / "options.json")["options"]:
-        raise ValueError(
-            f"{run} reads other runs, which a kernel does not: blend the slice models alone with "
-            "python -m ich_kaggle.ensemble --runs RUN ... --name NAME, and give --ensemble NAME"
-        )
-    file = f"{run}.fold{k}.pt"
-    shutil.copyfile(model, out / file)
-    return {"fold": k, "file": file, "hash": paths.file_hash(out / file)}
 
 
 def upload(kaggle: kaggle_client.Connection, user: str, dataset: str, folder: Path) -> None:

@@ -4,14 +4,14 @@ import difflib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
+from typing import BinaryIO
 
 import numpy as np
 import timm
 import torch
 from torch import nn
 
-from ich_kaggle import paths, windows
+from ich_kaggle import archive, paths, windows
 from ich_kaggle.labels import LABELS
 
 STRIDE = 32  # px of the image to a pixel of the last feature map, unless an architecture is asked for less
@@ -66,9 +66,12 @@ class SliceModel(nn.Module):
     def head(self) -> nn.Linear:
         return self.backbone.get_classifier()
 
+    def normalised(self, images: torch.Tensor) -> torch.Tensor:
+        return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        return self.backbone.forward_head(self.backbone.forward_features(x), pre_logits=True)
+        features = self.backbone.forward_features(self.normalised(images))
+        return self.backbone.forward_head(features, pre_logits=True)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         logits = self.head(self.embed(images))
@@ -121,21 +124,22 @@ def for_prediction(model: SliceModel) -> SliceModel:
 def save(path: Path, model: SliceModel) -> None:
     """Write the weights of `model` with its config."""
     content = {"config": json.dumps(asdict(model.config)), "weights": model.state_dict()}
-    with paths.writing(path) as temporary:
-        torch.save(content, temporary)
+    with paths.writing(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> SliceModel:
+def load(path: Path | BinaryIO, device: torch.device | str = "cpu") -> SliceModel:
     """Return the model in `path`, on `device`. Raises ValueError naming a damaged file."""
     try:
+        archive.check(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         config = json.loads(content["config"])
-    except (RuntimeError, EOFError, KeyError, ValueError, UnpicklingError) as error:
+        config["windows"] = tuple(windows.Window(*window) for window in config["windows"])
+        config["offsets"] = tuple(config.get("offsets", (0,)))
+        model = SliceModel(SliceConfig(**config))
+        model.load_state_dict(content["weights"])
+    except Exception as error:  # damaged bytes meet errors of every type
         raise ValueError(
             f"{path}: not a whole model ({type(error).__name__}): remove it and run python -m ich_kaggle.train"
         ) from error
-    config["windows"] = tuple(windows.Window(*window) for window in config["windows"])
-    config["offsets"] = tuple(config.get("offsets", (0,)))
-    model = SliceModel(SliceConfig(**config))
-    model.load_state_dict(content["weights"])
     return model.to(device).eval()

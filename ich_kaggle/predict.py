@@ -3,16 +3,27 @@
 Reads:   work/runs/<run>/fold<k>/model.pt, work/cache/
 Writes:  work/runs/<run>/fold<k>/  oof.parquet, test.parquet, embeddings.npy
          (embeddings: float16, row for row the slice table; NaN where a slice was not asked for)
+         work/runs/<run>/fold<k>/explain/<method>/  with --explain: <slice_id>.png (the maps of the six labels below
+         each other, each over the whole cached image and as bright as its own maximum), explain.json (written last)
+
+With --dicom: the slices of DICOM files from anywhere, by an ensemble that was packed, as `scans` and `piles` say:
+which series of a study is read, at which spacing, and what becomes of a slice that can't be read.
+Reads:   the folder, zip or file of --dicom, and the file that python -m ich_kaggle.ensemble --export made
+Writes:  predictions/  slices.csv, studies.csv (a study: largest and aggregate of its slices), predictions.json (all of
+         it, what was not read and why, what it is for; written last)
 Example: python -m ich_kaggle.predict --run cpu --fold all
+         python -m ich_kaggle.predict --run cpu --fold 0 --explain gradcam
+         python -m ich_kaggle.predict --dicom scans.zip --models model.zip --threshold-rule recall_0.95
 """
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from ich_kaggle import augment, cache, cli, folds, models, paths, tables, tasks, train, training
+from ich_kaggle import augment, cache, cli, explain, folds, models, paths, runs, scans, tables, tasks, train, training
 from ich_kaggle.labels import LABELS
 
 VIEWS = ["identity", "hflip"]
@@ -28,8 +39,11 @@ def predict_rows(
     probability = np.full((n_slices, len(LABELS)), np.nan, np.float32)
     start = 0
     with paths.writing(embeddings) as temporary:
-        store = np.lib.format.open_memmap(temporary, "w+", np.float16, (n_slices, model.embedding_size))
-        store[:] = np.nan
+        with temporary.open("wb") as file:  # not through the memory map: on a full disk that ends in a bus error
+            header = {"descr": "<f2", "fortran_order": False, "shape": (n_slices, model.embedding_size)}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.writelines([np.full(model.embedding_size, np.nan, "<f2").tobytes()] * n_slices)
+        store = np.lib.format.open_memmap(temporary, "r+")
         for logits, embedding in training.outputs(model, loader, device, [augment.VIEWS[view] for view in views]):
             place = rows[start : start + len(logits)]
             probability[place], store[place] = expit(logits), embedding
@@ -111,20 +125,131 @@ def predict(
             workers=workers,
             device=training.pick_device(device),
         )
-        paths.write_json(done, settings)
+        paths.write_json(done, settings | {"files": runs.written(folder)})
         cli.say(f"{folder}: predictions of {', '.join(views)}")
 
 
+def chosen_studies(folder: Path, table: pd.DataFrame, n_studies: int) -> list[str]:
+    """Return the studies of a fold, `table`, that are explained where none are named."""
+    flags = f"--run {folder.parent.name} --fold {folder.name.removeprefix('fold')}"
+    probability = tables.read_predictions(folder / "oof.parquet", table.slice_id.to_numpy(), flags)
+    return explain.choose(table.study_id.to_numpy(), tables.targets(table), probability, n_studies)
+
+
+def explain_fold(
+    folder: Path,
+    table: pd.DataFrame,
+    *,
+    method: str,
+    data_dir: Path | None,
+    work_dir: Path,
+    batch_size: int,
+    workers: int,
+    device,
+    overwrite: bool,
+) -> None:
+    """Write where the model in `folder` sees the labels in the slices of `table`, whole studies."""
+    out, settings = folder / "explain" / method, {"method": method, "model": paths.file_hash(folder / "model.pt")}
+    if overwrite:
+        shutil.rmtree(out, ignore_errors=True)
+    explain.begin(out, settings)
+    todo = table[~explain.held(out, table)]
+    if (out / explain.DONE).exists() and not len(todo):
+        cli.say(f"{out / explain.DONE}{cli.THERE}")
+        return
+    model = models.load(folder / "model.pt", device)
+    config = model.config
+    cache_dir = cache.ensure(data_dir, work_dir, config.cache_size, max(1, workers), config.crop)
+    loader = tasks.slice_loader(todo, cache_dir, config, batch_size=batch_size, workers=workers)
+    explain.write(out, method, model, training.batches(loader), todo.slice_id.tolist())
+    explain.finish(out, settings | {"cache": cache_dir.name}, tables.read_slices(work_dir))
+    cli.say(f"{out}: maps of {len(todo)} slices of {todo.study_id.nunique()} studies")
+
+
+def explain_run(
+    method: str,
+    studies: list[str] | None,
+    n_studies: int,
+    *,
+    data_dir: Path | None,
+    work_dir: Path,
+    run: str,
+    fold: int | str,
+    device: str,
+    **rest,
+) -> None:
+    """Explain the models of `run` on `studies` they never saw, or on those of each fold that `explain.choose` names.
+
+    Raises ValueError for a study that is not there, or whose fold is not asked for.
+    """
+    table = tables.read_slices(work_dir)
+    of_slice = tables.read_folds(work_dir, table)
+    wanted = train.chosen_folds(of_slice, fold)
+    of_study = dict(zip(table.study_id, of_slice.tolist(), strict=True))
+    for study in studies or []:
+        if study not in of_study:
+            raise ValueError(f"no study {study} in {paths.slices(work_dir)}")
+        if of_study[study] not in (-1, *wanted):
+            raise ValueError(f"study {study} is in fold {of_study[study]}: only that fold's model never saw it")
+    for k in wanted:
+        folder = paths.fold(work_dir, run, k)
+        chosen = studies or chosen_studies(folder, table[of_slice == k], n_studies)
+        part = table[np.isin(of_slice, (-1, k)) & table.study_id.isin(chosen)]
+        if len(part):
+            explain_fold(
+                folder,
+                part,
+                method=method,
+                data_dir=data_dir,
+                work_dir=work_dir,
+                device=training.pick_device(device),
+                **rest,
+            )
+
+
+def command(*, dicom: Path | None, bundle: Path | None, out: Path, rule: str, **options) -> None:
+    if (dicom is None) != (bundle is None):
+        raise ValueError("--dicom and --models go together")
+    if dicom is None:
+        predict_run(**options | {"batch_size": options["batch_size"] or 64})
+        return
+    if options["method"] is not None:
+        raise ValueError("--explain goes with --run, not with --dicom")
+    how = {key: options[key] for key in ("batch_size", "device", "workers", "overwrite")}
+    scans.predict(dicom, bundle, out, rule=rule, **how)
+
+
+def predict_run(*, method: str | None, studies: list[str] | None, n_studies: int, **options) -> None:
+    if method is None and studies:
+        raise ValueError("--studies goes with --explain")
+    if method is not None:
+        path = next(paths.run(options["work_dir"], options["run"]).glob("fold*/options.json"), None)
+        explain.check(method, paths.read_json(path)["options"].get("arch", "") if path else "")
+    predict(**options)
+    if method is not None:
+        rest = {key: value for key, value in options.items() if key not in ("views", "all_slices")}
+        explain_run(method, studies, n_studies, **rest)
+
+
 def build_parser():
-    flags = ("--data-dir", "--work-dir", "--run", "--fold", "--batch-size", "--device", "--workers", "--overwrite")
-    parser = cli.command(__doc__, *flags, batch_size=64, run="tf_efficientnetv2_s")
+    flags = ("--data-dir", "--work-dir", "--run", "--fold", "--device", "--workers", "--overwrite")
+    parser = cli.command(__doc__, *flags, run="tf_efficientnetv2_s")
+    parser.add_argument("--batch-size", type=int, help="slices in a step (default: 64, of --dicom on a CPU what fits)")
     parser.add_argument("--views", nargs="+", choices=list(augment.VIEWS), default=VIEWS, help="averaged (TTA)")
     parser.add_argument("--all-slices", action="store_true", help="embed the slices of the other folds as well")
+    add = parser.add_argument
+    add("--explain", dest="method", choices=explain.METHODS, help="also write maps of where each label is seen")
+    add("--studies", nargs="+", metavar="ID", help="explain these (default: each fold's --n-studies)")
+    add("--n-studies", type=int, default=10, help="studies of highest loss, and for each label one it is surest of")
+    add("--dicom", type=Path, metavar="PATH", help="predict this folder, zip or file of DICOM instead")
+    add("--models", dest="bundle", type=Path, metavar="FILE", help="what predicts it, a packed ensemble")
+    add("--out", type=Path, default=Path("predictions"), help="where that is written")
+    add("--threshold-rule", dest="rule", default="f1", help="one of those that the models come with")
     return parser
 
 
 def main(argv=None):
-    cli.run(predict, build_parser(), argv)
+    cli.run(command, build_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ a series doesn't depend on what stands beside it.
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ich_kaggle import paths
+from ich_kaggle import archive, paths
 from ich_kaggle.labels import LABELS
 
 LOGIT_SCALE = 4.0  # brings logits to the size of the other inputs
@@ -162,24 +163,25 @@ def save(path: Path, models: list[SequenceModel], reads: dict[str, str]) -> None
     """Write the weights of `models`, one of each seed, with their config and the hash of each file they read."""
     config = json.dumps(asdict(models[0].config))
     content = {"sequence": config, "reads": json.dumps(reads), "weights": [model.state_dict() for model in models]}
-    with paths.writing(path) as temporary:
-        torch.save(content, temporary)
+    with paths.writing(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
 
 
-def load(path: Path, reads: dict[str, str], device: torch.device | str = "cpu") -> list[SequenceModel]:
+def load(path: Path | BinaryIO, reads: dict[str, str], device: torch.device | str = "cpu") -> list[SequenceModel]:
     """Return the models in `path`, on `device`.
 
     Raises ValueError naming a damaged file, or a file of `reads` whose hash isn't the one they were fitted on.
     """
     try:
+        archive.check(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-        config, found = json.loads(content["sequence"]), json.loads(content["reads"])
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
-        message = f"{path}: not a whole sequence model ({error}): remove it and run python -m ich_kaggle.sequence"
-        raise ValueError(message) from error
+        config, found = json.loads(content["sequence"]), dict(json.loads(content["reads"]))
+        config["embedding_sizes"] = tuple(config["embedding_sizes"])
+        models = [SequenceModel(SequenceConfig(**config)) for _ in content["weights"]]
+        for model, weights in zip(models, content["weights"], strict=True):
+            model.load_state_dict(weights)
+    except Exception as error:  # damaged bytes meet errors of every type
+        kind, again = type(error).__name__, "remove it and run python -m ich_kaggle.sequence"
+        raise ValueError(f"{path}: not a whole sequence model ({kind}): {again}") from error
     paths.same_settings(path, found, reads, "give another --run, or --overwrite")
-    config["embedding_sizes"] = tuple(config["embedding_sizes"])
-    models = [SequenceModel(SequenceConfig(**config)) for _ in content["weights"]]
-    for model, weights in zip(models, content["weights"], strict=True):
-        model.load_state_dict(weights)
     return [model.to(device).eval() for model in models]

@@ -93,7 +93,7 @@ def monai_way() -> Way:
 def ours(data: paths.Data, members: list[Member], *, parse: bool = False) -> Callable[[Path], None]:
     """Return our way: with the header facts of the slice table, or with every header parsed again."""
     rows = [slices.scan_slice(data, member, False) for member in members]
-    batch = cache._batch(pd.DataFrame(rows))
+    batch = cache.batch_of(pd.DataFrame(rows))
     if parse:
         batch = [(slice_id, member, None) for slice_id, member, _ in batch]
     return lambda folder: cache._cache_batch(data, batch, folder, SIZE, None)

@@ -1,0 +1,234 @@
+"""The models of an ensemble with all that it takes to use them elsewhere: as files to put in a folder, or as one file.
+
+What lists them, models.json, holds the ensemble's `runs` with their weights, the `pipeline` that blends them, the
+`mean` of each label, and by run `models` (fold, file, hash; of a second level the widths and what it reads), `options`,
+`pictures` (cache size, crop), `views` and `made_with`. One file, a bundle, also says the `spacing` of the training
+series (mm), the `thresholds`, the `aggregate` of a study's slices, and what it is for.
+"""
+
+import hashlib
+import io
+import json
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ich_kaggle import __version__, aggregates, archive, blending, bundle, paths, spacing, tables
+from ich_kaggle.labels import LABELS
+
+MANIFEST = "models.json"
+FORMAT = 1
+KEYS = (
+    *("format", "version", "license", "intended_use", "spacing", "thresholds", "aggregate", "ensemble", "runs"),
+    *("pipeline", "models", "options", "pictures", "views", "made_with"),
+)
+LICENSE = "code: Apache-2.0; weights: under the terms of the data that they were fitted on"
+INTENDED_USE = (
+    "For research only: not a medical device, and not to be used for diagnosis, triage or any decision on a patient. "
+    "The models were fitted on non-contrast head CT; their scores hold for scans like those, and for no others."
+)
+
+
+def choose_ensemble(work_dir: Path, name: str | None, flag: str = "--name") -> Path:
+    """Return the folder of the ensemble `name`, or of the only one. Raises FileNotFoundError or ValueError."""
+    there = sorted(path.parent.name for path in (work_dir / "ensemble").glob("*/weights.json"))
+    if name is None and len(there) > 1:
+        raise ValueError(f"{work_dir / 'ensemble'} has {', '.join(there)}: choose one with {flag}")
+    name = name or (there[0] if there else "all")
+    return paths.require(paths.ensemble(work_dir, name) / "weights.json", f"--name {name}").parent
+
+
+def folds_of(work_dir: Path, run: str) -> list[Path]:
+    """Return the folders of the folds of `run`, in order. Raises FileNotFoundError if it has none."""
+    folders = sorted(paths.run(work_dir, run).glob("fold*"), key=lambda folder: int(folder.name[4:]))
+    return folders or [paths.require(paths.fold(work_dir, run, 0) / "model.pt", f"--run {run}")]
+
+
+def options_of(work_dir: Path, run: str) -> dict:
+    return paths.read_json(folds_of(work_dir, run)[0] / "options.json")["options"]
+
+
+def kept(ensemble: Path, least: float = 0.0) -> dict[str, float]:
+    """Return the runs of `ensemble` that weigh more than `least` in any label, with their weights."""
+    scores = paths.read_json(ensemble / "weights.json")
+    weights = scores["pipeline"]["weights"]
+    return {run: weight for run, weight in scores["runs"].items() if np.abs(weights[run]).max() > least}
+
+
+def needed(work_dir: Path, runs: list[str]) -> list[str]:
+    """Return `runs` and all that they read, each behind those that it reads."""
+    found = []
+    for run in runs:
+        found += needed(work_dir, options_of(work_dir, run).get("on", [])) + [run]
+    return list(dict.fromkeys(found))
+
+
+def gather(work_dir: Path, ensemble: Path, runs: dict[str, float]) -> tuple[dict, dict[str, Path]]:
+    """Return what lists the models of `runs`, those `kept` of `ensemble`, and each file by its name.
+
+    Raises FileNotFoundError naming a model that is missing, ValueError naming a run that has changed since it was
+    blended, or one whose models aren't kept.
+    """
+    scores = paths.read_json(ensemble / "weights.json")
+    packed = {"ensemble": ensemble.name, "runs": runs, "pipeline": scores["pipeline"], "models": {}, "options": {}}
+    packed |= {"pictures": {}, "views": {}, "made_with": {}}
+    packed["mean"] = pd.read_parquet(ensemble / "oof.parquet")[list(LABELS)].mean().tolist()
+    _same_files(work_dir, ensemble / "weights.json", scores["made_from"], runs, _again(ensemble))
+    files = {}
+    for run in needed(work_dir, list(runs)):
+        folders = folds_of(work_dir, run)
+        about = paths.read_json(folders[0] / "options.json")
+        options = packed["options"][run] = about["options"]
+        packed["made_with"][run] = {key: about.get(key) for key in ("versions", "commit")}
+        if "on" in options:
+            packed["models"][run] = [_level(work_dir, run, folder, options, files) for folder in folders]
+            continue
+        packed["models"][run] = [_slice_model(run, folder, files) for folder in folders]
+        packed["pictures"][run] = {"size": options["cache_size"], "crop": options.get("crop", "none")}
+        packed["views"][run] = paths.read_json(folders[0] / "predict.json")["views"]
+    return packed, files
+
+
+def _same_files(work_dir: Path, listed_in: Path, listed: dict[str, str], runs, remedy: str) -> None:
+    """Raise ValueError naming a file of `runs`, `listed` with the hash it had, that has another one now."""
+    names = [name for name in listed if name.split("/")[0] in runs and not name.endswith("embeddings.npy")]
+    now = {name: paths.file_hash(work_dir / "runs" / name) for name in names}
+    paths.same_settings(listed_in, listed, now, remedy)
+
+
+def _again(ensemble: Path) -> str:
+    return f"run python -m ich_kaggle.ensemble --name {ensemble.name} --overwrite"
+
+
+def _slice_model(run: str, folder: Path, files: dict[str, Path]) -> dict:
+    flags = f"--run {run} --fold {folder.name[4:]}"
+    found = _model(run, folder, files, flags)
+    done = folder / "predict.json"
+    remedy = f"run python -m ich_kaggle.predict {flags} --overwrite"
+    paths.same_settings(done, paths.read_json(done), {"model": found["hash"]}, remedy)
+    return found
+
+
+def _model(run: str, folder: Path, files: dict[str, Path], flags: str) -> dict:
+    file = f"{run}.{folder.name}.pt"
+    files[file] = paths.require(folder / "model.pt", flags)
+    return {"fold": int(folder.name[4:]), "file": file, "hash": paths.file_hash(files[file])}
+
+
+def _level(work_dir: Path, run: str, folder: Path, options: dict, files: dict[str, Path]) -> dict:
+    if options["model"] == "stack":
+        raise ValueError(f"{run} is a stack, whose boosters aren't kept: blend without it and export that")
+    done = folder / "predict.json"
+    if not done.exists():
+        raise FileNotFoundError(f"{done} is missing: finish python -m ich_kaggle.sequence --run {run}")
+    reads, widths = paths.read_json(done)["reads"], paths.read_json(folder / "widths.json")
+    _same_files(work_dir, done, reads, options["on"], f"run python -m ich_kaggle.sequence --run {run} again")
+    found = {"fold": int(folder.name[4:])} if options["model"] == "smooth" else _model(run, folder, files, "")
+    return found | {"widths": [widths[label] for label in LABELS], "reads": reads}
+
+
+def export(work_dir: Path, ensemble: Path, path: Path) -> Path:
+    """Write the bundle of `ensemble` to `path`, the same bytes for the same files."""
+    packed, files = gather(work_dir, ensemble, kept(ensemble))
+    table = tables.read_slices(work_dir)
+    train, nested = table[table.split == "train"], ensemble / "nested.parquet"
+    packed |= {"format": FORMAT, "version": __version__, "license": LICENSE, "intended_use": INTENDED_USE}
+    packed |= {"spacing": training_spacing(train), "thresholds": read_thresholds(ensemble, nested)}
+    probability = blending.raise_any(tables.read_predictions(nested, train.slice_id.to_numpy()).copy())
+    packed["aggregate"] = aggregates.fit(*of_studies(train, probability)).tolist()
+    write_zip(path, packed, files)
+    return path
+
+
+def training_spacing(table: pd.DataFrame) -> float:
+    """Return the median over the series of `table` of the distance between their slices, mm."""
+    gaps = [spacing.gap(part.to_numpy()) for _, part in table.groupby("series_id").position]
+    return round(float(np.nanmedian(gaps)), 3)
+
+
+def read_thresholds(ensemble: Path, nested: Path) -> dict:
+    """Return the thresholds of slices and of studies: level -> label -> rule.
+
+    Raises FileNotFoundError where they have not been chosen, ValueError where that was for other predictions.
+    """
+    path = ensemble / "evaluation" / "thresholds.json"
+    command = f"python -m ich_kaggle.evaluate --ensemble {ensemble.name}"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: run {command}")
+    found = paths.read_json(path)
+    now = {nested.name: paths.file_hash(paths.require(nested, f"--name {ensemble.name} --overwrite"))}
+    paths.same_settings(path, found["made_from"], now, f"run {command} --overwrite")
+    return {level: found[level] for level in ("slices", "studies_max")}
+
+
+def of_studies(table: pd.DataFrame, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the labels of each study, the largest probability of its slices and their mean: (n_studies, 6) each."""
+    study = table.study_id.to_numpy(str)
+    target = pd.DataFrame(tables.targets(table)).groupby(study).max().to_numpy()
+    grouped = pd.DataFrame(probability).groupby(study)
+    return target, grouped.max().to_numpy(), grouped.mean().to_numpy()
+
+
+def write_zip(path: Path, packed: dict, files: dict[str, Path]) -> None:
+    """Write a zip of `files` and of what lists them, stored, sorted by name and without times."""
+    with paths.writing(path) as temporary, zipfile.ZipFile(temporary, "w") as zipped:
+        listing = (json.dumps(packed, indent=1) + "\n").encode()
+        for name in sorted([*files, MANIFEST]):
+            member = zipfile.ZipInfo(name, bundle.EPOCH)
+            member.create_system = 3  # Unix, wherever it is written
+            member.file_size = len(listing) if name == MANIFEST else files[name].stat().st_size
+            with zipped.open(member, "w") as target:
+                if name == MANIFEST:
+                    target.write(listing)
+                    continue
+                with files[name].open("rb") as source:
+                    shutil.copyfileobj(source, target, 1 << 20)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What `export` wrote, its members checked."""
+
+    path: Path
+    packed: dict
+    digest: str  # SHA-256 of the file
+    members: dict[str, archive.Member]
+
+    def open(self, file: str) -> io.BytesIO:
+        return io.BytesIO(_content(self.path, self.members[file]))
+
+
+def _content(path: Path, member: archive.Member) -> bytes:
+    if member.packed != member.size:
+        raise ValueError(f"{path}: {member.path} is compressed, which --export doesn't do: get it again")
+    return archive.read(path, member, member.size)  # without its checksum: its hash is looked at
+
+
+def read(path: Path) -> Bundle:
+    """Return the bundle in `path`. Raises ValueError saying what is wrong with it, by the hash of a damaged member."""
+    again = "make it with python -m ich_kaggle.ensemble --export"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file: give the one that python -m ich_kaggle.ensemble --export makes")
+    members = archive.directory(path)
+    if MANIFEST not in members:
+        raise ValueError(f"{path}: no {MANIFEST} in it: {again}")
+    try:
+        packed = json.loads(_content(path, members[MANIFEST]))
+        form, *_ = (packed[key] for key in KEYS)
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path}: {MANIFEST} is not that of a bundle ({error!r}): {again}") from error
+    if form != FORMAT:
+        raise ValueError(f"{path}: its format is {form}, not {FORMAT}: {again}")
+    for entry in (entry for run in packed["models"].values() for entry in run if "file" in entry):
+        file = entry["file"]
+        if file not in members:
+            raise ValueError(f"{path}: {file} is missing: get it again")
+        found = hashlib.sha256(_content(path, members[file])).hexdigest()[:12]
+        if found != entry["hash"]:
+            raise ValueError(f"{path}: {file} has hash {found}, {entry['hash']} was packed: get it again")
+    with path.open("rb") as file:
+        return Bundle(path, packed, hashlib.file_digest(file, "sha256").hexdigest(), members)

@@ -1,0 +1,285 @@
+"""Scans from anywhere, read by the models of a bundle: a pile of DICOM files in, a folder of predictions out.
+
+Up to UNREAD of the slices of a series may be unreadable: they are listed, have no probability, and the others are read
+as if they were not there. With more the series is refused, and the next of its study that could be read is.
+A slice model that sees neighbours is shown those at the distances of its training, and the second level is asked at
+positions as far apart as in its training, between which its answer is interpolated, as are the logits and embeddings
+that it reads (linearly, in logits). A series spaced as in training, to spacing.NEAR, is read as it is.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from scipy.special import expit
+
+from ich_kaggle import (
+    augment,
+    blending,
+    cli,
+    datasets,
+    dicom,
+    findings,
+    frames,
+    models,
+    packing,
+    paths,
+    piles,
+    png,
+    render,
+    runs,
+    selection,
+    sequence_models,
+    series,
+    smoothing,
+    training,
+)
+from ich_kaggle.labels import LABELS
+
+UNREAD = 0.1  # of the slices of a series
+CHUNK = 2048  # slices, and the rest of their study, whose pictures are in memory at once: 0.2 GB
+PIXELS = 16 * 224**2  # that a CPU computes at once: more take memory, and no less time
+
+Kind = tuple[int, str]  # px of a picture, and how it is cut
+
+
+@dataclass
+class Scan:
+    """The series of a study that is read."""
+
+    series: piles.Series
+    notes: list[str]  # of each of its slices
+    is_read: np.ndarray  # bool (n_slices,)
+    pictures: dict[Kind, list[bytes]]  # PNG files of the slices that could be read
+
+    @property
+    def position(self) -> np.ndarray:
+        return self.series.position[self.is_read]
+
+
+def why_unread(data: paths.Data, one: piles.Slice) -> str:
+    """Return why the pixels of a slice can't be read, or nothing."""
+    try:
+        dicom.read_words(data.read(one.member), one.member.path)
+    except ValueError as error:
+        return cli.printable(str(error).removeprefix(f"{one.member.path}: "), 300)
+    return ""
+
+
+def boxes_of(data: paths.Data, slices: list[piles.Slice]) -> dict[tuple[int, int], object]:
+    """Return the box of the head in the slices of each shape, as the cache has it."""
+    boxes = {}
+    for shape in sorted({one.shape for one in slices}):
+        alike = [one for one in slices if one.shape == shape]
+        boxes[shape] = render.study_box(data, [(one.member, None) for one in alike], alike[0].row_spacing)
+    return boxes
+
+
+def read_series(data: paths.Data, found: piles.Series, kinds: list[Kind]) -> Scan:
+    """Return a series with the pictures, of each of the `kinds`, of those slices that can be read."""
+    notes = [why_unread(data, one) for one in found.slices]
+    scan = Scan(found, notes, np.array([not note for note in notes]), {kind: [] for kind in kinds})
+    slices = [one for one, note in zip(found.slices, notes, strict=True) if not note]
+    boxes = boxes_of(data, slices) if any(crop == "study" for _, crop in kinds) else {}
+    for row, one in zip(np.flatnonzero(scan.is_read), slices, strict=True):
+        content = data.read(one.member)
+        for size, crop in kinds:
+            box = boxes[one.shape] if crop == "study" else None
+            made = render.picture(content, one.member.path, size, box)
+            scan.pictures[size, crop].append(png.encode(made.image))
+            notes[row] = made.defect
+    return scan
+
+
+def choose(data: paths.Data, of_study: list[piles.Series], kinds: list[Kind], step: float) -> Scan | None:
+    """Return the scan of the series that is read of a study, None if there is none; the others are given a reason."""
+    ranked = piles.rank(of_study, step)
+    for i, one in enumerate(ranked):
+        scan = read_series(data, one, kinds)
+        unread = np.flatnonzero(~scan.is_read)
+        if len(unread) > UNREAD * len(scan.is_read):
+            first = f"{one.slices[unread[0]].file}: {scan.notes[unread[0]]}"
+            one.reason = f"{len(unread)} of {len(scan.is_read)} slices can't be read, the first {first}"
+            continue
+        for other in ranked[i + 1 :]:
+            other.reason = piles.compare(one, other, step)
+        return scan
+    return None
+
+
+class Pictures(datasets.SliceDataset):
+    """Slices whose PNG files are in memory."""
+
+    def __init__(self, pictures: list[bytes], config: models.SliceConfig, beside: np.ndarray):
+        show = partial(augment.apply, augment=augment.NONE, size=config.image_size, n_windows=len(config.windows))
+        target = np.full((len(pictures), len(LABELS)), np.nan, np.float32)
+        super().__init__(Path(), [""] * len(pictures), target, show, beside=beside, channels=config.channels)
+        self.pictures = pictures
+
+    def read(self, row: int) -> np.ndarray:
+        return png.decode(self.pictures[row])
+
+
+@dataclass
+class Reader:
+    """What the models of a bundle say of some scans."""
+
+    bundle: packing.Bundle
+    frame: frames.Frame
+    pictures: dict[Kind, list[bytes]]
+    batch_size: int | None  # None: 64, on a CPU as many as have PIXELS
+    workers: int
+    device: object  # a torch.device
+
+    def by_slices(self, run: str, entry: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return probabilities (n, 6) by a slice model, its embeddings (n, d), and the logits (n, 6) of these."""
+        packed = self.bundle.packed
+        model = models.load(self.bundle.open(entry["file"]), self.device)
+        kind = packed["pictures"][run]
+        dataset = Pictures(
+            self.pictures[kind["size"], kind["crop"]], model.config, self.frame.neighbours(model.config.offsets)
+        )
+        fitting = 64 if self.device.type == "cuda" else max(1, PIXELS // model.config.image_size**2)
+        loader = datasets.loader(dataset, self.batch_size or fitting, self.workers)
+        views = [augment.VIEWS[view] for view in packed["views"][run]]
+        parts = training.outputs(model, loader, self.device, views, f"{run}, fold {entry['fold']}")
+        logits, embeddings = map(np.concatenate, zip(*parts, strict=True))
+        return expit(logits), embeddings, head_logits(model, embeddings)
+
+    def by_level(self, run: str, entry: dict, known: dict[str, np.ndarray], seen: dict[str, tuple]) -> np.ndarray:
+        """Return probabilities (n, 6) by a second level, which reads those `known` of runs, or what was `seen`."""
+        options = self.bundle.packed["options"][run]
+        if options["features"] == "fold":
+            embeddings, logits = zip(*(seen[name] for name in options["on"]), strict=True)
+        else:
+            embeddings, logits = (), [runs.logits(known[name]) for name in options["on"]]
+        embeddings = [self.frame.resample(part) for part in embeddings]
+        values = np.stack([self.frame.resample(part) for part in logits], axis=1)
+        position, number = self.frame.place()
+        widths = np.array(entry["widths"])
+        probability = smoothing.smooth_labels(expit(values).mean(axis=1), position, number, widths)
+        if "file" in entry:
+            smooth, target = runs.logits(probability), np.full(probability.shape, np.nan, np.float32)
+            inputs = series.Inputs(embeddings, values, smooth, target, position, number, number)
+            probability = self.by_networks(inputs, entry, options["batch_size"])
+        return self.frame.back(probability).astype(np.float32)
+
+    def by_networks(self, inputs: series.Inputs, entry: dict, batch_size: int) -> np.ndarray:
+        networks = sequence_models.load(self.bundle.open(entry["file"]), entry["reads"], self.device)
+        dataset = series.SeriesDataset(inputs, np.unique(inputs.series))
+        loader = series.loader(dataset, datasets.Batches(len(dataset), batch_size))
+        return np.mean([expit(training.predict(one, loader, self.device).astype(float)) for one in networks], axis=0)
+
+    def by_fold(self, k: int) -> dict[str, np.ndarray]:
+        """Return the probabilities, float32 (n, 6), of every run by its models of fold `k`."""
+        known, seen = {}, {}
+        for run, options in self.bundle.packed["options"].items():
+            (entry,) = (entry for entry in self.bundle.packed["models"][run] if entry["fold"] == k)
+            if "on" in options:
+                known[run] = self.by_level(run, entry, known, seen)
+            else:
+                known[run], *seen[run] = self.by_slices(run, entry)
+        return known
+
+    def blend(self) -> np.ndarray:
+        """Return the ensemble's probabilities, float32 (n, 6), blended as in ensemble.test_predictions."""
+        packed = self.bundle.packed
+        names, per_fold = list(packed["runs"]), []
+        pipeline = selection.from_json(packed["pipeline"], names)
+        for k in sorted({entry["fold"] for entry in packed["models"][names[0]]}):
+            known = self.by_fold(k)
+            per_fold.append(selection.predict(pipeline, [blending.raise_any(known[name].copy()) for name in names]))
+        return blending.raise_any(np.mean(per_fold, axis=0))
+
+
+def head_logits(model: models.SliceModel, embeddings: np.ndarray) -> np.ndarray:
+    """Return the logits, float32 (n, 6), that the head of `model` gives `embeddings` (n, d)."""
+    own = slice(model.config.n_targets // 2 * len(LABELS), (model.config.n_targets // 2 + 1) * len(LABELS))
+    weight, bias = (part[own].detach().cpu().numpy() for part in (model.head.weight, model.head.bias))
+    return embeddings.astype(np.float32) @ weight.T + bias
+
+
+def probabilities(bundle: packing.Bundle, scans: list[Scan], **how) -> list[np.ndarray]:
+    """Return the ensemble's probabilities of the slices of each scan, float32 (n, 6), NaN for those that aren't read.
+
+    `how` holds the batch_size, the workers and the device of Reader.
+    """
+    frame = frames.Frame([scan.position for scan in scans], bundle.packed["spacing"])
+    pictures = {kind: [png for scan in scans for png in scan.pictures[kind]] for kind in scans[0].pictures}
+    found = Reader(bundle, frame, pictures, **how).blend()
+    out = []
+    for part, scan in zip(np.split(found, np.cumsum([len(p) for p in frame.positions])[:-1]), scans, strict=True):
+        out.append(np.full((len(scan.is_read), len(LABELS)), np.nan, np.float32))
+        out[-1][scan.is_read] = part
+    return out
+
+
+def chunks(scans: Iterator[tuple]) -> Iterator[list[tuple]]:
+    """Yield `scans`, each with its study, in lists of CHUNK slices or a little more."""
+    part, n = [], 0
+    for one in scans:
+        part.append(one)
+        n += len(one[1].is_read) if one[1] else 0
+        if n >= CHUNK:
+            yield part
+            part, n = [], 0
+    if part:
+        yield part
+
+
+def reading(of_study: list[piles.Series], scan: Scan | None, probability: np.ndarray | None) -> findings.Reading:
+    about = [one.describe() for one in of_study]
+    if scan is None:
+        return findings.Reading(of_study[0].study, "", about, [], np.empty((0, len(LABELS)), np.float32))
+    slices = zip(scan.series.slices, scan.notes, strict=True)
+    rows = [findings.Row(one.slice_id, one.file, one.position, note) for one, note in slices]
+    return findings.Reading(of_study[0].study, scan.series.series, about, rows, probability)
+
+
+def read_studies(bundle: packing.Bundle, pile: piles.Pile, **how) -> list[findings.Reading]:
+    """Return what is found in each study of `pile`."""
+    kinds = sorted({(kind["size"], kind["crop"]) for kind in bundle.packed["pictures"].values()})
+    found, step = list(piles.studies(pile).values()), bundle.packed["spacing"]
+    bar = cli.progress(found, len(found), "read studies", " studies")
+    readings = []
+    for part in chunks((of_study, choose(pile.data, of_study, kinds, step)) for of_study in bar):
+        scans = [scan for _, scan in part if scan]
+        found = iter(probabilities(bundle, scans, **how) if scans else [])
+        readings += [reading(of_study, scan, next(found) if scan else None) for of_study, scan in part]
+    return readings
+
+
+def predict(
+    path: Path,
+    bundle: Path,
+    out: Path,
+    *,
+    rule: str,
+    batch_size: int | None = None,
+    device: str = "auto",
+    workers: int = 1,
+    overwrite: bool = False,
+) -> None:
+    """Write what the models in `bundle` find in the pile in `path` into the folder `out`.
+
+    Raises ValueError if there is nothing to read in the pile, or if predictions are there.
+    """
+    if (out / findings.DONE).exists() and not overwrite:
+        raise ValueError(f"{out / findings.DONE} is there: give another --out, or --overwrite")
+    opened = packing.read(bundle)
+    findings.chosen_thresholds(opened.packed, "slices", rule)
+    pile = piles.read(path, skip=out)
+    on = training.pick_device(device)
+    readings = read_studies(opened, pile, batch_size=batch_size, workers=workers, device=on)
+    if not any(part.chosen for part in readings):
+        raise ValueError(f"{path}: no axial head CT series: {findings.refusals(readings, pile.passed_over)}")
+    about = findings.about(opened.packed, opened.digest, [text for text, _ in piles.PREFERENCES], pile.passed_over)
+    findings.write(out, readings, about, opened.packed, rule)
+    n_read = sum(bool(part.chosen) for part in readings)
+    n_slices = sum(int(part.is_read.sum()) for part in readings)
+    cli.say(
+        f"{out}: {n_slices} slices of {n_read} of {len(readings)} studies; {len(pile.passed_over)} files passed over\n"
+        f"{opened.packed['intended_use']}"
+    )

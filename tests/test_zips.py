@@ -1,0 +1,94 @@
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ich_kaggle import zips
+
+
+def zipped(path: Path, *members, method: int = zipfile.ZIP_DEFLATED) -> Path:
+    """Write a zip of `members`: names or ZipInfos, each with its bytes."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return path
+
+
+def link() -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo("link")
+    info.create_system, info.external_attr = 3, 0o120777 << 16
+    return info
+
+
+@pytest.mark.parametrize(
+    "name, fault",
+    [
+        ("../up", "has a path that leads out of the zip"),
+        ("a/../../up", "has a path that leads out of the zip"),
+        ("/etc/passwd", "has a path that leads out of the zip"),
+        ("C:\\x", "has a path that leads out of the zip"),
+        ("..\\up", "has a path that leads out of the zip"),
+        (link(), "is a link"),
+    ],
+)
+def test_a_member_that_leads_elsewhere_refuses_the_zip(tmp_path, name, fault):
+    path = zipped(tmp_path / "pile.zip", (name, b"x"))
+    with pytest.raises(ValueError, match=f"pile.zip: member '.*' {fault}: not read"):
+        zips.members(path)
+
+
+def test_a_member_that_is_there_twice_refuses_the_zip(tmp_path):
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        path = zipped(tmp_path / "pile.zip", ("a", b"1"), ("a", b"2"))
+    with pytest.raises(ValueError, match="pile.zip: a is in it twice"):
+        zips.members(path)
+
+
+def test_another_packing_than_deflate_is_named(tmp_path):
+    path = zipped(tmp_path / "pile.zip", ("a", b"x" * 1000), method=zipfile.ZIP_LZMA)
+    with pytest.raises(ValueError, match=r"member 'a' is packed in another way \(method 14\) than deflate"):
+        zips.members(path)
+
+
+def patched(path: Path, offset: int, value: int, size: int = 4) -> Path:
+    """Change a field of the first entry of the directory of the zip `path`."""
+    content = bytearray(path.read_bytes())
+    place = content.index(b"PK\1\2") + offset
+    content[place : place + size] = value.to_bytes(size, "little")
+    path.write_bytes(content)
+    return path
+
+
+def test_an_encrypted_member_is_named(tmp_path):
+    path = patched(zipped(tmp_path / "pile.zip", ("a", b"x")), 8, 1, 2)
+    with pytest.raises(ValueError, match="member 'a' is encrypted"):
+        zips.members(path)
+
+
+def test_a_member_larger_packed_than_it_says_it_is_refuses_the_zip(tmp_path):
+    path = patched(zipped(tmp_path / "pile.zip", ("a", np.random.default_rng(0).bytes(9000))), 24, 10)
+    with pytest.raises(ValueError, match="member 'a' is larger packed than it says it is"):
+        zips.members(path)
+
+
+def test_members_that_overlap_refuse_the_zip(tmp_path):
+    path = zipped(tmp_path / "pile.zip", ("a", bytes(9000)), ("b", bytes(9000)))
+    content = bytearray(path.read_bytes())
+    second = content.index(b"PK\1\2", content.index(b"PK\1\2") + 4)
+    content[second + 42 : second + 46] = bytes(4)  # the second member lies where the first does
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="member 'b' overlaps another"):
+        zips.members(path)
+
+
+def test_a_zip_that_says_it_holds_too_much_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(zips, "MOST_TOTAL", 1000)
+    with pytest.raises(ValueError, match="pile.zip: 1001 bytes when inflated, more than 1000: give a part of it"):
+        zips.members(zipped(tmp_path / "pile.zip", ("a", bytes(1001))))
+
+
+def test_a_damaged_zip_is_named(tmp_path):
+    (tmp_path / "pile.zip").write_bytes(b"PK and no more")
+    with pytest.raises(ValueError, match="pile.zip: not a readable zip"):
+        zips.members(tmp_path / "pile.zip")
