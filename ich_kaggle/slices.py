@@ -7,6 +7,7 @@ Reads:   stage_2_train.csv, stage_2_sample_submission.csv, the headers in stage_
          (with --pixels every pixel: blank slices are found now, and not when the cache is made)
 Writes:  work/slices.parquet  (a row a slice: ids, position, split, path, six labels, header facts)
          work/defects.csv     (slice_id, path, defect, action)
+         work/report/data.html (with --report: counts, labels, headers, gray values, defects, sample studies)
          (with --download instead: the tables of the competition, with --all the zip of everything)
 Example: python -m ich_kaggle.slices --data-dir rsna-intracranial-hemorrhage-detection.zip
          python -m ich_kaggle.slices --download --all
@@ -17,7 +18,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import cli, dicom, download, header, parallel, paths, render, tables, windows
+from ich_kaggle import cli, data_report, dicom, download, header, parallel, paths, render, tables, windows
 from ich_kaggle.labels import LABELS
 
 BATCH = 128  # headers in a task of one worker
@@ -117,14 +118,21 @@ def describe_defects(defects: pd.DataFrame) -> str:
     """Return a line for each kind of defect: how many slices, what became of them, the first of them."""
     if not len(defects):
         return "defects: none"
+    return f"defects: {len(defects)}\n{kinds_of(defects).to_string(index=False)}"
+
+
+def kinds_of(defects: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each kind of defect: defect, action, slices, first."""
     kind = defects.defect.str.split(r":| \(", regex=True).str[0].rename("defect")
     groups = defects.groupby([kind, "action"]).agg(slices=("slice_id", "size"), first=("slice_id", "min"))
-    return f"defects: {len(defects)}\n{groups.reset_index().to_string(index=False)}"
+    return groups.reset_index()
 
 
 def read_defects(work_dir: Path) -> pd.DataFrame:
     path = paths.defects(work_dir)
-    return pd.read_csv(path, dtype=str) if path.exists() else pd.DataFrame(columns=DEFECT_COLUMNS, dtype=str)
+    if not path.exists():
+        return pd.DataFrame(columns=DEFECT_COLUMNS, dtype=str)
+    return tables.read_csv(path, paths.remedy(path))
 
 
 def write_defects(work_dir: Path, defects: pd.DataFrame) -> None:
@@ -170,13 +178,25 @@ def slices(
     cli.say(f"{path}\n{describe(table, defects)}")
 
 
-def command(*, fetch: bool, whole: bool, **options) -> None:
+def report(data_dir: Path | None, work_dir: Path, seed: int) -> None:
+    """Write the page on the slice table, its defects and some pixels, drawn by `seed`."""
+    path = work_dir / "report" / "data.html"
+    defects = kinds_of(read_defects(work_dir))
+    text = data_report.make(data_of(data_dir, work_dir), tables.read_slices(work_dir), defects, seed=seed)
+    with paths.writing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    cli.say(f"{path}: open it in a browser")
+
+
+def command(*, fetch: bool, whole: bool, is_report: bool, seed: int, **options) -> None:
     if whole and not fetch:
         raise ValueError("--all goes with --download")
     if fetch:
         download.download(options["data_dir"], whole=whole)
-    else:
-        slices(**options)
+        return
+    slices(**options)
+    if is_report:
+        report(options["data_dir"], options["work_dir"], seed)
 
 
 def data_of(data_dir: Path | None, work_dir: Path) -> paths.Data:
@@ -185,8 +205,9 @@ def data_of(data_dir: Path | None, work_dir: Path) -> paths.Data:
 
 
 def build_parser():
-    flags = ("--data-dir", "--work-dir", "--workers", "--backend", "--scheduler", "--overwrite")
+    flags = ("--data-dir", "--work-dir", "--seed", "--workers", "--backend", "--scheduler", "--overwrite")
     parser = cli.command(__doc__, *flags)
+    parser.add_argument("--report", dest="is_report", action="store_true", help="write a page on the data as well")
     parser.add_argument("--pixels", action="store_true", help="read every pixel too, to find blank slices now")
     parser.add_argument("--download", dest="fetch", action="store_true", help="get the CSVs from Kaggle, and stop")
     parser.add_argument("--all", dest="whole", action="store_true", help="with --download: everything, 180 GB")
