@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from ich_kaggle import cli, paths
+from ich_kaggle import archive, cli, paths
 from ich_kaggle.labels import WEIGHTS
 
 log = logging.getLogger(__name__)
@@ -213,8 +213,8 @@ class Fit:
 
     def write(self, path: Path) -> None:
         if self.rank == 0:
-            with paths.writing(path) as temporary:
-                torch.save(self.state(), temporary)
+            with paths.writing(path) as temporary, temporary.open("wb") as file:
+                torch.save(self.state(), file)
 
     def n_that_fit(self, loss: Callable, batch: tuple) -> int:
         """Return how many of the batch, halved until it is so, a step has memory for; 0 if not even one."""
@@ -262,7 +262,13 @@ def fit(
     set_seed(recipe.seed)
     run = Fit(model, recipe, len(loader), device)
     if checkpoint.exists():
-        run.restore(torch.load(checkpoint, map_location=device, weights_only=True))
+        try:
+            archive.check(checkpoint)
+            run.restore(torch.load(checkpoint, map_location=device, weights_only=True))
+        except Exception as error:  # damaged bytes meet errors of every type
+            kind = type(error).__name__
+            again = "remove it and run the same command again"
+            raise ValueError(f"{checkpoint}: not a state of this run ({kind}): {again}") from error
         log.info("going on from step %d of %d", run.step, run.total)
         yield run.rows
     while len(run.rows) < recipe.epochs:  # not by steps: a state may be of an epoch's last step, not yet validated

@@ -98,7 +98,8 @@ def test_moving_the_lit_part_alone_is_moving_the_image(seed):
     move = Augment(vflip=0.5, shift=0.5, random_crop=0.3, window_jitter=0)
     whole = cv2.warpAffine(image, augment.draw(move, np.random.default_rng(seed), 64, 48), (48, 48))
     part = augment.apply(image, np.random.default_rng(seed), move, 48)
-    assert np.abs(whole.astype(int) - part).max() <= 2
+    off = 2 if cv2.__version__ >= "5" else 16  # OpenCV 4 knows places to 1/32 px only
+    assert np.abs(whole.astype(int) - part).max() <= off
 
 
 def test_the_lit_part_is_the_smallest_box_around_what_is_not_black():
