@@ -1,6 +1,6 @@
 """The pixels of one CT slice in DICOM, in Hounsfield units.
 
-Uncompressed slices (implicit, explicit, big endian, deflated) need no other package; RLE, JPEG lossless, JPEG-LS and
+Uncompressed slices (implicit, explicit, big endian, deflated) and RLE need no other package; JPEG lossless, JPEG-LS and
 JPEG 2000 go through pydicom's plug-ins, from the extra `codecs`. DICOM: https://www.dicomstandard.org/current
 """
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.special import logit
 
 from ich_kaggle import (
+    aggregates,
     blending,
     cli,
     figures,
@@ -34,8 +34,6 @@ from ich_kaggle import (
 )
 from ich_kaggle.labels import LABELS, SHARE
 
-FLOOR = 1e-6
-
 
 def read(work_dir: Path, run: str | None, name: str | None, table: pd.DataFrame, fold: np.ndarray) -> tuple:
     """Return the folder of a run or an ensemble, its honest out-of-fold probabilities, float32 (n_train, 6), and the
@@ -48,7 +46,7 @@ def read(work_dir: Path, run: str | None, name: str | None, table: pd.DataFrame,
     else:
         folder, probability = paths.run(work_dir, run), runs.read_oof(work_dir, run, table, fold)
         files = [paths.fold(work_dir, run, k) / "oof.parquet" for k in np.unique(fold[fold >= 0])]
-    hashes = {str(path.relative_to(folder)): paths.file_hash(path) for path in files}
+    hashes = {str(path.relative_to(folder)): runs.hash_of(path) for path in files}
     return folder, blending.raise_any(probability), hashes
 
 
@@ -102,16 +100,10 @@ def studies(table: pd.DataFrame, target, probability, patient, fold) -> tuple:
 def aggregate(target: np.ndarray, largest: np.ndarray, mean: np.ndarray, fold: np.ndarray) -> np.ndarray:
     """Return the probability that a study has each label: a logistic regression on the logits of the largest and of
     the mean probability of its slices, each fold's fitted on the others. (m, 6), like all it is given."""
-    from sklearn.linear_model import LogisticRegression
-
-    x = logit(np.clip(np.stack([largest, mean], axis=2), FLOOR, 1 - FLOOR))
-    out = largest.copy()
+    out = np.empty(largest.shape)
     for k in np.unique(fold):
-        for label in range(len(LABELS)):
-            t = target[fold != k, label]
-            if 0 < t.sum() < len(t):
-                model = LogisticRegression().fit(x[fold != k, label], t)
-                out[fold == k, label] = model.predict_proba(x[fold == k, label])[:, 1]
+        own, rest = fold == k, fold != k
+        out[own] = aggregates.apply(aggregates.fit(target[rest], largest[rest], mean[rest]), largest[own], mean[own])
     return out
 
 

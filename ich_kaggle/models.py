@@ -14,6 +14,7 @@ from torch import nn
 from ich_kaggle import archive, paths, windows
 from ich_kaggle.labels import LABELS
 
+CHUNK = 65536  # slices whose embeddings are in memory at once
 STRIDE = 32  # px of the image to a pixel of the last feature map, unless an architecture is asked for less
 
 
@@ -82,6 +83,14 @@ class SliceModel(nn.Module):
         embedding = self.embed(images)
         middle = self.config.n_targets // 2 * len(LABELS)
         return self.head(embedding)[:, middle : middle + len(LABELS)], embedding
+
+
+def head_logits(model: SliceModel, embeddings: np.ndarray) -> np.ndarray:
+    """Return the logits of the slices themselves, float32 (n, 6), that `model` gives from `embeddings` (n, d)."""
+    own = slice(model.config.n_targets // 2 * len(LABELS), (model.config.n_targets // 2 + 1) * len(LABELS))
+    weight, bias = (part[own].detach().cpu().numpy() for part in (model.head.weight, model.head.bias))
+    parts = np.array_split(embeddings, -(-len(embeddings) // CHUNK))
+    return np.concatenate([part.astype(np.float32) @ weight.T + bias for part in parts])
 
 
 def _drop_hidden_layers(vgg: nn.Module, n_logits: int) -> None:

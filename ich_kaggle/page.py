@@ -66,14 +66,14 @@ def plotly_script() -> str:
     return get_plotlyjs()
 
 
-def write(folder: Path, content: dict, studies: Iterable[Study], *, images: str = "link") -> None:
+def write(folder: Path, content: dict, studies: Iterable[Study], *, images: str = "link", plots: bool = True) -> None:
     """Write the page of `content` and `studies` in place of `folder`; it stays as it was until the new one is whole.
 
     `content` and each study's data are plain data for the scripts in `web/`. Pictures that are files are linked by
     relative path, copied into the folder, or embedded, as all else, in one index.html. Raises ValueError if that
-    would be larger than browsers open.
+    would be larger than browsers open. A page without `plots` does without Plotly.
     """
-    plotly = plotly_script()
+    plotly = plotly_script() if plots else ""
     with locks.locked(folder):
         new, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
         for left in (new, old):
@@ -117,7 +117,8 @@ def _unfold(new: Path, content: dict, studies: Iterable[Study], plotly: str, ima
     for source in sorted(WEB.iterdir()):
         if source.suffix in (".html", ".css", ".js"):
             shutil.copyfile(source, new / source.name)
-    (new / "plotly.min.js").write_text(plotly, encoding="utf-8")
+    if plotly:
+        (new / "plotly.min.js").write_text(plotly, encoding="utf-8")
 
 
 def _embed(new: Path, content: dict, studies: Iterable[Study], plotly: str, _images: str) -> None:

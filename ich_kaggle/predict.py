@@ -10,10 +10,12 @@ With --dicom: the slices of DICOM files from anywhere, by an ensemble that was p
 which series of a study is read, at which spacing, and what becomes of a slice that can't be read.
 Reads:   the folder, zip or file of --dicom, and the file that python -m ich_kaggle.ensemble --export made
 Writes:  predictions/  slices.csv, studies.csv (a study: largest and aggregate of its slices), predictions.json (all of
-         it, what was not read and why, what it is for; written last)
+         it, what was not read and why, what it is for; written last); with --report also report/index.html, which
+         shows the slices and what was found in them in any browser, offline
 Example: python -m ich_kaggle.predict --run cpu --fold all
          python -m ich_kaggle.predict --run cpu --fold 0 --explain gradcam
          python -m ich_kaggle.predict --dicom scans.zip --models model.zip --threshold-rule recall_0.95
+         python -m ich_kaggle.predict --dicom scans.zip --models model.zip --report
 """
 
 import shutil
@@ -207,16 +209,18 @@ def explain_run(
             )
 
 
-def command(*, dicom: Path | None, bundle: Path | None, out: Path, rule: str, **options) -> None:
+def command(*, dicom: Path | None, bundle: Path | None, out: Path, rule: str, report: bool, **options) -> None:
     if (dicom is None) != (bundle is None):
         raise ValueError("--dicom and --models go together")
     if dicom is None:
+        if report:
+            raise ValueError("--report goes with --dicom; of runs it is python -m ich_kaggle.report")
         predict_run(**options | {"batch_size": options["batch_size"] or 64})
         return
     if options["method"] is not None:
         raise ValueError("--explain goes with --run, not with --dicom")
     how = {key: options[key] for key in ("batch_size", "device", "workers", "overwrite")}
-    scans.predict(dicom, bundle, out, rule=rule, **how)
+    scans.predict(dicom, bundle, out, rule=rule, report=report, **how)
 
 
 def predict_run(*, method: str | None, studies: list[str] | None, n_studies: int, **options) -> None:
@@ -245,6 +249,7 @@ def build_parser():
     add("--models", dest="bundle", type=Path, metavar="FILE", help="what predicts it, a packed ensemble")
     add("--out", type=Path, default=Path("predictions"), help="where that is written")
     add("--threshold-rule", dest="rule", default="f1", help="one of those that the models come with")
+    add("--report", action="store_true", help="also write a page that shows the slices and what was found in them")
     return parser
 
 

@@ -50,6 +50,11 @@ def windowed(words: np.ndarray, code: dicom.Encoding) -> np.ndarray:
     return image
 
 
+def bone(words: np.ndarray, code: dicom.Encoding, size: int) -> np.ndarray:
+    """Return the stored `words` (h, w) in the bone window, which is not cached: uint8 (size, size)."""
+    return resize(windows.apply(dicom.hu_table(code), (windows.BONE,))[words], size).reshape(size, size)
+
+
 def pixel_defect(words: np.ndarray, brain: np.ndarray) -> str:
     """Return what is wrong with a slice's stored `words`, or with what its brain window (uint8) shows, if anything."""
     span = int(brain.max()) - int(brain.min())

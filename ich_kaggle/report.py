@@ -43,7 +43,6 @@ from ich_kaggle import (
     report_studies,
     slices,
     tables,
-    windows,
 )
 from ich_kaggle.labels import LABELS
 
@@ -110,8 +109,7 @@ def render_bone(data: paths.Data, number: int, batch: list, boxes: np.ndarray, s
     images = []
     for (_, member, plain), box in zip(batch, boxes, strict=True):
         words, code = dicom.read_words(data.read(member), member.path, plain)
-        gray = windows.apply(dicom.hu_table(code), (windows.BONE,))[crop.Box(*box).cut(words)]
-        images.append(png.encode(render.resize(gray, size).reshape(size, size)))
+        images.append(png.encode(render.bone(crop.Box(*box).cut(words), code, size)))
     return (number, images), len(batch), sum(member.size for _, member, _ in batch)
 
 

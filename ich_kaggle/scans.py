@@ -28,6 +28,7 @@ from ich_kaggle import (
     paths,
     piles,
     png,
+    reading_page,
     render,
     runs,
     selection,
@@ -146,7 +147,7 @@ class Reader:
         views = [augment.VIEWS[view] for view in packed["views"][run]]
         parts = training.outputs(model, loader, self.device, views, f"{run}, fold {entry['fold']}")
         logits, embeddings = map(np.concatenate, zip(*parts, strict=True))
-        return expit(logits), embeddings, head_logits(model, embeddings)
+        return expit(logits), embeddings, models.head_logits(model, embeddings)
 
     def by_level(self, run: str, entry: dict, known: dict[str, np.ndarray], seen: dict[str, tuple]) -> np.ndarray:
         """Return probabilities (n, 6) by a second level, which reads those `known` of runs, or what was `seen`."""
@@ -192,13 +193,6 @@ class Reader:
             known = self.by_fold(k)
             per_fold.append(selection.predict(pipeline, [blending.raise_any(known[name].copy()) for name in names]))
         return blending.raise_any(np.mean(per_fold, axis=0))
-
-
-def head_logits(model: models.SliceModel, embeddings: np.ndarray) -> np.ndarray:
-    """Return the logits, float32 (n, 6), that the head of `model` gives `embeddings` (n, d)."""
-    own = slice(model.config.n_targets // 2 * len(LABELS), (model.config.n_targets // 2 + 1) * len(LABELS))
-    weight, bias = (part[own].detach().cpu().numpy() for part in (model.head.weight, model.head.bias))
-    return embeddings.astype(np.float32) @ weight.T + bias
 
 
 def probabilities(bundle: packing.Bundle, scans: list[Scan], **how) -> list[np.ndarray]:
@@ -261,13 +255,18 @@ def predict(
     device: str = "auto",
     workers: int = 1,
     overwrite: bool = False,
+    report: bool = False,
 ) -> None:
-    """Write what the models in `bundle` find in the pile in `path` into the folder `out`.
+    """Write what the models in `bundle` find in the pile in `path` into the folder `out`, with `report` as a page too.
 
-    Raises ValueError if there is nothing to read in the pile, or if predictions are there.
+    Raises ValueError if there is nothing to read in the pile, or if predictions, or such a page, are there.
     """
-    if (out / findings.DONE).exists() and not overwrite:
-        raise ValueError(f"{out / findings.DONE} is there: give another --out, or --overwrite")
+    done, page = out / findings.DONE, reading_page.index(out)
+    for there in (done, page) if report else (done,):
+        if there.exists() and not overwrite:
+            raise ValueError(f"{there} is there: give another --out, or --overwrite")
+    if done.exists() and page.exists() and not report:
+        raise ValueError(f"{page} shows the predictions to overwrite: give --report, too, or remove it")
     opened = packing.read(bundle)
     findings.chosen_thresholds(opened.packed, "slices", rule)
     pile = piles.read(path, skip=out)
@@ -276,6 +275,9 @@ def predict(
     if not any(part.chosen for part in readings):
         raise ValueError(f"{path}: no axial head CT series: {findings.refusals(readings, pile.passed_over)}")
     about = findings.about(opened.packed, opened.digest, [text for text, _ in piles.PREFERENCES], pile.passed_over)
+    if report:
+        members = {(one.study, one.series, one.slice_id): one.member for one in pile.slices}
+        reading_page.write(out, readings, pile.data, members, opened.packed, rule)
     findings.write(out, readings, about, opened.packed, rule)
     n_read = sum(bool(part.chosen) for part in readings)
     n_slices = sum(int(part.is_read.sum()) for part in readings)

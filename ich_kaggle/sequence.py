@@ -30,6 +30,7 @@ from ich_kaggle import (
     cli,
     folds,
     levels,
+    locks,
     metric,
     models,
     paths,
@@ -41,22 +42,11 @@ from ich_kaggle import (
     tables,
     train,
 )
-from ich_kaggle.labels import LABELS
 
 log = logging.getLogger(__name__)
 
 NETWORK = ("seed", "seeds", "epochs", "batch_size", "lr", "ema", "hidden", "dropout")
 SETTINGS = {"gru": NETWORK, "conv": NETWORK, "stack": ("seed", "seeds", "rounds"), "smooth": ()}  # flags of each model
-CHUNK = 65536  # slices whose embeddings are in memory at once
-
-
-def fold_logits(path: Path, embeddings: np.ndarray) -> np.ndarray:
-    """Return the logits, float32 (n, 6), that the head of the slice model in `path` gives `embeddings` (n, d)."""
-    model = models.load(path)
-    own = slice(model.config.n_targets // 2 * len(LABELS), (model.config.n_targets // 2 + 1) * len(LABELS))
-    weight, bias = model.head.weight[own].detach().numpy(), model.head.bias[own].detach().numpy()
-    parts = np.array_split(embeddings, -(-len(embeddings) // CHUNK))
-    return np.concatenate([part.astype(np.float32) @ weight.T + bias for part in parts])
 
 
 def read_inputs(
@@ -68,7 +58,7 @@ def read_inputs(
     else:
         embeddings = [runs.embeddings(work_dir, run, k, table) for run in on]
         models_of = [paths.fold(work_dir, run, k) / "model.pt" for run in on]
-        logits = [fold_logits(path, part) for path, part in zip(models_of, embeddings, strict=True)]
+        logits = [models.head_logits(models.load(path), part) for path, part in zip(models_of, embeddings, strict=True)]
     return series.Inputs(
         embeddings,
         np.stack(logits, axis=1),
@@ -157,16 +147,18 @@ def sequence(
         options["augment"] = asdict(series.Augment())
     for k in chosen:
         folder = paths.fold(work_dir, run, k)
-        reads = {name: paths.file_hash(work_dir / "runs" / name) for name in runs.files(on, k, features, every)}
-        is_done = (folder / "predict.json").exists() and not overwrite
-        inputs = None if is_done else read_inputs(work_dir, on, k, features, table, of_slice)
-        # The hash of a file is an option of its own, so that a changed one is refused by its name.
-        train.start_fold(folder, options | reads, overwrite=overwrite)
-        if is_done:
-            cli.say(f"{folder / 'oof.parquet'}{cli.THERE}")
-            continue
-        write_fold(k, folder, table, of_slice, inputs, options=options, reads=reads, device=device)
-        paths.write_json(folder / "predict.json", {"on": on, "features": features, "reads": reads})
+        reads = {name: runs.hash_of(work_dir / "runs" / name) for name in runs.files(on, k, features, every)}
+        with locks.locked(folder):
+            is_done = (folder / "predict.json").exists() and not overwrite
+            inputs = None if is_done else read_inputs(work_dir, on, k, features, table, of_slice)
+            # The hash of a file is an option of its own, so that a changed one is refused by its name.
+            train.start_fold(folder, options | reads, overwrite=overwrite)
+            if is_done:
+                cli.say(f"{folder / 'oof.parquet'}{cli.THERE}")
+                continue
+            write_fold(k, folder, table, of_slice, inputs, options=options, reads=reads, device=device)
+            facts = {"on": on, "features": features, "reads": reads, "files": runs.written(folder)}
+            paths.write_json(folder / "predict.json", facts)
 
 
 def build_parser():

@@ -15,14 +15,14 @@ WORDS = {"labels", "windows", "paths", "cli"}
 FILES = {
     *("aggregates", "anatomy", "blending", "bundle", "calibration", "contexts", "convolution", "crop", "data_figures"),
     *("diary", "dicom", "document", "figures", "formats", "intervals", "kaggle_client", "kernel_check", "leaks"),
-    *("ledger", "metric", "parallel", "png", "spacing", "spans", "tables", "thresholds", "zips"),
+    *("ledger", "metric", "parallel", "png", "sources", "spacing", "spans", "tables", "thresholds", "zips"),
 }
 # What is made of several files or scores, or fitted to them.
 METHODS = {
-    *("comparison", "data_report", "download", "findings", "header", "hemorrhages", "kaggle_kernels", "packing", "page"),
-    *("ranking", "render", "runs", "scanner", "selection", "shift", "smoothing", "stacking"),
+    *("comparison", "data_report", "download", "findings", "header", "hemorrhages", "kaggle_kernels", "packing"),
+    *("page", "ranking", "render", "runs", "scanner", "selection", "shift", "smoothing", "stacking"),
 }
-STUDIES = {"frames", "piles"}  # what is found in files from anywhere
+STUDIES = {"frames", "piles", "reading_page"}  # what is found in files from anywhere
 LEARNING = {
     *("augment", "datasets", "distributed", "explain", "gauges", "models", "sequence_models", "series", "training"),
     *("weights",),

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 import torch
 
-from ich_kaggle import augment, folds, models, paths, predict, tables, tasks, train
+from ich_kaggle import augment, folds, models, predict, tables, tasks, train
 from ich_kaggle.labels import LABELS
 
 TINY = ["--arch", "test_resnet", "--weights", "none", "--image-size", "32", "--cache-size", "64", "--epochs", "1"]
@@ -87,7 +87,5 @@ def test_a_fold_without_a_model_is_named_with_the_command_that_makes_it(trained)
 
 
 def test_a_model_fitted_on_other_folds_is_refused(trained):
-    path = paths.folds(trained)
-    table = pd.read_csv(path)
-    table.assign(fold=np.roll(table.fold, 1)).to_csv(path, index=False)
+    folds.main(["--work-dir", str(trained), "--folds", "3", "--seed", "1", "--workers", "1", "--overwrite"])
     assert "made with folds" in refused(trained)

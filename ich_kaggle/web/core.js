@@ -122,7 +122,7 @@ function go(changes, { replace = false } = {}) {
 function state() {
   const { content } = report;
   const said = address();
-  const view = said.study != null ? "studies" : said.view in report.pages ? said.view : "overview";
+  const view = said.study != null ? "studies" : Object.hasOwn(report.pages, said.view ?? "") ? said.view : Object.keys(report.pages)[0];
   const source = content.sources.findIndex((one) => one.name === said.source);
   return {
     view,
@@ -175,11 +175,13 @@ const KEYS = [
 
 function openHelp() {
   const help = document.getElementById("help");
+  const { reading, maps } = report.content;
+  const keys = ([key]) => !reading || maps.length || !"le".includes(key); // those of the explanation
   help.replaceChildren(
     h("h2", { id: "help-title" }, "Keys"),
-    ...KEYS.map(([title, rows]) => h("table", {}, h("caption", {}, title), h("tbody", {}, rows.map(([key, text]) =>
+    ...KEYS.map(([title, rows]) => h("table", {}, h("caption", {}, title), h("tbody", {}, rows.filter(keys).map(([key, text]) =>
       h("tr", {}, h("th", { scope: "row" }, h("kbd", {}, key)), h("td", {}, text)))))),
-    h("p.note", {}, "Scores are out of fold: each slice is predicted by models that saw no slice of its patient. Those of an ensemble are nested: its weights, too, were fitted without the fold they are scored on. Intervals hold 95 % of 1,000 draws of patients."),
+    h("p.note", {}, reading ? reading.intended_use : "Scores are out of fold: each slice is predicted by models that saw no slice of its patient. Those of an ensemble are nested: its weights, too, were fitted without the fold they are scored on. Intervals hold 95 % of 1,000 draws of patients."),
     h("form", { method: "dialog" }, h("button.primary", { autofocus: true }, "Close")),
   );
   help.showModal();

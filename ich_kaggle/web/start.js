@@ -3,6 +3,14 @@
 
 (() => {
   const { content } = report;
+  if (content.reading) { // nothing is known of the truth: no scores, no worst slices
+    delete report.pages.overview;
+    delete report.pages.worst;
+    document.body.classList.add("reading");
+    document.querySelector("nav").hidden = true;
+    document.getElementById("intended").hidden = false;
+    document.getElementById("intended").textContent = content.reading.intended_use;
+  }
   const source = document.getElementById("source");
   source.append(...content.sources.map((one) => h("option", {}, one.name)));
   source.addEventListener("change", () => go({ source: content.sources[source.selectedIndex].name }, { replace: true }));

@@ -1,5 +1,6 @@
 "use strict";
 // The probabilities of a study along z: a strip a label, the truth as bands, a cursor on the slice that is shown.
+// Where no truth is known: the threshold as a line, and a mark where it is reached.
 
 const strips = (() => {
   const HEIGHT = 44;
@@ -23,7 +24,8 @@ const strips = (() => {
         pen = "M";
         return "";
       }
-      const step = `${pen}${i + 0.5} ${(1 - p) * HEIGHT}`;
+      const isAlone = values[i - 1] == null && values[i + 1] == null; // then it is a dash, as no line leads to it
+      const step = isAlone ? `M${i + 0.3} ${(1 - p) * HEIGHT}h0.4` : `${pen}${i + 0.5} ${(1 - p) * HEIGHT}`;
       pen = "L";
       return step;
     }).join("");
@@ -46,13 +48,16 @@ const strips = (() => {
   // Return {element, move(slice), show(sources)} of a study; `onslice` is told where it is pressed.
   function strip(data, label, index, onslice) {
     const n = data.slices.length;
-    const found = spans(data.target.map((row) => row[index]));
+    const { reading } = report.content;
+    const marked = (data.target ?? data.flags).map((row) => row[index]), word = reading ? "flagged" : "true";
+    const found = spans(marked);
+    const level = HEIGHT * (reading ? 1 - reading.slices[index] : 0.5);
     const cursor = svg("line", { y1: 0, y2: HEIGHT, class: "cursor" });
     const lines = svg("g");
-    const plot = svg("svg", { viewBox: `0 0 ${n} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": `${label}: probability by slice; true in slices: ${inWords(found)}` },
-      ...found.map(([a, b]) => svg("rect", { x: a, width: b - a + 1, y: 0, height: HEIGHT, class: "band", "data-label": label })),
+    const plot = svg("svg", { viewBox: `0 0 ${n} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": `${label}: probability by slice; ${word} in slices: ${inWords(found)}` },
+      ...(reading ? [] : found).map(([a, b]) => svg("rect", { x: a, width: b - a + 1, y: 0, height: HEIGHT, class: "band", "data-label": label })),
       ...found.map(([a, b]) => svg("rect", { x: a, width: b - a + 1, y: HEIGHT - 3, height: 3, class: "truth", "data-label": label })),
-      svg("line", { x1: 0, x2: n, y1: HEIGHT / 2, y2: HEIGHT / 2, class: "half" }), lines, cursor);
+      svg("line", { x1: 0, x2: n, y1: level, y2: level, class: reading ? "threshold" : "half" }), lines, cursor);
     const pressed = (event) => {
       const box = plot.getBoundingClientRect();
       onslice(Math.max(0, Math.min(n - 1, Math.floor(((event.clientX - box.left) / box.width) * n))));
@@ -75,7 +80,7 @@ const strips = (() => {
       move(slice) {
         cursor.setAttribute("x1", slice + 0.5);
         cursor.setAttribute("x2", slice + 0.5);
-        truth.textContent = data.target[slice][index] ? "true" : "";
+        truth.textContent = marked[slice] ? word : "";
         value.replaceChildren(...shown.map((s) => h("b", {}, sample(s), chance(data.probability[s][slice][index]))));
       },
     };

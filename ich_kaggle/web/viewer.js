@@ -7,6 +7,9 @@ report.pages.studies = (() => {
   let rows = [], filledFor = null, stacks = {}, lines = [], wheel = 0, timer = 0;
   let map = null, opacity = 0.6, picked = null; // explanation, and the sources whose curves are drawn
 
+  const reading = () => report.content.reading; // of studies of which nothing is known but what was found
+  const marks = (one) => one.counts ?? one.flags; // by label: true slices, or whether the study is flagged
+  const beside = (one) => one.patient ?? one.series ?? "";
   const summary = (id) => report.content.studies.find((one) => one.id === id);
 
   // --- the list ---
@@ -18,6 +21,10 @@ report.pages.studies = (() => {
   };
 
   function sorts() {
+    if (reading()) {
+      const found = report.content.labels.map((name, i) => [name, [`probability of ${name}`, (one) => one.max[i]]]);
+      return Object.fromEntries([found.pop(), ...found, ["id", ["id", null]]]);
+    }
     const labels = report.content.labels.map((name, i) => [name, [`log loss of ${name}`, (one, s) => one.losses[s]?.[i + 1]]]);
     return { ...SORTS, ...Object.fromEntries(labels) };
   }
@@ -26,17 +33,17 @@ report.pages.studies = (() => {
     const by = sorts()[parts.sort.value][1];
     const wanted = parts.search.value.trim().toLowerCase();
     const only = report.content.labels.indexOf(parts.filter.value);
-    const found = report.content.studies.filter((one) => (only < 0 || one.counts[only]) && (one.id.toLowerCase().includes(wanted) || one.patient.toLowerCase().includes(wanted)));
+    const found = report.content.studies.filter((one) => (only < 0 || marks(one)[only]) && (one.id.toLowerCase().includes(wanted) || beside(one).toLowerCase().includes(wanted)));
     const value = (one) => (by ? by(one, now.source) ?? -1 : 0);
     return found.sort((a, b) => value(b) - value(a) || (a.id < b.id ? -1 : 1));
   }
 
   function fill(now) {
-    const by = sorts()[parts.sort.value][1] ?? SORTS.loss[1];
+    const by = sorts()[parts.sort.value][1] ?? Object.values(sorts())[0][1];
     rows = listed(now);
     parts.count.textContent = `${rows.length} of ${plural(report.content.studies.length, "study", "studies")}`;
     parts.list.replaceChildren(...rows.map((one) => h("li", {}, h("a", { href: link({ study: one.id }), "data-id": one.id, tabindex: "-1" },
-      h("span.id", {}, one.id), h("b", {}, number(by(one, now.source), 3)), tags(report.content.labels.filter((_, i) => one.counts[i])), one.fold == null ? null : h("small", {}, `fold ${one.fold}`)))));
+      h("span.id", {}, one.id), h("b", {}, number(by(one, now.source), 3)), reading() && !one.n ? h("span.tags", {}, h("span.tag", {}, "not read")) : tags(report.content.labels.filter((_, i) => marks(one)[i])), one.fold == null ? null : h("small", {}, `fold ${one.fold}`)))));
     filledFor = now.source;
     mark();
   }
@@ -65,9 +72,9 @@ report.pages.studies = (() => {
 
   function list() {
     const again = () => fill(state());
-    parts.search = h("input", { type: "search", id: "search", placeholder: "study or patient id", autocomplete: "off", oninput: again });
+    parts.search = h("input", { type: "search", id: "search", placeholder: `study or ${reading() ? "series" : "patient"} id`, autocomplete: "off", oninput: again });
     parts.sort = h("select", { id: "sort", onchange: again }, Object.entries(sorts()).filter(([value]) => report.content.sources.length || value === "id").map(([value, [title]]) => h("option", { value }, title)));
-    parts.filter = h("select", { id: "filter", onchange: again }, h("option", { value: "" }, "all studies"), report.content.labels.map((name) => h("option", { value: name }, `with ${name === "any" ? "any hemorrhage" : name}`)));
+    parts.filter = h("select", { id: "filter", onchange: again }, h("option", { value: "" }, "all studies"), report.content.labels.map((name) => h("option", { value: name }, `${reading() ? "flagged:" : "with"} ${name === "any" ? "any hemorrhage" : name}`)));
     parts.count = h("p.note", { id: "count", "aria-live": "polite" });
     parts.list = h("ol.list", { id: "list", "aria-label": "Studies found", onkeydown: onListKey });
     return h("aside.card.side", { "aria-label": "Pick a study" },
@@ -112,10 +119,14 @@ report.pages.studies = (() => {
   function stack(name) {
     if (stacks[name] || !data.images[name]) return;
     const images = data.images[name].map(() => h("img", { alt: "", decoding: "async", draggable: "false" }));
-    const order = images.map((_, i) => i).sort((a, b) => Math.abs(a - slice) - Math.abs(b - slice));
+    const order = images.map((_, i) => i).filter((i) => data.images[name][i]).sort((a, b) => Math.abs(a - slice) - Math.abs(b - slice));
     let loaded = 0;
     for (const i of order) {
-      images[i].addEventListener("load", () => tell((loaded += 1) < images.length ? `reading ${loaded} of ${images.length}` : null));
+      images[i].addEventListener("load", () => {
+        loaded += 1;
+        if (loaded < order.length) tell(`reading ${loaded} of ${order.length}`);
+        else if (data) draw();
+      });
       images[i].addEventListener("error", () => {
         images[i].dataset.failed = `${data.images[name][i]} can't be read: make the report again`;
         draw();
@@ -133,18 +144,28 @@ report.pages.studies = (() => {
 
   function draw() {
     const kind = shownWindow === "bone" ? "bone" : "cached";
+    const n = data.slices.length, one = summary(study);
+    parts.where.textContent = `${study}\n${beside(one)}`;
+    parts.slider.disabled = !n;
+    if (!n) {
+      for (const name of ["level", "place", "truth"]) parts[name].textContent = "";
+      parts.stage.setAttribute("aria-label", "No slice");
+      tell("No series of this study could be read. The reasons are told below its probabilities.");
+      return;
+    }
     stack(kind);
-    tell(missing(shownWindow) ?? stacks[kind]?.[slice].dataset.failed);
+    const isUnread = reading() && !data.images.cached[slice];
+    tell(missing(shownWindow) ?? (isUnread ? `This slice could not be read: ${data.notes[slice]}` : null) ?? stacks[kind]?.[slice].dataset.failed);
     for (const [name, images] of Object.entries(stacks)) images.forEach((image, i) => image.classList.toggle("on", name === kind && i === slice));
     parts.images.className = `images only-${shownWindow}`;
     for (const button of parts.windows.children) button.setAttribute("aria-pressed", button.dataset.window === shownWindow);
-    const n = data.slices.length, one = summary(study);
-    const names = report.content.labels.filter((_, i) => data.target[slice][i]);
-    parts.where.textContent = `${study}\n${one.patient}`;
+    const names = report.content.labels.filter((_, i) => (data.target ?? data.flags)[slice][i]);
+    const [said, nothing] = reading() ? ["flagged", isUnread ? "not read" : "no flag"] : ["truth", "no hemorrhage"];
+    const series = reading() ? (isUnread ? "" : data.notes[slice] && `\n${data.notes[slice]}`) : data.series.at(-1) ? `, series ${data.series[slice] + 1}` : "";
     parts.level.textContent = `${WINDOWS[shownWindow].title}\n${WINDOWS[shownWindow].level}`;
-    parts.place.textContent = `${slice + 1} / ${n}\n${data.position[slice].toFixed(1)} mm${data.series.at(-1) ? `, series ${data.series[slice] + 1}` : ""}`;
-    parts.truth.textContent = names.filter((name) => name !== "any").join("\n") || "no hemorrhage";
-    parts.stage.setAttribute("aria-label", `Slice ${slice + 1} of ${n}, ${WINDOWS[shownWindow].title} window, truth: ${names.join(", ") || "no hemorrhage"}`);
+    parts.place.textContent = `${slice + 1} / ${n}\n${data.position[slice].toFixed(1)} mm${series}`;
+    parts.truth.textContent = names.filter((name) => name !== "any" || (reading() && names.length === 1)).join("\n") || nothing;
+    parts.stage.setAttribute("aria-label", `Slice ${slice + 1} of ${n}, ${WINDOWS[shownWindow].title} window, ${said}: ${names.join(", ") || nothing}`);
     parts.slider.value = slice + 1;
     parts.slider.setAttribute("aria-valuetext", `slice ${slice + 1} of ${n}`);
     for (const one of lines) one.move(slice);
@@ -190,6 +211,7 @@ report.pages.studies = (() => {
   // --- explanations ---
 
   function explanation() {
+    if (reading()) return null;
     if (!report.content.maps.length) return h("p.note", { id: "no-maps" }, "What a model looked at can be laid over the slices: run python -m ich_kaggle.predict --run RUN --explain gradcam, then the report again.");
     parts.map = h("select", { id: "map", onchange: () => { map = parts.map.value === "" ? null : Number(parts.map.value); drawHeat(); } }, h("option", { value: "" }, "none"), report.content.maps.map((title, i) => h("option", { value: i }, title)));
     parts.heatLabel = h("select", { id: "map-label", onchange: () => setLabel(parts.heatLabel.value) }, report.content.labels.map((name) => h("option", {}, name)));
@@ -225,8 +247,8 @@ report.pages.studies = (() => {
     const { sources } = report.content;
     parts.strips = h("div.strips");
     parts.facts = h("div.study-facts");
-    parts.legend = h("fieldset.legend", { hidden: !sources.length }, h("legend", {}, "Probability by slice"), sources.map((one, i) => h("label", {}, h("input", { type: "checkbox", value: i, onchange: () => pick(i) }), strips.sample(i), h("span", {}, one.name))));
-    return h("div.card.curves", {}, parts.legend, parts.strips, h("p.note", {}, "Bands: slices where the label is true."), parts.facts);
+    parts.legend = h("fieldset.legend", { hidden: !sources.length || reading() }, h("legend", {}, "Probability by slice"), sources.map((one, i) => h("label", {}, h("input", { type: "checkbox", value: i, onchange: () => pick(i) }), strips.sample(i), h("span", {}, one.name))));
+    return h("div.card.curves", {}, parts.legend, parts.strips, h("p.note", {}, reading() ? `Dashed: the threshold of a slice (${reading().rule}). Bars at the bottom: slices that reach it.` : "Bands: slices where the label is true."), parts.facts);
   }
 
   function pick(i) {
@@ -236,20 +258,38 @@ report.pages.studies = (() => {
 
   function showCurves() {
     for (const input of parts.legend.querySelectorAll("input")) input.checked = picked.includes(Number(input.value));
-    const known = picked.filter((s) => data.probability[s][0][0] != null);
+    const known = picked.filter((s) => data.probability[s].some((row) => row[0] != null));
     for (const one of lines) {
       one.show(known);
       one.move(slice);
     }
   }
 
+  const pairs = (list) => h("dl.facts", {}, list.flatMap(([title, value]) => [h("dt", {}, title), h("dd", {}, String(value))]));
+
+  // What was read of a study and what was not, and what was found.
+  function readingFacts() {
+    const one = summary(study), levels = reading().studies;
+    const refused = data.series.filter((series) => series.reason), read = data.series.find((series) => !series.reason);
+    const about = (series) => `${plural(series.n_slices, "slice")}${series.spacing_mm == null ? "" : ` ${series.spacing_mm} mm apart`}${series.kernel ? `, kernel ${series.kernel}` : ""}`;
+    const unread = data.notes.flatMap((note, i) => (data.images.cached[i] ? [] : [[`slice ${i + 1}`, note]]));
+    const aside = (read?.left_aside ?? []).map(({ file, reason }) => [file, reason]);
+    const found = report.content.labels.map((name, i) => h("tr", {}, h("th", { scope: "row" }, name, one.flags[i] ? h("span.is-true", {}, "flagged") : ""), h("td.number", {}, chance(one.max[i])), h("td.number", {}, chance(levels[i])), h("td.number", {}, chance(one.aggregate[i]))));
+    const titled = (title, list) => (list.length ? [h("h3", {}, title), pairs(list)] : []);
+    parts.facts.replaceChildren(
+      ...(read ? [scrolling("Probabilities of the study", table(["of the study", "largest", "threshold", "aggregate"], found))] : []),
+      pairs([["study", one.id], ["series read", one.series ?? "none"], ["why", data.why], ...(read ? [["it has", about(read)]] : []), ["slices not read", one.n_unread]]),
+      ...titled("Slices not read", unread), ...titled("Files of the series left aside", aside),
+      ...titled("Series refused", refused.map((series) => [series.series, `${series.reason} (${about(series)})`])));
+  }
+
   function facts() {
+    if (reading()) return readingFacts();
     const one = summary(study);
     const { sources, labels } = report.content;
     const losses = sources.map((source, i) => h("tr", {}, h("th", { scope: "row" }, source.name), h("td.number", {}, number(one.losses[i][0], 3))));
     parts.facts.replaceChildren(
-      h("dl.facts", {}, [["study", one.id], ["patient", one.patient], ["fold", one.fold ?? "–"], ["slices", one.n], ["runs differ by up to", number(one.spread, 2)], ["true slices", labels.map((name, i) => (one.counts[i] ? `${SHORT[name]} ${one.counts[i]}` : null)).filter((x) => x).join(", ") || "none"]]
-        .flatMap(([title, value]) => [h("dt", {}, title), h("dd", {}, String(value))])),
+      pairs([["study", one.id], ["patient", one.patient], ["fold", one.fold ?? "–"], ["slices", one.n], ["runs differ by up to", number(one.spread, 2)], ["true slices", labels.map((name, i) => (one.counts[i] ? `${SHORT[name]} ${one.counts[i]}` : null)).filter((x) => x).join(", ") || "none"]]),
       losses.length ? table(["log loss of the study", ""], losses) : "");
   }
 
@@ -263,8 +303,8 @@ report.pages.studies = (() => {
     }
     [study, data, stacks] = [id, found, {}];
     parts.images.replaceChildren();
-    parts.slider.max = data.slices.length;
-    lines = report.content.labels.map((name, i) => strips.strip(data, name, i, move));
+    parts.slider.max = Math.max(1, data.slices.length);
+    lines = (data.slices.length ? report.content.labels : []).map((name, i) => strips.strip(data, name, i, move));
     parts.strips.replaceChildren(...lines.map((one) => one.element));
     facts();
   }
