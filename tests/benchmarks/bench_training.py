@@ -108,6 +108,34 @@ def training_rates(arch: str, rounds: int) -> None:
     compare("training", runs, rounds, len(images))
 
 
+def alone(way: str, arch: str, rounds: int) -> None:
+    """Print the images a second of `way` in a process of its own, set up as its users find it."""
+    images, target, rows = slices(BATCH * STEPS)
+    if way == "fastai":
+        run = fastai_step(arch)
+    else:
+        training.pick_device("cpu")  # which lets the process keep its memory
+        step = our_step(arch)
+        batches = list(zip(images.split(BATCH), target.split(BATCH), rows.split(BATCH), strict=True))
+
+        def run():
+            return [step(batch) for batch in batches]
+
+    run()
+    took = [seconds(run, clock=time.process_time) for _ in range(rounds)]
+    print(len(images) / statistics.median(took))
+
+
+def each_alone(arch: str, rounds: int) -> None:
+    command = [sys.executable, __file__, "--arch", arch, "--rounds", str(rounds), "--alone"]
+    rates = {"fastai": [], "ours": []}
+    for _ in range(3):
+        for way, found in rates.items():
+            found.append(float(subprocess.run([*command, way], check=True, capture_output=True, text=True).stdout))
+    fastai, ours = (statistics.median(found) for found in rates.values())
+    print(f"training     each in a process of its own: fastai {fastai:.1f}, ours {ours:.1f} img/s: {ours / fastai:.3f}")
+
+
 def prediction_rates(arch: str, rounds: int) -> None:
     images, target, rows = slices(BATCH * STEPS)
     model, device = model_of(arch).eval(), torch.device("cpu")
@@ -192,9 +220,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--data-dir", type=Path, help="real slices, for the first batch")
     parser.add_argument("--work-dir", type=Path)
+    parser.add_argument("--alone", choices=("ours", "fastai"), help="only this one, for the others' comparison")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.alone:
+        alone(options.alone, options.arch, options.rounds)
+        return
     training_rates(options.arch, options.rounds)
+    each_alone(options.arch, options.rounds)
     prediction_rates(options.arch, options.rounds)
     if options.data_dir:
         first_batch(options.data_dir, options.work_dir)
