@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import archive, cli, crop, ledger, parallel, paths, png, render, slices, tables, windows
+from ich_kaggle import archive, cli, crop, ledger, locks, parallel, paths, png, render, slices, sources, tables, windows
 from ich_kaggle.archive import Member
 from ich_kaggle.dicom import Encoding, Plain
 
@@ -40,7 +40,7 @@ def _cache_batch(
         content = data.read(member)
         made = render.picture(content, member.path, size, box, plain)
         encoded = png.encode(made.image)
-        with paths.writing(paths.cached(folder, slice_id)) as temporary:
+        with paths.writing(paths.cached(folder, slice_id), sweep=False) as temporary:
             temporary.write_bytes(encoded)
         sums = archive.crc32(content), archive.crc32(encoded)
         lines.append(ledger.Line(slice_id, member.stamp, *sums, *made.box, made.defect))
@@ -59,7 +59,8 @@ def _to_cache(table: pd.DataFrame, crop_by: str, is_missing: np.ndarray) -> tupl
     return table[is_wanted], groups[is_wanted]
 
 
-def _batch(table: pd.DataFrame) -> list[tuple[str, Member, Plain]]:
+def batch_of(table: pd.DataFrame) -> list[tuple[str, Member, Plain]]:
+    """Return the id, the place and the encoding of each slice of `table`."""
     members, where, how = (
         zip(*(table[column].tolist() for column in columns), strict=True)
         for columns in (Member._fields, Plain._fields[:-1], Encoding._fields)
@@ -80,7 +81,7 @@ def recheck(data: paths.Data, table: pd.DataFrame, held: pd.DataFrame, folder: P
     """
     known = table[table.slice_id.isin(held.index)].set_index("slice_id", drop=False)
     known = known[known.stamp != held.stamp.reindex(known.index)]
-    tasks = ((data, _batch(known.iloc[i : i + BATCH])) for i in range(0, len(known), BATCH))
+    tasks = ((data, batch_of(known.iloc[i : i + BATCH])) for i in range(0, len(known), BATCH))
     for sums in parallel.work(_sources, tasks, len(known), "check changed files", workers):
         for slice_id, source in sums:
             if source != held.source[slice_id]:
@@ -113,7 +114,7 @@ def complete(data: paths.Data, table: pd.DataFrame, folder: Path, *, size: int, 
     ledger.write(folder, held)
     todo, groups = _to_cache(table, crop_by, ~table.slice_id.isin(held.index).to_numpy())
     tasks = (
-        (data, _batch(part), folder, size, part.row_spacing.iloc[0] if crop_by == "study" else None)
+        (data, batch_of(part), folder, size, part.row_spacing.iloc[0] if crop_by == "study" else None)
         for _, part in todo.groupby(groups, sort=False)
     )
     with ledger.appending(folder) as append:
@@ -157,14 +158,14 @@ def make(data_dir: Path | None, work_dir: Path, image_size: int, workers: int, c
     state, contents = folder / "cache.json", {"slices": ledger.sources_hash(table), "n_slices": len(table)}
     if _is_whole(state, settings, contents):
         return folder, False
-    with ledger.locked(folder):
+    with locks.locked(folder):
         if _is_whole(state, settings, contents):  # by the process that this one waited for
             return folder, False
         paths.write_json(state, settings)
         data = slices.data_of(data_dir, work_dir)
         complete(data, table, folder, size=image_size, crop_by=crop, workers=workers)
         note_defects(work_dir, table, folder)
-        paths.write_json(state, settings | contents)
+        paths.write_json(state, settings | contents | {"ledger": paths.file_hash(ledger.path_of(folder))})
     cli.say(f"{folder}: {len(table)} slices of {image_size} px")
     return folder, True
 
@@ -197,14 +198,21 @@ def check(folder: Path, workers: int) -> None:
     Those are struck from the ledger, so that the next run makes them again.
     """
     state = paths.require(folder / "cache.json")
-    with ledger.locked(folder):
+    with locks.locked(folder):
+        settings, path = paths.read_json(state), ledger.path_of(folder)
+        found = paths.file_hash(path) if path.exists() else "none"
+        if found != settings.get("ledger", found):
+            raise ValueError(
+                f"{path}: damaged or changed, its hash is {found}, not {settings['ledger']}: "
+                "run python -m ich_kaggle.cache --overwrite"
+            )
         held = ledger.read(folder)
         sums = list(held.checksum.items())
         tasks = ((folder, sums[i : i + 8 * BATCH]) for i in range(0, len(sums), 8 * BATCH))
         damaged = sorted(sum(parallel.work(_damaged, tasks, len(sums), f"verify {folder.name}", workers), []))
         if damaged:
-            settings = paths.read_json(state)
-            paths.write_json(state, {key: value for key, value in settings.items() if key != "n_slices"})
+            unfinished = {key: value for key, value in settings.items() if key not in ("n_slices", "ledger")}
+            paths.write_json(state, unfinished)
             ledger.write(folder, held.drop(damaged))
             raise ValueError(
                 f"{folder}: {len(damaged)} of {len(held)} slices are missing or damaged, the first {damaged[0]}: "
@@ -226,7 +234,7 @@ def show(data: paths.Data, work_dir: Path, folder: Path, study_id: str) -> Path:
     images = [render.resize(png.read(paths.cached(folder, slice_id)), TILE) for slice_id in study.slice_id]
     rows = [render.sheet(images)]
     if folder.name.endswith("-study"):
-        whole = zip(_batch(study), boxes, strict=True)
+        whole = zip(batch_of(study), boxes, strict=True)
         drawn = [render.outlined(data.read(member), member.path, TILE, box) for (_, member, _), box in whole]
         rows.append(render.sheet([image[..., 2:] for image in drawn]))
     path = paths.sheet(work_dir, study_id)
@@ -250,7 +258,7 @@ def cache(
 ) -> None:
     folder = folder_of(work_dir, image_size, crop)
     if overwrite and folder.exists():
-        with ledger.locked(folder):
+        with locks.locked(folder):
             shutil.rmtree(folder)
     with parallel.using(backend, scheduler):
         if verify:
@@ -258,6 +266,8 @@ def cache(
             return
         _, is_new = make(data_dir, work_dir, image_size, workers, crop)
     if not is_new:
+        data = sources.find(tables.slices_settings(work_dir), data_dir)
+        sources.same_files(data, tables.read_slices(work_dir))
         note_defects(work_dir, tables.read_slices(work_dir), folder)
         cli.say(f"{folder}{cli.THERE}")
     if study is not None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ich_kaggle import paths
+from ich_kaggle import locks, paths
 
 COLUMNS = [
     *("time", "name", "file", "sha256", "commit", "runs", "oof"),
@@ -20,21 +20,25 @@ def read(path: Path) -> list[dict[str, str]]:
     """Return the rows, the oldest first; none without the file. Raises ValueError if it is damaged."""
     if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    if reader.fieldnames != COLUMNS or any(None in row or None in row.values() for row in rows):
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames, list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: damaged ({error}): mend or move it") from error
+    if columns != COLUMNS or any(None in row or None in row.values() for row in rows):
         raise ValueError(f"{path}: damaged, each row has {len(COLUMNS)} columns, {','.join(COLUMNS)}: mend or move it")
     return rows
 
 
 def record(path: Path, row: dict[str, str]) -> None:
     """Put `row` in place of the one with its tag, or behind the last."""
-    rows = {old["tag"]: old for old in read(path)} | {row["tag"]: row}
-    with paths.writing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows.values())
+    with locks.locked(path):
+        rows = {old["tag"]: old for old in read(path)} | {row["tag"]: row}
+        with paths.writing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows.values())
 
 
 def new_row(message: str, **facts: str) -> dict[str, str]:
@@ -65,10 +69,13 @@ def scored(row: dict[str, str], submission: Any) -> dict[str, str]:
 
 
 def already_sent(rows: list[dict[str, str]], digest: str) -> dict[str, str] | None:
-    """Return the row of the same file that may have arrived. Raises FileExistsError if Kaggle surely has the file."""
+    """Return the row of the same file that may have arrived, or waits for its scores.
+
+    Raises FileExistsError if Kaggle is done with it.
+    """
     same = [row for row in rows if row["sha256"] == digest and row["status"] != "REFUSED"]
     for row in same:
-        if row["ref"]:
+        if row["ref"] and row["status"] != "PENDING":
             raise FileExistsError(
                 f"{row['file']}: Kaggle has these numbers as submission {row['ref']} ({row['status']}): see --history, "
                 "or send them once more with --again"

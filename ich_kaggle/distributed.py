@@ -4,10 +4,13 @@ import contextlib
 import os
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import distributed
+
+from ich_kaggle import locks
 
 
 @contextlib.contextmanager
@@ -41,6 +44,13 @@ def first() -> Iterator[bool]:
     yield rank == 0
     if rank == 0 and world > 1:
         distributed.barrier()
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep all other commands from `path` inside, see locks.locked: the first process does, for all of them."""
+    with locks.locked(path) if shard()[0] == 0 else contextlib.nullcontext():
+        yield
 
 
 def gather(part: np.ndarray) -> np.ndarray:

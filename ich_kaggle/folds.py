@@ -49,11 +49,13 @@ def adopt(path: Path, train: pd.DataFrame) -> pd.DataFrame:
 
     Raises ValueError naming a patient in two folds, or in none, and a file without ids or folds.
     """
-    given = pd.read_csv(path, dtype=str).rename(columns=lambda column: column.strip().lower())
+    given = tables.read_csv(path).rename(columns=lambda column: column.strip().lower())
     if "fold" not in given or len(given.columns) < 2:
         raise ValueError(
             f"{path}: the columns are {', '.join(given.columns)}: one must be fold, one patient or slice ids"
         )
+    if len(empty := np.flatnonzero(given.fold.str.strip() == "")):
+        raise ValueError(f"{path}: row {empty[0] + 2} has no fold")
     of_patient = dict(zip(train.patient_id, train.patient_id, strict=True))
     patient_of = of_patient | dict(zip(train.slice_id, train.patient_id, strict=True))
     columns = [given[column].str.extract(r"(ID_[0-9a-f]+)", expand=False) for column in given if column != "fold"]
@@ -83,8 +85,11 @@ def describe(train: pd.DataFrame, fold: np.ndarray) -> str:
 
 def ensure(data_dir: Path | None, work_dir: Path, workers: int) -> np.ndarray:
     """Return the fold of every slice, int (n,), -1 for test slices; patients not yet split are split by default."""
-    if not paths.folds(work_dir).exists():
-        folds(data_dir=data_dir, work_dir=work_dir, n_folds=5, seed=0, workers=workers)
+    if not (path := paths.folds(work_dir)).exists():
+        made = {"folds": 5, "seed": 0} | tables.folds_settings(work_dir)  # of folds that were there, or begun
+        if "from" in made:
+            raise FileNotFoundError(f"{path} is missing: give the file it was taken from to {paths.MAKERS[path.name]}")
+        folds(data_dir=data_dir, work_dir=work_dir, n_folds=made["folds"], seed=made["seed"], workers=workers)
     return tables.read_folds(work_dir, tables.read_slices(work_dir))
 
 

@@ -5,10 +5,8 @@ without its end, which a killed process may leave, does not count. A finished le
 """
 
 import contextlib
-import fcntl
 import hashlib
 import io
-import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +15,6 @@ import numpy as np
 import pandas as pd
 
 from ich_kaggle import paths
-
-log = logging.getLogger(__name__)
 
 
 class Line(NamedTuple):
@@ -64,29 +60,13 @@ def write(folder: Path, table: pd.DataFrame) -> None:
 def appending(folder: Path) -> Iterator:
     """Give a function that appends lines to the ledger, at once on disk for whoever reads it."""
     write(folder, read(folder))  # whole lines only
-    with path_of(folder).open("a", encoding="utf-8", newline="") as file:
+    with paths.naming(path_of(folder)), path_of(folder).open("a", encoding="utf-8", newline="") as file:
 
         def append(lines: Iterable[Line]) -> None:
             file.write("".join(",".join(map(str, line)) + "\n" for line in lines))
             file.flush()
 
         yield append
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the cache in `folder` alone inside; wait, saying so, while another process does.
-
-    The lock goes with the process, however it ends.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("%s: another process is at work on it: waiting", folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def sources_hash(slices: pd.DataFrame) -> str:

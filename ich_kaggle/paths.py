@@ -1,6 +1,7 @@
 """Where files are: Kaggle's data in every layout it has used, and the work folder, with who makes which file."""
 
 import contextlib
+import glob
 import hashlib
 import io
 import json
@@ -18,6 +19,7 @@ from ich_kaggle.archive import Member
 SLUG = "rsna-intracranial-hemorrhage-detection"
 TRAIN_CSV = "stage_2_train.csv"
 SAMPLE_CSV = "stage_2_sample_submission.csv"
+MOST_TABLE = 1 << 30  # bytes; the labels take 119 MB
 SPLITS = ("train", "test")
 DICOM_FOLDERS = {split: (f"stage_2_{split}", f"stage_2_{split}_images") for split in SPLITS}
 INPUT = Path(os.environ.get("KAGGLE_INPUT_DIR", "/kaggle/input"))  # what a Kaggle kernel has attached
@@ -48,9 +50,19 @@ class Data:
                 with (self.root / name).open("rb") as file:
                     yield file
                 return
-            yield io.BytesIO(self.read(archive.directory(self.root)[self.inner + name]))
+            member = archive.directory(self.root)[self.inner + name]
+            if member.size > MOST_TABLE:
+                raise ValueError(f"{self.root}: {name} has {member.size} bytes: download the zip again")
+            yield io.BytesIO(self.read(member))
         except (FileNotFoundError, KeyError) as error:
             raise FileNotFoundError(f"{self.root}: {name} is missing: download the competition's data again") from error
+
+    def checksum(self, name: str) -> str:
+        """Return the CRC-32 of a table of the competition, as 8 hex digits."""
+        if self.is_zip:
+            return f"{archive.directory(self.root)[self.inner + name].stamp:08x}"
+        with self.open(name) as file:
+            return f"{archive.crc32(file.read()):08x}"
 
     def read(self, member: Member, limit: int = -1) -> bytes:
         """Return a file of the data, or its first `limit` bytes.
@@ -74,7 +86,7 @@ def _folder_members(root: Path, split: str) -> list[Member]:
     for folder in DICOM_FOLDERS[split]:
         if (root / folder).is_dir():
             with os.scandir(root / folder) as entries:
-                files = [entry for entry in entries if entry.name.endswith(".dcm")]
+                files = [entry for entry in entries if entry.name.endswith(".dcm") and entry.is_file()]
                 return sorted(_member(folder, file) for file in files)
     return []
 
@@ -145,19 +157,22 @@ def cache(work_dir: Path, name: str) -> Path:
 
 def cached(cache_dir: Path, slice_id: str) -> Path:
     """Return the PNG of a slice; the first two hex digits of its id spread them over 256 folders."""
-    return cache_dir / slice_id[3:5] / f"{slice_id}.png"
+    return cache_dir / slice_id[3:5] / f"{_file_name(slice_id)}.png"
 
 
 def sheet(work_dir: Path, study_id: str) -> Path:
-    return work_dir / "sheets" / f"{study_id}.png"
+    return work_dir / "sheets" / f"{_file_name(study_id)}.png"
 
 
 def run(work_dir: Path, name: str) -> Path:
     return work_dir / "runs" / _file_name(name)
 
 
+FILE_NAME = re.compile(r"(?!.*\.\.)\w[\w.+-]*")
+
+
 def _file_name(name: str) -> str:
-    if not re.fullmatch(r"[\w][\w.+-]*", name):
+    if not FILE_NAME.fullmatch(name):
         raise ValueError(f"{name!r} can't name a folder: use letters, digits and . _ + -")
     return name
 
@@ -170,6 +185,7 @@ def ensemble(work_dir: Path, name: str) -> Path:
     return work_dir / "ensemble" / _file_name(name)
 
 
+PREDICTED = ("oof.parquet", "test.parquet", "embeddings.npy", "predict.json")
 MAKERS = {
     "slices.parquet": "python -m ich_kaggle.slices",
     "folds.csv": "python -m ich_kaggle.folds",
@@ -186,24 +202,55 @@ MAKERS = {
 def require(path: Path, flags: str = "") -> Path:
     """Return `path` if it is there. Raises FileNotFoundError with the command, and its `flags`, that makes it."""
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: run {MAKERS[path.name]} {flags}".rstrip())
+        was_there = any(path.with_name(done).exists() for done in ("predict.json", "weights.json"))
+        what = remedy(path) if was_there else f"run {MAKERS[path.name]} {flags}".rstrip()
+        raise FileNotFoundError(f"{path} is missing: {what}")
     return path
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; move it into place if all went well, else remove it."""
+def writing(path: Path, *, sweep: bool = True) -> Iterator[Path]:
+    """Give a temporary path beside `path`; move it into place if all went well, else remove it.
+
+    What killed processes left of `path` half written is removed too, but not without `sweep`, which lists the folder.
+    """
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with naming(path, temporary):
+        try:
+            yield temporary
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    for left in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*") if sweep else ():
+        if left.suffix[1:].isdigit() and not _is_running(int(left.suffix[1:])):
+            left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path, instead_of: Path | None = None) -> Iterator[None]:
+    """Let an OSError inside name `path` where it names no file, as that of a full disk, or `instead_of`."""
     try:
-        yield temporary
-        temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = error.filename or str(path)  # a full disk does not say where
-        raise
+        yield
+    except (OSError, RuntimeError) as error:
+        fault = error if isinstance(error, OSError) else error.__context__  # torch.save covers it with its own
+        if not isinstance(fault, OSError):
+            raise
+        if fault.filename in (None, str(instead_of)):
+            fault.filename = str(path)
+        raise fault from None
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -211,14 +258,47 @@ def write_json(path: Path, content: dict) -> None:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+class Object(dict):
+    """A JSON object of the file `path`. Raises ValueError naming the file for a key that it has not."""
+
+    def __init__(self, content: dict, path: Path):
+        super().__init__(content)
+        self.path = path
+
+    def __missing__(self, key: str):
+        raise ValueError(f"{self.path}: damaged, it has no {key}: {remedy(self.path)}")
+
+
+def remedy(path: Path) -> str:
+    """Return what to do about a damaged file of the work folder: the command that makes it anew."""
+    folder, name = path.parent, path.name
+    if re.fullmatch(r"fold\d+", folder.name):
+        is_second = (folder / "widths.json").exists()
+        command = "sequence" if is_second else "predict" if name in PREDICTED else "train"
+        what = f"{command} --run {folder.parent.name} --fold {folder.name[len('fold') :]}"
+        what += " --all-slices" if name == "embeddings.npy" else ""  # who reads them needs all
+    elif folder.name == "evaluation":
+        what = f"evaluate --{'ensemble' if folder.parents[1].name == 'ensemble' else 'run'} {folder.parent.name}"
+    elif folder.parent.name == "ensemble":
+        what = f"ensemble --name {folder.name}"
+    elif name in ("slices.parquet", "defects.csv", "folds.csv", "folds.json", "phantom.json"):
+        return f"run python -m ich_kaggle.{name.split('.')[0].replace('defects', 'slices')} --overwrite"
+    else:
+        return f"remove it and run {MAKERS.get(name, 'its command')}"
+    return f"run python -m ich_kaggle.{what} --overwrite, with the other flags it was made with"
+
+
 def read_json(path: Path) -> dict:
-    """Return the JSON object in `path`. Raises ValueError naming the file if it is damaged."""
+    """Return the JSON object in `path`. Raises ValueError naming the file if it is damaged, or missing."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: damaged ({error}): remove it and run {MAKERS.get(path.name, 'its command')}"
-        ) from error
+        content = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda content: Object(content, path))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is missing: {remedy(path)}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged ({error}): {remedy(path)}") from error
+    if not isinstance(content, Object):
+        raise ValueError(f"{path}: damaged, a {type(content).__name__} and no object: {remedy(path)}")
+    return content
 
 
 def file_hash(path: Path) -> str:
@@ -229,6 +309,8 @@ def file_hash(path: Path) -> str:
 
 def same_settings(path: Path, found: dict, wanted: dict, remedy: str) -> None:
     """Raise ValueError naming both values where the settings recorded in `path` are not the wanted ones."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: damaged, {found!r} where settings should be: {remedy(path)}")
     found = json.loads(json.dumps(found))
     wanted = json.loads(json.dumps(wanted))
     for key, value in wanted.items():

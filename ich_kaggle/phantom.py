@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 
-from ich_kaggle import anatomy, cli, formats, hemorrhages, paths, scanner, windows
+from ich_kaggle import anatomy, cli, formats, hemorrhages, locks, paths, scanner, windows
 from ich_kaggle.labels import ANY, LABELS
 
 SETTINGS, TRUTH = "phantom.json", "truth.parquet"
@@ -161,10 +161,10 @@ def _write_study(patient: Patient, head, study: int, rng, settings: Settings, ou
         pixels[i] = _pixels_of(blood)
         data = formats.store(hu, patient.form).tobytes()
         data = data[: len(data) // 6 * 2] if i == cut else data
-        with paths.writing(out / f"stage_2_{patient.split}" / f"{slice_id}.dcm") as temporary:
+        with paths.writing(out / f"stage_2_{patient.split}" / f"{slice_id}.dcm", sweep=False) as temporary:
             formats.write(temporary, dicom, slice_id, (x, y, z + position), data)
         if settings.masks and blood.any():
-            with paths.writing(out / "masks" / f"{slice_id}.png") as temporary:
+            with paths.writing(out / "masks" / f"{slice_id}.png", sweep=False) as temporary:
                 temporary.write_bytes(cv2.imencode(".png", blood)[1])
     labels = (pixels * gantry.pixel**2 >= SMALLEST).astype(np.int8)
     read = read_errors(rng, labels, settings.label_noise)
@@ -270,11 +270,12 @@ def _is_there(out: Path, wanted: dict, overwrite: bool) -> bool:
     """Tell whether `out` holds what is wanted; else clear the way."""
     mark = out / SETTINGS
     if not mark.is_file():
-        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        # One killed at its very beginning leaves its mark half written.
+        if out.exists() and not (out.is_dir() and all(f.name.startswith(f".{SETTINGS}.") for f in out.iterdir())):
             raise FileExistsError(f"{out} is there and is no phantom: give another --out")
         return False
-    found = paths.read_json(mark)
-    if "n_slices" in found and not overwrite:
+    found = {"zip": True} if overwrite else paths.read_json(mark)  # a damaged mark is overwritten too
+    if "n_slices" in found:
         paths.same_settings(mark, found, wanted, "give another --out, or --overwrite")
         return True
     if found.get("zip"):
@@ -290,20 +291,21 @@ def phantom(*, out: Path, workers: int = 1, overwrite: bool = False, **settings)
     """
     settings = Settings(**settings)
     wanted = asdict(settings)
-    if _is_there(out, wanted, overwrite):
-        cli.say(f"{out} is there already, with these settings")
-        return
-    if settings.zip and zip_of(out).exists():
-        raise FileExistsError(f"{zip_of(out)} is there: give another --out")
-    paths.write_json(out / SETTINGS, wanted)  # without n_slices: begun, not finished
-    patients = plan(settings)
-    made = Parallel(workers, return_as="generator")(delayed(write_patient)(p, settings, out) for p in patients)
-    table = pd.concat(list(cli.progress(made, len(patients), "phantoms", " patients")), ignore_index=True)
-    _write_tables(table, out)
-    if settings.zip:
-        _write_zip(out)
-    paths.write_json(out / SETTINGS, {**wanted, "n_slices": len(table)})
-    cli.say(_describe(table, out))
+    with locks.locked(out):
+        if _is_there(out, wanted, overwrite):
+            cli.say(f"{out} is there already, with these settings")
+            return
+        if settings.zip and zip_of(out).exists():
+            raise FileExistsError(f"{zip_of(out)} is there: give another --out")
+        paths.write_json(out / SETTINGS, wanted)  # without n_slices: begun, not finished
+        patients = plan(settings)
+        made = Parallel(workers, return_as="generator")(delayed(write_patient)(p, settings, out) for p in patients)
+        table = pd.concat(list(cli.progress(made, len(patients), "phantoms", " patients")), ignore_index=True)
+        _write_tables(table, out)
+        if settings.zip:
+            _write_zip(out)
+        paths.write_json(out / SETTINGS, {**wanted, "n_slices": len(table)})
+        cli.say(_describe(table, out))
 
 
 def _describe(table: pd.DataFrame, out: Path) -> str:

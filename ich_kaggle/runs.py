@@ -20,6 +20,21 @@ def files(runs: list[str], k: int, features: str, folds: list[int]) -> list[str]
     return oof + [f"{run}/fold{k}/test.parquet" for run in runs]
 
 
+def written(folder: Path) -> dict[str, str]:
+    """Return the hash of each file of predictions in the folder of a fold, for its predict.json."""
+    names = ("oof.parquet", "test.parquet", "embeddings.npy")
+    return {name: paths.file_hash(folder / name) for name in names if (folder / name).exists()}
+
+
+def hash_of(path: Path) -> str:
+    """Return the hash of a file in the folder of a fold. Raises ValueError if its predict.json tells of another one."""
+    found, done = paths.file_hash(path), path.with_name("predict.json")
+    known = paths.read_json(done).get("files", {}).get(path.name, found) if done.exists() else found
+    if found != known:
+        raise ValueError(f"{path}: damaged or changed, its hash is {found}, not {known}: {paths.remedy(path)}")
+    return found
+
+
 def logits(probability: np.ndarray) -> np.ndarray:
     """Return the logits of `probability`, float32, none beyond those of CLIP and of 1 - CLIP."""
     return logit(np.clip(probability, CLIP, 1 - CLIP)).astype(np.float32)
@@ -60,10 +75,16 @@ def oof_logits(work_dir: Path, run: str, k: int, table: pd.DataFrame, fold: np.n
 def embeddings(work_dir: Path, run: str, k: int, table: pd.DataFrame) -> np.ndarray:
     """Return fold `k`'s embeddings of all slices: float16 (n_slices, d), memory-mapped.
 
-    Raises ValueError naming a slice that has none.
+    Raises ValueError naming a slice that has none, or a file of something else.
     """
     path = paths.fold(work_dir, run, k) / "embeddings.npy"
-    store = np.load(path, mmap_mode="r")
+    try:
+        store = np.lib.format.open_memmap(path, "r")  # never a pickle, as `np.load` might
+    except Exception as error:  # damaged bytes meet errors of every type
+        raise ValueError(f"{path}: damaged ({error}): {paths.remedy(path)}") from error
+    if store.dtype != np.float16 or store.ndim != 2 or len(store) != len(table):
+        shape = f"{store.dtype} {store.shape}, not float16 ({len(table)}, d)"
+        raise ValueError(f"{path}: {shape}: {paths.remedy(path)}")
     if len(empty := np.flatnonzero(np.isnan(store[:, 0]))):
         raise ValueError(
             f"{path}: slice {table.slice_id[empty[0]]} has no embedding ({len(empty)} slices have none): "

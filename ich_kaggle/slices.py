@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import cli, data_report, dicom, download, header, parallel, paths, render, tables, windows
+from ich_kaggle import cli, data_report, dicom, download, header, parallel, paths, render, sources, tables, windows
 from ich_kaggle.labels import LABELS
 
 BATCH = 128  # headers in a task of one worker
@@ -145,10 +145,12 @@ def ensure(data_dir: Path | None, work_dir: Path, workers: int) -> pd.DataFrame:
     path = paths.slices(work_dir)
     if not path.exists():
         slices(data_dir=data_dir, work_dir=work_dir, workers=workers)
-    elif data_dir is not None:
-        settings = {"data_dir": str(paths.find_data(data_dir).root.absolute())}
-        remedy = "give another --work-dir, or run python -m ich_kaggle.slices --overwrite"
-        paths.same_settings(path, tables.slices_settings(work_dir), settings, remedy)
+    else:
+        found = tables.slices_settings(work_dir)
+        data = sources.find(found, data_dir)
+        if data_dir is not None:
+            paths.same_settings(path, found, {"data_dir": str(data.root.absolute())}, sources.REMEDY)
+        sources.same_tables(path, found, data)
     table = tables.read_slices(work_dir)
     if missing := [column for column in FACTS if column not in table]:
         raise ValueError(f"{path}: no column {missing[0]}: run {paths.MAKERS[path.name]} --overwrite")
@@ -168,13 +170,14 @@ def slices(
     path = paths.slices(work_dir)
     if path.exists() and not overwrite:
         table = ensure(data_dir, work_dir, workers)
+        sources.same_files(sources.find(tables.slices_settings(work_dir), data_dir), table)
         cli.say(f"{path}{cli.THERE}\n{describe(table, read_defects(work_dir))}")
         return
     data = paths.find_data(data_dir)
     with parallel.using(backend, scheduler):
         table, defects = build(data, workers, pixels)
     write_defects(work_dir, defects)
-    tables.write_slices(work_dir, table, {"data_dir": str(data.root.absolute())})
+    tables.write_slices(work_dir, table, sources.settings(data))
     cli.say(f"{path}\n{describe(table, defects)}")
 
 
@@ -201,7 +204,10 @@ def command(*, fetch: bool, whole: bool, is_report: bool, seed: int, **options) 
 
 def data_of(data_dir: Path | None, work_dir: Path) -> paths.Data:
     """Return the competition's data: in `data_dir`, or those that the slice table was made from."""
-    return paths.find_data(data_dir or Path(tables.slices_settings(work_dir)["data_dir"]))
+    found = tables.slices_settings(work_dir)
+    data = paths.find_data(data_dir or Path(found["data_dir"]))
+    sources.same_tables(paths.slices(work_dir), found, data)
+    return data
 
 
 def build_parser():

@@ -10,7 +10,6 @@ Example: python -m ich_kaggle.submit -m "five folds, two backbones"
 import filecmp
 import hashlib
 import logging
-import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import cli, diary, ensemble, kaggle_client, labels, paths, slices, tables
+from ich_kaggle import cli, diary, ensemble, kaggle_client, labels, locks, paths, slices, tables
 from ich_kaggle.labels import ANY, LABELS
 
 log = logging.getLogger(__name__)
@@ -62,17 +61,24 @@ def make(folder: Path, work_dir: Path, data: paths.Data, submissions_dir: Path) 
 def write(submissions_dir: Path, name: str, data: paths.Data, slice_ids: pd.Series, probability: np.ndarray) -> Path:
     submissions_dir.mkdir(parents=True, exist_ok=True)
     path = submissions_dir / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{name}.csv"
-    with tempfile.TemporaryDirectory(prefix=".", dir=submissions_dir) as scratch:
-        draft = Path(scratch) / path.name
+    draft = submissions_dir / f".{name}.draft"
+    with locks.locked(sending(submissions_dir)):
         tables.write_submission(draft, data, slice_ids, probability)
         for old in sorted(submissions_dir.glob("*.csv")):
             if filecmp.cmp(old, draft, shallow=False):
                 cli.say(f"{old} has the same numbers: not written again")
+                draft.unlink()
                 return old
         if path.exists():
+            draft.unlink()
             raise FileExistsError(f"{path} was written this very second with other numbers: run the command again")
         draft.replace(path)
     return path
+
+
+def sending(submissions_dir: Path) -> Path:
+    """Return what a process holds while it writes and sends: no two send the same numbers."""
+    return submissions_dir / "sending"
 
 
 def verify(path: Path, data: paths.Data, mean: np.ndarray | None = None) -> str:
@@ -164,20 +170,21 @@ def deliver(
 ) -> None:
     """Send `path` unless Kaggle has it, wait for its scores, and keep its `row` in the history up to date.
 
-    Raises FileExistsError if Kaggle has it and not `again`, RuntimeError or OSError with Kaggle's reason.
+    Raises FileExistsError if Kaggle has scored it and not `again`, RuntimeError or OSError with Kaggle's reason.
     """
-    cut_short = None if again else diary.already_sent(diary.read(history_csv), row["sha256"])
-    try:
-        kaggle = connect()
-    except (ImportError, OSError) as error:
-        raise RuntimeError(f"{error}; or upload {path} in the browser at {kaggle_client.SITE}/submit") from error
-    row = cut_short or row
-    ref = kaggle_client.find(kaggle, row["tag"]) if cut_short else 0
-    if not ref:
-        log.info("%s", kaggle_client.preflight(kaggle))
-        ref = send(kaggle, path, row, history_csv)
-    row = row | {"ref": str(ref), "status": "PENDING"}
-    diary.record(history_csv, row)
+    with locks.locked(sending(history_csv.parent)):
+        cut_short = None if again else diary.already_sent(diary.read(history_csv), row["sha256"])
+        try:
+            kaggle = connect()
+        except (ImportError, OSError) as error:
+            raise RuntimeError(f"{error}; or upload {path} in the browser at {kaggle_client.SITE}/submit") from error
+        row = cut_short or row
+        ref = int(row["ref"] or 0) or (kaggle_client.find(kaggle, row["tag"]) if cut_short else 0)
+        if not ref:
+            log.info("%s", kaggle_client.preflight(kaggle))
+            ref = send(kaggle, path, row, history_csv)
+        row = row | {"ref": str(ref), "status": "PENDING"}
+        diary.record(history_csv, row)
     cli.say(f"{path}: submission {ref}")
     if not no_wait:
         score(kaggle, row, history_csv)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from ich_kaggle import labels, paths
+from ich_kaggle import cli, labels, paths
 from ich_kaggle.labels import LABELS
 
 SLICE_COLUMNS = ["slice_id", "patient_id", "study_id", "series_id", "position", "split", "path", *LABELS]
@@ -29,10 +29,11 @@ def read_long(data: paths.Data, name: str) -> tuple[np.ndarray, np.ndarray, np.n
         types = pyarrow.csv.ConvertOptions(column_types={"ID": pa.binary(), "Label": pa.float32()})
         try:
             table = pyarrow.csv.read_csv(file, convert_options=types)
-        except pa.ArrowInvalid as error:
+            columns = table.column_names
+        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
             raise ValueError(f"{data.root}: {name}: {error}") from error
-    if table.column_names != ["ID", "Label"]:
-        raise ValueError(f"{data.root}: {name}: the columns are {table.column_names}, not ID,Label")
+    if columns != ["ID", "Label"]:
+        raise ValueError(f"{data.root}: {name}: the columns are {columns}, not ID,Label")
     try:
         slice_ids, slice_index = _encode_slices(pc.binary_slice(table["ID"], 0, labels.ID_LENGTH).combine_chunks())
         label_index = _encode_labels(pc.binary_slice(table["ID"], labels.ID_LENGTH, LONGEST))
@@ -47,7 +48,7 @@ def read_long(data: paths.Data, name: str) -> tuple[np.ndarray, np.ndarray, np.n
 def _encode_slices(column: pa.BinaryArray) -> tuple[np.ndarray, np.ndarray]:
     """Return the different slice ids of `column`, in order of first appearance, and the index of each row's."""
     if len(short := np.flatnonzero(pc.binary_length(column).to_numpy() != labels.ID_LENGTH)):
-        raise ValueError(f"{column[int(short[0])].as_py().decode()!r} is not ID_ and 9 hex digits")
+        raise ValueError(f"{column[int(short[0])].as_py().decode(errors='replace')!r} is not ID_ and 9 hex digits")
     start = int(np.frombuffer(column.buffers()[1], np.int32)[column.offset]) if len(column) else 0
     size = len(column) * labels.ID_LENGTH
     rows = np.frombuffer(column.buffers()[2] or b"", np.uint8)[start : start + size].reshape(-1, labels.ID_LENGTH)
@@ -58,7 +59,9 @@ def _encode_slices(column: pa.BinaryArray) -> tuple[np.ndarray, np.ndarray]:
     encoded = column.filter(pa.array(is_first)).dictionary_encode()
     found = np.frombuffer(b"".join(encoded.dictionary.to_pylist()), np.uint8).reshape(-1, labels.ID_LENGTH)
     if len(odd := np.flatnonzero(~(labels.ID_BYTES[np.arange(labels.ID_LENGTH), found]).all(axis=1))):
-        raise ValueError(f"{encoded.dictionary[int(odd[0])].as_py().decode()!r} is not ID_ and 9 hex digits")
+        raise ValueError(
+            f"{encoded.dictionary[int(odd[0])].as_py().decode(errors='replace')!r} is not ID_ and 9 hex digits"
+        )
     slice_ids = encoded.dictionary.cast(pa.string()).to_numpy(zero_copy_only=False)
     return slice_ids, encoded.indices.to_numpy()[is_first.cumsum() - 1]
 
@@ -70,7 +73,9 @@ def _encode_labels(column: pa.ChunkedArray) -> np.ndarray:
     names = encoded.dictionary.to_pylist()
     for text in names:
         if text not in known:
-            raise ValueError(f"an ID ends in {text.decode()!r}, not in _ and one of {', '.join(LABELS)}")
+            raise ValueError(
+                f"an ID ends in {text.decode(errors='replace')!r}, not in _ and one of {', '.join(LABELS)}"
+            )
     return np.array([known[text] for text in names], int)[encoded.indices.to_numpy()]
 
 
@@ -100,15 +105,17 @@ def write_parquet(path: Path, table: pd.DataFrame, settings: dict | None = None)
     if settings is not None:
         arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"settings": json.dumps(settings)})
     with paths.writing(path) as temporary:
-        pq.write_table(arrow, temporary)
+        pq.write_table(arrow, temporary, write_page_checksum=True)
 
 
 def _read_parquet(path: Path, flags: str = "") -> pd.DataFrame:
+    paths.require(path, flags)
     try:
-        return pd.read_parquet(paths.require(path, flags))
-    except pa.ArrowException as error:
-        maker = paths.MAKERS[path.name]
-        raise ValueError(f"{path}: damaged ({error}): remove it and run {maker} {flags}".rstrip()) from error
+        return pd.read_parquet(path, page_checksum_verification=True)
+    except PermissionError:
+        raise
+    except Exception as error:  # damaged bytes meet errors of every type
+        raise ValueError(f"{path}: damaged ({cli.printable(str(error), 200)}): {paths.remedy(path)}") from error
 
 
 def write_slices(work_dir: Path, slices: pd.DataFrame, settings: dict) -> None:
@@ -122,7 +129,19 @@ def read_slices(work_dir: Path) -> pd.DataFrame:
         raise ValueError(
             f"{paths.slices(work_dir)}: no column {missing[0]}: run {paths.MAKERS['slices.parquet']} --overwrite"
         )
+    for column in SLICE_COLUMNS:
+        if not _is_kind(slices[column], column):
+            again = f"run {paths.MAKERS['slices.parquet']} --overwrite"
+            raise ValueError(f"{paths.slices(work_dir)}: column {column} holds what it can't: {again}")
     return slices
+
+
+def _is_kind(values: pd.Series, column: str) -> bool:
+    if column in LABELS:
+        return pd.api.types.is_float_dtype(values)
+    if column == "position":
+        return pd.api.types.is_float_dtype(values) and bool(np.isfinite(values).all())
+    return pd.api.types.infer_dtype(values, skipna=False) == "string" and bool(values.notna().all())
 
 
 def slices_settings(work_dir: Path) -> dict:
@@ -132,8 +151,13 @@ def slices_settings(work_dir: Path) -> dict:
 
 def settings_of(path: Path) -> dict:
     """Return the settings that a Parquet file was written with; empty for a file without."""
-    metadata = pq.read_schema(path).metadata or {}
-    return json.loads(metadata.get(b"settings", b"{}"))
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        return paths.Object(json.loads(metadata.get(b"settings", b"{}")), path)
+    except PermissionError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: damaged ({cli.printable(str(error), 200)}): {paths.remedy(path)}") from error
 
 
 def slices_hash(slices: pd.DataFrame) -> str:
@@ -148,11 +172,19 @@ def targets(slices: pd.DataFrame) -> np.ndarray:
     return slices[list(LABELS)].to_numpy(np.float32)
 
 
+def read_csv(path: Path, remedy: str = "give another") -> pd.DataFrame:
+    """Return the CSV `path` as text, nothing of it missing. Raises ValueError, with the `remedy`, if it is none."""
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a readable CSV ({error}): {remedy}") from error
+
+
 def write_folds(work_dir: Path, folds: pd.DataFrame, settings: dict) -> None:
-    path = paths.folds(work_dir)
-    paths.write_json(path.with_suffix(".json"), settings)
+    path, content = paths.folds(work_dir), folds.to_csv(index=False).encode()
+    paths.write_json(path.with_suffix(".json"), settings | {"hash": hashlib.sha256(content).hexdigest()[:12]})
     with paths.writing(path) as temporary:
-        folds.to_csv(temporary, index=False)
+        temporary.write_bytes(content)
 
 
 def folds_settings(work_dir: Path) -> dict:
@@ -167,10 +199,16 @@ def read_folds(work_dir: Path, slices: pd.DataFrame) -> np.ndarray:
     Raises ValueError naming patients that are in two folds or in none.
     """
     path = paths.require(paths.folds(work_dir))
-    folds = pd.read_csv(path, dtype={"patient_id": str})
+    known = folds_settings(work_dir).get("hash")
+    if known is not None and known != paths.file_hash(path):
+        again = "to take other folds, give them to --from with --overwrite"
+        raise ValueError(f"{path}: damaged or changed, not what was written there: {paths.remedy(path)}; {again}")
+    folds = read_csv(path, paths.remedy(path))
     if list(folds.columns) != ["patient_id", "fold"]:
         raise ValueError(f"{path}: the columns are {','.join(folds.columns)}, not patient_id,fold")
-    folds = folds.drop_duplicates()
+    if not (is_number := folds.fold.str.fullmatch("[0-9]{1,4}")).all():
+        raise ValueError(f"{path}: row {int(is_number.argmin()) + 2}: {folds.fold[is_number.argmin()]!r} is no fold")
+    folds = folds.astype({"fold": int}).drop_duplicates()
     if (is_leaked := folds.patient_id.duplicated(keep=False)).any():
         leaked = folds[is_leaked].groupby("patient_id").fold.unique()
         ids = "; ".join(
@@ -203,14 +241,25 @@ def read_predictions(path: Path, slice_ids: np.ndarray, flags: str = "") -> np.n
     table = _read_parquet(path, flags)
     if list(table.columns) != PREDICTION_COLUMNS:
         raise ValueError(f"{path}: the columns are {', '.join(table.columns)}, not {', '.join(PREDICTION_COLUMNS)}")
+    probability = _probability(path, table)
     if np.array_equal(table.slice_id, slice_ids):
-        return table[list(LABELS)].to_numpy(np.float32)
+        return probability
     if table.slice_id.duplicated().any():
         raise ValueError(f"{path}: slice {table.slice_id[table.slice_id.duplicated()].iloc[0]} is there twice")
     row = pd.Index(table.slice_id).get_indexer(slice_ids)
     if (row < 0).any():
         raise ValueError(f"{path}: slice {slice_ids[(row < 0).argmax()]} is missing ({int((row < 0).sum())} are)")
-    return table[list(LABELS)].to_numpy(np.float32)[row]
+    return probability[row]
+
+
+def _probability(path: Path, table: pd.DataFrame) -> np.ndarray:
+    if odd := [label for label in LABELS if not pd.api.types.is_float_dtype(table[label])]:
+        raise ValueError(f"{path}: {odd[0]} is a column of {table[odd[0]].dtype}, not of probabilities")
+    probability = table[list(LABELS)].to_numpy(np.float32)
+    if not (valid := (probability >= 0) & (probability <= 1)).all():
+        row, label = np.argwhere(~valid)[0]
+        raise ValueError(f"{path}: {table.slice_id[row]} has {probability[row, label]:g} for {LABELS[label]}")
+    return probability
 
 
 def write_submission(path: Path, data: paths.Data, slice_ids: np.ndarray, probability: np.ndarray) -> None:

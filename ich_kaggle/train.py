@@ -9,6 +9,7 @@ Example: python -m ich_kaggle.train --recipe cpu --fold 0
 """
 
 import argparse
+import contextlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -142,8 +143,7 @@ def start_fold(folder: Path, options: dict, *, overwrite: bool) -> bool:
     """
     if overwrite and folder.exists():
         shutil.rmtree(folder)
-    for unfinished in folder.glob(".*.[0-9]*"):
-        unfinished.unlink()  # by a process that was killed while it wrote
+
     path = folder / "options.json"
     if path.exists():
         remedy = "give another --run, or --overwrite"
@@ -152,10 +152,10 @@ def start_fold(folder: Path, options: dict, *, overwrite: bool) -> bool:
         versions = {name: version(name) for name in ("ich_kaggle", "torch", "timm", "numpy")}
         versions["opencv"] = cv2.__version__  # its package has several names
         paths.write_json(path, {"options": options, "versions": versions, "commit": paths.git_commit()})
-    if (folder / "model.pt").exists():
-        (folder / "state.pt").unlink(missing_ok=True)
-        return False
-    return True
+    is_done, state = (folder / "model.pt").exists(), folder / "state.pt"
+    if is_done and state.exists():  # asked first: where it is read-only a missing file can't be unlinked
+        state.unlink()
+    return not is_done
 
 
 def rehearse(model: models.SliceModel, loaders: tuple, loss: Callable, *, recipe: training.Recipe, device) -> str:
@@ -218,16 +218,17 @@ def train(
         same = dict(recipe=recipe, device=training.pick_device(name))
         for k in (chosen := chosen_folds(of_slice, fold)):
             folder = paths.fold(work_dir, run or arch, k)
-            if not dry_run and not _is_open(folder, options, overwrite):
-                continue
-            seen, held_out = table[(of_slice >= 0) & (of_slice != k)], table[of_slice == k]
-            loaders = tasks.loaders(seen, held_out, load, task, move, recipe.seed)
-            model = tasks.new_model(config, task.weights, work_dir, seen, recipe.seed)
-            if dry_run:
-                cli.say(f"{rehearse(model, loaders, loss, **same)}; folds to fit: {len(chosen)}")
-                return
-            rest = dict(every=checkpoint_every, tensorboard=tensorboard)
-            fit_fold(model, loaders, loss, seen, held_out, folder, **same, **rest)
+            with contextlib.nullcontext() if dry_run else distributed.alone(folder):
+                if not dry_run and not _is_open(folder, options, overwrite):
+                    continue
+                seen, held_out = table[(of_slice >= 0) & (of_slice != k)], table[of_slice == k]
+                loaders = tasks.loaders(seen, held_out, load, task, move, recipe.seed)
+                model = tasks.new_model(config, task.weights, work_dir, seen, recipe.seed)
+                if dry_run:
+                    cli.say(f"{rehearse(model, loaders, loss, **same)}; folds to fit: {len(chosen)}")
+                    return
+                rest = dict(every=checkpoint_every, tensorboard=tensorboard)
+                fit_fold(model, loaders, loss, seen, held_out, folder, **same, **rest)
 
 
 def _is_open(folder: Path, options: dict, overwrite: bool) -> bool:

@@ -64,3 +64,20 @@ def test_what_is_no_zip_is_refused_with_its_name(tmp_path):
     (tmp_path / "all.zip").write_bytes(b"PK half a download")
     with pytest.raises(ValueError, match="all.zip: not a readable zip .*: download it again"):
         archive.directory(tmp_path / "all.zip")
+
+
+def test_a_zip_is_checked_whole_and_an_open_file_is_left_at_its_start(tmp_path):
+    file = tmp_path / "all.zip"
+    with zipfile.ZipFile(file, "w") as content:
+        content.writestr("a", b"x" * 1000)
+    with file.open("rb") as opened:
+        archive.check(opened)
+        assert opened.tell() == 0
+    damaged = bytearray(file.read_bytes())
+    damaged[500] ^= 1
+    file.write_bytes(damaged)
+    with pytest.raises(ValueError, match="a is not what its checksum says"):
+        archive.check(file)
+    file.write_bytes(damaged[:-5])
+    with pytest.raises(ValueError, match="not a readable zip"):
+        archive.check(file)

@@ -1,9 +1,3 @@
-import fcntl
-import os
-import signal
-import subprocess
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -61,39 +55,6 @@ def test_a_damaged_ledger_is_refused_with_what_to_do(tmp_path, content):
     ledger.path_of(tmp_path).write_text(content)
     with pytest.raises(ValueError, match="ledger.csv: damaged .*: run python -m ich_kaggle.cache --overwrite"):
         ledger.read(tmp_path)
-
-
-def test_a_lock_is_held_alone_and_goes_with_its_process(tmp_path):
-    folder = tmp_path / "512"
-    code = "import sys; from pathlib import Path; from ich_kaggle import ledger\n"
-    code += "with ledger.locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
-    other = subprocess.Popen(
-        [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert other.stdout.readline() == "held\n"
-    lock = tmp_path / ".512.lock"
-    with lock.open("a") as file, pytest.raises(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.kill(other.pid, signal.SIGKILL)
-    other.wait()
-    with ledger.locked(folder):
-        assert lock.exists()
-    other.stdin.close()
-    other.stdout.close()
-
-
-def test_whoever_waits_for_a_lock_says_so(tmp_path, monkeypatch, caplog):
-    asked = []
-
-    def flock(file, how):
-        asked.append(how)
-        if how & fcntl.LOCK_NB:
-            raise BlockingIOError
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with caplog.at_level("INFO"), ledger.locked(tmp_path / "512"):
-        assert asked == [fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_EX]
-    assert "512: another process is at work on it: waiting" in caplog.text
 
 
 def test_the_hash_of_sources_changes_with_a_file_but_not_with_a_label():

@@ -273,7 +273,8 @@ def test_missing_embeddings_are_refused_with_the_command_that_makes_them(work_di
         f"error: {path}: slice {third} has no embedding (2 slices have none): {remedy} --overwrite"
     )
     path.unlink()
-    assert refusal(work_dir, capsys, "--features", "fold") == f"error: {path} is missing: {remedy}"
+    missing = f"error: {path} is missing: {remedy} --overwrite, with the other flags it was made with"
+    assert refusal(work_dir, capsys, "--features", "fold") == missing
     second_level.write_embeddings(path, np.nan_to_num(embeddings))
     run_sequence(work_dir, "--features", "fold")
 

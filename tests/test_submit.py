@@ -622,6 +622,13 @@ def test_scores_that_never_come_are_left_to_status(run, kaggle_server, monkeypat
     assert outcome(run("--status"), kaggle_server) == (0, 1, ["COMPLETE"])
 
 
+def test_a_command_cut_short_while_it_waits_for_scores_goes_on_waiting(run, kaggle_server):
+    run(*BLEND, "--no-wait")
+    assert_arrived_once(run(*BLEND), kaggle_server)
+    assert kaggle_server.calls(CREATE) == kaggle_server.calls(START) == 1
+    assert history()[0]["private"] == "0.04891"
+
+
 def test_no_wait_leaves_the_scores_to_status(run, kaggle_server):
     done = run(*BLEND, "--no-wait", "-m", "later")
     assert outcome(done, kaggle_server) == (0, 1, ["PENDING"])

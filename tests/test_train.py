@@ -81,7 +81,7 @@ def test_all_folds_run_in_turn_and_finished_ones_are_skipped(work, capsys):
     train.main([*TINY, "--work-dir", str(work), "--fold", "all", "--run", "a"])
     told = capsys.readouterr().out
     assert "fold1/model.pt is there: nothing to do" in told
-    assert {path.name for path in (work / "runs" / "a").iterdir()} == {"fold0", "fold1", "fold2"}
+    assert {path.name for path in (work / "runs" / "a").glob("[!.]*")} == {"fold0", "fold1", "fold2"}
 
 
 def test_other_settings_over_a_begun_fold_are_refused_with_both_named(work):
@@ -165,7 +165,9 @@ def test_a_dry_run_tells_time_and_memory_and_leaves_nothing(work, capsys):
 def test_what_a_killed_process_left_half_written_is_removed(work):
     folder = work / "runs" / "a" / "fold0"
     folder.mkdir(parents=True)
-    (folder / ".state.pt.4711").write_bytes(b"half")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (folder / f".state.pt.{gone.pid}").write_bytes(b"half")
     run(work)
     assert {path.name for path in folder.iterdir()} == LEFT
 
