@@ -82,6 +82,9 @@ def read(path: Path, member: Member, limit: int = -1) -> bytes:
     except zlib.error as error:
         raise ValueError(f"{path}: {member.path} can't be inflated ({error}): get the zip again") from error
     if len(content) != member.size or crc32(content) != member.stamp:
+        if directory(path).get(member.path) != member:
+            again = "run python -m ich_kaggle.slices --overwrite"
+            raise ValueError(f"{path}: {member.path} has changed since it was scanned: {again}")
         raise ValueError(f"{path}: {member.path} is not what its checksum says: get the zip again")
     return content
 

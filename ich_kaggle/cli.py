@@ -23,6 +23,23 @@ def _fold(text: str) -> int | str:
     return text if text == "all" else int(text)
 
 
+def within(low: float, high: float = math.inf, kind: type = float) -> Callable[[str], float]:
+    """Return the `type` of a flag that takes a number from `low` to `high`, both included."""
+
+    def read(text: str) -> float:
+        if not low <= (value := kind(text)) <= high:
+            raise argparse.ArgumentTypeError(
+                f"{text} is not {low} " + ("or more" if high == math.inf else f"to {high}")
+            )
+        return value
+
+    read.__name__ = kind.__name__  # of which argparse says that it is invalid
+    return read
+
+
+POSITIVE = within(1, kind=int)
+
+
 FLAGS = {
     "--data-dir": dict(
         type=Path,
@@ -34,15 +51,15 @@ FLAGS = {
     "--recipe": dict(help="name of a recipe, or a TOML file: sets defaults, a flag wins over it"),
     "--arch": dict(default="tf_efficientnetv2_s", help="any timm architecture"),
     "--fold": dict(type=_fold, default="all", help="a fold, or all"),
-    "--folds": dict(dest="n_folds", type=int, default=5, help="number of folds"),
-    "--image-size": dict(type=int, default=512, help="px, square"),
-    "--epochs": dict(type=int, default=4, help="passes over the training slices"),
-    "--batch-size": dict(type=int, default=32, help="slices in a step"),
-    "--lr": dict(type=float, default=2e-4, help="highest learning rate"),
+    "--folds": dict(dest="n_folds", type=within(2, kind=int), default=5, help="number of folds"),
+    "--image-size": dict(type=within(8, 4096, int), default=512, help="px, square"),
+    "--epochs": dict(type=POSITIVE, default=4, help="passes over the training slices"),
+    "--batch-size": dict(type=POSITIVE, default=32, help="slices in a step"),
+    "--lr": dict(type=within(0), default=2e-4, help="highest learning rate"),
     "--weights": dict(default="imagenet", help="imagenet, none, or a file to start from"),
     "--seed": dict(type=int, default=0, help="every random draw comes from it"),
     "--device": dict(default="auto", help="auto, cpu, cuda, cuda:1"),
-    "--workers": dict(type=int, default=os.cpu_count(), help="processes"),
+    "--workers": dict(type=within(0, kind=int), default=os.cpu_count(), help="processes"),
     "--backend": dict(choices=("loky", "dask"), default="loky", help="this machine's cores, or a Dask cluster"),
     "--scheduler": dict(help="address of the Dask cluster, as tcp://host:8786 (default: one of this machine)"),
     "--overwrite": dict(action="store_true", help="make again what is there"),

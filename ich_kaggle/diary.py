@@ -68,11 +68,17 @@ def scored(row: dict[str, str], submission: Any) -> dict[str, str]:
     }
 
 
-def already_sent(rows: list[dict[str, str]], digest: str) -> dict[str, str] | None:
+def already_sent(rows: list[dict[str, str]], file: str, digest: str) -> dict[str, str] | None:
     """Return the row of the same file that may have arrived, or waits for its scores.
 
-    Raises FileExistsError if Kaggle is done with it.
+    Raises FileExistsError if Kaggle is done with it, and ValueError if it, or its row, is not what it was.
     """
+    for row in rows:
+        if row["file"] == file and row["sha256"] != digest and row["status"] != "REFUSED":
+            raise ValueError(
+                f"{file} was sent with other numbers (sha256 {row['sha256'][:12]}, now {digest[:12]}): "
+                "mend the history, or send it once more with --again"
+            )
     same = [row for row in rows if row["sha256"] == digest and row["status"] != "REFUSED"]
     for row in same:
         if row["ref"] and row["status"] != "PENDING":

@@ -21,7 +21,7 @@ import pandas as pd
 
 from ich_kaggle import blending, cli, comparison, folds, intervals, metric, packing, paths, selection, tables
 from ich_kaggle.labels import LABELS
-from ich_kaggle.runs import hash_of, read_oof, read_test
+from ich_kaggle.runs import hash_of, read_oof, read_test, written
 
 METHODS = ("auto", *blending.METHODS)
 
@@ -157,7 +157,8 @@ def default_name(runs: list[str]) -> str:
 
 def all_runs(work_dir: Path) -> list[str]:
     """Return the names of the runs there are, sorted. Raises FileNotFoundError if there is none."""
-    runs = sorted(folder.parent.name for folder in paths.run(work_dir, "any").parent.glob("*/fold0"))
+    names = {folder.parent.name for folder in paths.run(work_dir, "any").parent.glob("*/fold0")}
+    runs = sorted(filter(paths.FILE_NAME.fullmatch, names))
     if not runs:
         raise FileNotFoundError(f"{work_dir}: no run to blend: run python -m ich_kaggle.train")
     return runs
@@ -198,6 +199,8 @@ def ensemble(
     fold = folds.ensure(data_dir, work_dir, workers)
     table = tables.read_slices(work_dir)
     runs = runs or all_runs(work_dir)
+    if len(set(runs)) < len(runs):
+        raise ValueError(f"--runs {' '.join(runs)}: a run is named twice")
     folder = paths.ensemble(work_dir, name or default_name(runs))
     made_from = {}
     for run in runs:
@@ -212,7 +215,7 @@ def ensemble(
         return folder
     done.unlink(missing_ok=True)
     scores = write(folder, work_dir, runs, table, fold, **settings["asked"])
-    paths.write_json(done, scores | settings)
+    paths.write_json(done, scores | settings | {"files": written(folder)})
     cli.say(f"{folder}\n{describe(folder.name, scores)}")
     return folder
 
@@ -255,6 +258,8 @@ def command(*, export: Path | None, **options) -> None:
     if options["runs"]:
         raise ValueError("--export packs an ensemble that is there: give its --name, and no --runs")
     folder = packing.choose_ensemble(options["work_dir"], options["name"])
+    if export.exists() and not (export.is_file() and options["overwrite"]):
+        raise ValueError(f"{export} is there: give another file to --export, or --overwrite")
     packing.export(options["work_dir"], folder, export)
     cli.say(f"{export}: {export.stat().st_size / 1e6:.1f} MB, the models of {folder}")
 

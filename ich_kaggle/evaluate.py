@@ -248,7 +248,9 @@ def build_parser():
     parser.add_argument("--beta", type=float, default=2.0, help="of F-beta: how many times recall counts precision")
     parser.add_argument("--recall", type=float, default=0.95, help="to be promised")
     parser.add_argument("--confidence", type=float, default=0.95, help="of that promise")
-    parser.add_argument("--draws", dest="n_draws", type=int, default=intervals.N_DRAWS, help="of the bootstrap")
+    parser.add_argument(
+        "--draws", dest="n_draws", type=cli.POSITIVE, default=intervals.N_DRAWS, help="of the bootstrap"
+    )
     parser.add_argument("--shift", dest="compare_splits", action="store_true", help="compare train and test instead")
     return parser
 

@@ -83,7 +83,9 @@ def study_rows(readings: list[Reading], thresholds: dict[str, float], parameters
         values, note = [""] * len(names), "; ".join(f"{one['series']}: {one['reason']}" for one in reading.series)
         if reading.chosen:
             largest, aggregate = of_study(reading, parameters)
-            values, note = [*largest, *aggregate, *flags(largest, thresholds)], ""
+            values = [*largest, *aggregate, *flags(largest, thresholds)]
+            n_aside = sum(one["n_left_aside"] for one in reading.series if one["series"] == reading.chosen)
+            note = f"{n_aside} files of the series left aside" if n_aside else ""
         n_unread = int((~reading.is_read).sum())
         yield [cell(reading.study), cell(reading.chosen), len(reading.rows), n_unread, *values, cell(note)]
 

@@ -44,7 +44,8 @@ def choose_ensemble(work_dir: Path, name: str | None, flag: str = "--name") -> P
 
 def folds_of(work_dir: Path, run: str) -> list[Path]:
     """Return the folders of the folds of `run`, in order. Raises FileNotFoundError if it has none."""
-    folders = sorted(paths.run(work_dir, run).glob("fold*"), key=lambda folder: int(folder.name[4:]))
+    found = [folder for folder in paths.run(work_dir, run).glob("fold*") if folder.name[4:].isdecimal()]
+    folders = sorted(found, key=lambda folder: int(folder.name[4:]))
     return folders or [paths.require(paths.fold(work_dir, run, 0) / "model.pt", f"--run {run}")]
 
 

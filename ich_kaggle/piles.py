@@ -182,11 +182,14 @@ def read(path: Path, skip: Path | None = None) -> Pile:
             shown = cli.printable(str(error).removeprefix(f"{member.path}: "), 300)
             pile.passed_over[cli.printable(member.path, 1000)] = shown
             continue
-        first = seen.setdefault((found.study, found.series, found.slice_id), found)
+        key = (found.study, found.series, found.slice_id)
+        first = seen.setdefault(key, found)
         if first is found:
-            pile.slices.append(found)
-        else:
-            pile.passed_over[found.file] = f"{found.slice_id} is there already: {first.file}"
+            continue
+        if (not found.fault, found.member.size) > (not first.fault, first.member.size):  # no copy that is cut off
+            seen[key], first, found = found, found, first
+        pile.passed_over[found.file] = f"{found.slice_id} is there already: {first.file}"
+    pile.slices.extend(seen.values())
     return pile
 
 

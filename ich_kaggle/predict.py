@@ -238,13 +238,20 @@ def predict_run(*, method: str | None, studies: list[str] | None, n_studies: int
 def build_parser():
     flags = ("--data-dir", "--work-dir", "--run", "--fold", "--device", "--workers", "--overwrite")
     parser = cli.command(__doc__, *flags, run="tf_efficientnetv2_s")
-    parser.add_argument("--batch-size", type=int, help="slices in a step (default: 64, of --dicom on a CPU what fits)")
+    parser.add_argument(
+        "--batch-size", type=cli.POSITIVE, help="slices in a step (default: 64, of --dicom on a CPU what fits)"
+    )
     parser.add_argument("--views", nargs="+", choices=list(augment.VIEWS), default=VIEWS, help="averaged (TTA)")
     parser.add_argument("--all-slices", action="store_true", help="embed the slices of the other folds as well")
     add = parser.add_argument
     add("--explain", dest="method", choices=explain.METHODS, help="also write maps of where each label is seen")
     add("--studies", nargs="+", metavar="ID", help="explain these (default: each fold's --n-studies)")
-    add("--n-studies", type=int, default=10, help="studies of highest loss, and for each label one it is surest of")
+    add(
+        "--n-studies",
+        type=cli.within(0, kind=int),
+        default=10,
+        help="studies of highest loss, and for each label one it is surest of",
+    )
     add("--dicom", type=Path, metavar="PATH", help="predict this folder, zip or file of DICOM instead")
     add("--models", dest="bundle", type=Path, metavar="FILE", help="what predicts it, a packed ensemble")
     add("--out", type=Path, default=Path("predictions"), help="where that is written")

@@ -251,7 +251,9 @@ def build_parser():
     parser.add_argument("--runs", nargs="+", help="names of folders in work/runs (default: all with predictions)")
     parser.add_argument("--ensemble", dest="name", help="one folder in work/ensemble (default: all)")
     parser.add_argument("--cache", dest="cache_name", help="a folder in work/cache (default: the one with most px)")
-    parser.add_argument("--studies", dest="n_studies", type=int, default=200, help="to leaf through")
+    parser.add_argument(
+        "--studies", dest="n_studies", type=cli.within(0, kind=int), default=200, help="to leaf through"
+    )
     no_bone = dict(action="store_false", default=argparse.SUPPRESS, help="do without the bone window")
     parser.add_argument("--no-bone", dest="bone", **no_bone)
     where = parser.add_mutually_exclusive_group()

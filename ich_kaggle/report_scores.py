@@ -23,11 +23,13 @@ class Source(NamedTuple):
 
 
 def run_names(work_dir: Path) -> list[str]:
-    return sorted({folder.parent.name for folder in paths.run(work_dir, "any").parent.glob("*/fold[0-9]*")})
+    names = {folder.parent.name for folder in paths.run(work_dir, "any").parent.glob("*/fold[0-9]*")}
+    return sorted(filter(paths.FILE_NAME.fullmatch, names))
 
 
 def ensemble_names(work_dir: Path) -> list[str]:
-    return sorted(path.parent.name for path in paths.ensemble(work_dir, "any").parent.glob("*/weights.json"))
+    names = (path.parent.name for path in paths.ensemble(work_dir, "any").parent.glob("*/weights.json"))
+    return sorted(filter(paths.FILE_NAME.fullmatch, names))
 
 
 def read_run(work_dir: Path, run: str, table: pd.DataFrame, fold: np.ndarray) -> np.ndarray:
@@ -100,12 +102,22 @@ def describe_data(table: pd.DataFrame, fold: np.ndarray | None) -> dict:
     }
 
 
+def read_log(path: Path) -> pd.DataFrame:
+    """Return a log.csv. Raises ValueError naming it if it is damaged."""
+    try:
+        return pd.read_csv(path, dtype=float)
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({error}): {paths.remedy(path)}") from error
+
+
 def learning_curves(work_dir: Path) -> list[dict]:
     """Return the rows of every log.csv there is, with its run, its fold and, of a second level, its seed."""
     out = []
     for run in run_names(work_dir):
         for path in sorted(paths.run(work_dir, run).glob("fold*/log.csv")):
-            log = pd.read_csv(path)
+            if not path.parent.name[4:].isdecimal():
+                continue
+            log = read_log(path)
             for seed, rows in log.groupby("seed" if "seed" in log else np.zeros(len(log), int)):
                 columns = {name: page.numbers(rows[name]) for name in ("epoch", "train_loss", "valid_loss")}
                 out.append({"run": run, "fold": int(path.parent.name[4:]), "seed": int(seed), **columns})

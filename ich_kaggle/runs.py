@@ -21,17 +21,21 @@ def files(runs: list[str], k: int, features: str, folds: list[int]) -> list[str]
 
 
 def written(folder: Path) -> dict[str, str]:
-    """Return the hash of each file of predictions in the folder of a fold, for its predict.json."""
-    names = ("oof.parquet", "test.parquet", "embeddings.npy")
+    """Return the hash of each file of predictions in the folder of a fold or an ensemble."""
+    names = ("oof.parquet", "nested.parquet", "test.parquet", "embeddings.npy")
     return {name: paths.file_hash(folder / name) for name in names if (folder / name).exists()}
 
 
 def hash_of(path: Path) -> str:
-    """Return the hash of a file in the folder of a fold. Raises ValueError if its predict.json tells of another one."""
-    found, done = paths.file_hash(path), path.with_name("predict.json")
-    known = paths.read_json(done).get("files", {}).get(path.name, found) if done.exists() else found
-    if found != known:
-        raise ValueError(f"{path}: damaged or changed, its hash is {found}, not {known}: {paths.remedy(path)}")
+    """Return the hash of a file in the folder of a fold or an ensemble.
+
+    Raises ValueError if it is not the one that `written` gave, which predict.json or weights.json holds.
+    """
+    found = paths.file_hash(path)
+    for done in (path.with_name("predict.json"), path.with_name("weights.json")):
+        known = paths.read_json(done).get("files", {}).get(path.name, found) if done.exists() else found
+        if found != known:
+            raise ValueError(f"{path}: damaged or changed, its hash is {found}, not {known}: {paths.remedy(path)}")
     return found
 
 

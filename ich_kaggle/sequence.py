@@ -133,6 +133,8 @@ def sequence(
     `settings` are the flags that SETTINGS lists for its model; the others say nothing to it.
     """
     run = run or "-".join([model, *on])
+    if len(set(on)) < len(on):
+        raise ValueError(f"--on {' '.join(on)}: a run is named twice")
     if run in on:
         raise ValueError(f"{run} can't read itself: give another --run")
     of_slice = folds.ensure(data_dir, work_dir, workers)
@@ -168,13 +170,15 @@ def build_parser():
     parser.add_argument("--on", nargs="+", required=True, metavar="RUN", help="the runs to read")
     parser.add_argument("--model", choices=list(SETTINGS), default="gru", help="the second level")
     parser.add_argument("--features", choices=["oof", "fold"], default="oof", help="what is read of the runs")
-    parser.add_argument("--seeds", type=int, default=1, help="networks, or boosters, whose mean is the run")
-    parser.add_argument("--epochs", type=int, default=25, help="passes over the training series")
-    parser.add_argument("--batch-size", type=int, default=32, help="series in a step")
-    parser.add_argument("--hidden", type=int, default=96, help="width of a network, in each direction")
-    parser.add_argument("--dropout", type=float, default=0.5, help="share of a network's features that a step drops")
-    parser.add_argument("--ema", type=float, default=0.99, help="share the averaged weights keep in a step")
-    parser.add_argument("--rounds", type=int, default=150, help="trees of a booster")
+    parser.add_argument("--seeds", type=cli.POSITIVE, default=1, help="networks, or boosters, whose mean is the run")
+    parser.add_argument("--epochs", type=cli.POSITIVE, default=25, help="passes over the training series")
+    parser.add_argument("--batch-size", type=cli.POSITIVE, default=32, help="series in a step")
+    parser.add_argument("--hidden", type=cli.POSITIVE, default=96, help="width of a network, in each direction")
+    parser.add_argument(
+        "--dropout", type=cli.within(0, 1), default=0.5, help="share of a network's features that a step drops"
+    )
+    parser.add_argument("--ema", type=cli.within(0, 1), default=0.99, help="share the averaged weights keep in a step")
+    parser.add_argument("--rounds", type=cli.POSITIVE, default=150, help="trees of a booster")
     return parser
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import cli, diary, ensemble, kaggle_client, labels, locks, paths, slices, tables
+from ich_kaggle import cli, diary, ensemble, kaggle_client, labels, locks, paths, runs, slices, tables
 from ich_kaggle.labels import ANY, LABELS
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ def make(folder: Path, work_dir: Path, data: paths.Data, submissions_dir: Path) 
     table = tables.read_slices(work_dir)
     test_ids, train_ids = (table.slice_id[table.split == split] for split in ("test", "train"))
     weights = paths.read_json(folder / "weights.json")
+    for name in ("oof.parquet", "test.parquet"):
+        runs.hash_of(paths.require(folder / name))
     source = Source(
         name=folder.name,
         runs=" ".join(f"{run}:{weight:.3g}" for run, weight in weights["runs"].items()),
@@ -173,7 +175,8 @@ def deliver(
     Raises FileExistsError if Kaggle has scored it and not `again`, RuntimeError or OSError with Kaggle's reason.
     """
     with locks.locked(sending(history_csv.parent)):
-        cut_short = None if again else diary.already_sent(diary.read(history_csv), row["sha256"])
+        sent = [] if again else diary.read(history_csv)
+        cut_short = diary.already_sent(sent, row["file"], row["sha256"])
         try:
             kaggle = connect()
         except (ImportError, OSError) as error:

@@ -240,7 +240,8 @@ def read_predictions(path: Path, slice_ids: np.ndarray, flags: str = "") -> np.n
     """
     table = _read_parquet(path, flags)
     if list(table.columns) != PREDICTION_COLUMNS:
-        raise ValueError(f"{path}: the columns are {', '.join(table.columns)}, not {', '.join(PREDICTION_COLUMNS)}")
+        found, wanted = ", ".join(map(str, table.columns)), ", ".join(PREDICTION_COLUMNS)
+        raise ValueError(f"{path}: the columns are {found}, not {wanted}: {paths.remedy(path)}")
     probability = _probability(path, table)
     if np.array_equal(table.slice_id, slice_ids):
         return probability

@@ -11,6 +11,7 @@ Example: python -m ich_kaggle.train --recipe cpu --fold 0
 import argparse
 import contextlib
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, fields
@@ -245,25 +246,45 @@ class _ListRecipes(argparse.Action):
         parser.exit()
 
 
+SHARES = {
+    "flip",
+    "vflip",
+    "scale",
+    "shift",
+    "random_crop",
+    "window_jitter",
+    "cutout",
+    "swap",
+    "warmup",
+    "ema",
+    "soften",
+}
+
+
+def _range(name: str, kind: type) -> Callable:
+    """Return what reads the number of a setting."""
+    return cli.within(int(name in ("accumulate", "per_study")), 1 if name in SHARES else math.inf, kind)
+
+
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--cache-size", type=int, default=512, help="px of the cached slices that are read")
+    add("--cache-size", type=cli.within(8, 4096, int), default=512, help="px of the cached slices that are read")
     add(
         "--context",
         choices=tasks.CONTEXTS,
         default="windows",
         help="three windows of a slice, three slices of one, or nine",
     )
-    add("--stride", type=int, default=1, help="positions between the slices of a context")
+    add("--stride", type=cli.POSITIVE, default=1, help="positions between the slices of a context")
     add("--window", choices=list(tasks.WINDOWS), default="subdural", help="what --context slices shows")
     add("--output-stride", type=int, default=models.STRIDE, help="px to a pixel of the last features: 8, 16 dilate")
-    add("--drop-path", type=float, default=0.0, help="stochastic depth")
+    add("--drop-path", type=cli.within(0, 1), default=0.0, help="stochastic depth")
     add("--sampler", choices=contexts.SAMPLERS, default="all", help="all slices, balanced patients, mid-study")
     add("--compile", action="store_true", help="with torch.compile")
     for kind, texts in HELP.items():
         for name, text in texts.items():
             default = getattr(kind, name)
-            add(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text)
+            add(f"--{name.replace('_', '-')}", type=_range(name, type(default)), default=default, help=text)
 
 
 def build_parser():
@@ -272,7 +293,7 @@ def build_parser():
     parser = cli.command(__doc__, *flags, image_size=384)
     _add_settings(parser)
     add = parser.add_argument
-    add("--checkpoint-every", type=float, default=600.0, help="seconds")
+    add("--checkpoint-every", type=cli.within(0), default=600.0, help="seconds")
     add("--tensorboard", action="store_true", help="write the log for TensorBoard too")
     add("--dry-run", action="store_true", help="take three steps and say what the run would take")
     add("--recipes", action=_ListRecipes, nargs=0, dest=argparse.SUPPRESS, help="list the recipes and their sources")

@@ -82,3 +82,21 @@ def test_help_keeps_the_lines_of_the_docstring_and_shows_defaults(parser):
     text = parser.format_help()
     assert "Do it.\n\nReads: nothing" in text
     assert "(default: 0.0002)" in text and "None" not in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--epochs", "0"], "argument --epochs: 0 is not 1 or more"),
+        (["--batch-size", "0"], "argument --batch-size: 0 is not 1 or more"),
+        (["--folds", "1"], "argument --folds: 1 is not 2 or more"),
+        (["--image-size", "-3"], "argument --image-size: -3 is not 8 to 4096"),
+        (["--epochs", "x"], "argument --epochs: invalid int value: 'x'"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_with_those_that_can(capsys, flags, told):
+    parser = cli.command("What it does.", "--epochs", "--batch-size", "--folds", "--image-size")
+    with pytest.raises(SystemExit) as stop:
+        cli.parse(parser, flags)
+    assert stop.value.code == 2
+    assert told in capsys.readouterr().err

@@ -176,3 +176,14 @@ def test_without_runs_there_is_nothing_to_blend(work_dir):
 def test_a_long_list_of_runs_gets_a_short_name():
     name = ensemble.default_name([f"run{i}" for i in range(20)])
     assert name.startswith("20-runs-") and len(name) < 20
+
+
+def test_a_run_named_twice_is_refused(work_dir):
+    with pytest.raises(SystemExit, match="--runs fine fine: a run is named twice"):
+        run(work_dir, "--runs", "fine", "fine")
+
+
+def test_a_folder_that_no_run_can_be_is_passed_over(work_dir):
+    runs = ensemble.all_runs(work_dir)
+    (work_dir / "runs" / "a copy" / "fold0").mkdir(parents=True)
+    assert ensemble.all_runs(work_dir) == runs

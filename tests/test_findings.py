@@ -18,7 +18,7 @@ ROWS = [
     findings.Row("2.25.2", "=b", 0.0, "truncated"),
     findings.Row("-2", "c,d", 5.0, ""),
 ]
-READ = findings.Reading("=study", "2.25.3", [{"series": "2.25.3", "reason": ""}], ROWS, P)
+READ = findings.Reading("=study", "2.25.3", [{"series": "2.25.3", "reason": "", "n_left_aside": 2}], ROWS, P)
 REFUSED = findings.Reading("s2", "", [{"series": "2.25.9", "reason": "an MR"}], [], np.empty((0, 6), np.float32))
 
 

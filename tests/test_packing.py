@@ -237,3 +237,13 @@ def test_another_zip_and_what_is_no_file_are_refused(tmp_path):
     (tmp_path / "text").write_text("hello")
     with pytest.raises(ValueError, match="text: not a readable zip"):
         packing.read(tmp_path / "text")
+
+
+def test_a_file_that_is_there_is_not_replaced_unless_asked_to(home):
+    (home / "out.zip").write_bytes(b"mine")
+    command = ["--work-dir", str(home), "--export", str(home / "out.zip"), "--name", "levels"]
+    with pytest.raises(SystemExit, match="out.zip is there: give another file to --export, or --overwrite"):
+        ensemble.main(command)
+    assert (home / "out.zip").read_bytes() == b"mine"
+    ensemble.main([*command, "--overwrite"])
+    assert packing.read(home / "out.zip").packed["ensemble"] == "levels"

@@ -50,6 +50,15 @@ def test_files_are_found_at_any_depth_with_any_suffix_or_none(tmp_path):
     assert pile.passed_over == {}
 
 
+def test_of_two_copies_of_a_slice_the_whole_one_is_read(tmp_path):
+    content = dicom_files.content(ct(0))
+    (tmp_path / "a").write_bytes(content[:-500])
+    (tmp_path / "b").write_bytes(content)
+    pile = piles.read(tmp_path)
+    assert [one.file for one in pile.slices] == ["b"]
+    assert pile.passed_over == {"a": "2.25.3.0 is there already: b"}
+
+
 def test_what_is_not_a_dicom_slice_is_passed_over_with_the_reason(tmp_path):
     dicom_files.write(tmp_path / "slice", ct(0))
     dicom_files.write(tmp_path / "DICOMDIR", ct(1, SOPClassUID=piles.DICOMDIR))

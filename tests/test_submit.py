@@ -629,6 +629,17 @@ def test_a_command_cut_short_while_it_waits_for_scores_goes_on_waiting(run, kagg
     assert history()[0]["private"] == "0.04891"
 
 
+def test_a_bit_turned_over_in_the_hash_of_the_history_does_not_double_a_submission(run, kaggle_server):
+    run(*BLEND)
+    path, digest = paths.Path(HISTORY), history()[0]["sha256"]
+    path.write_text(path.read_text().replace(digest, digest[::-1]))
+    done = run(*BLEND)
+    assert (done.code, len(kaggle_server.submissions)) == (1, 1)
+    assert (
+        f"was sent with other numbers (sha256 {digest[::-1][:12]}, now {digest[:12]}): mend the history" in done.error
+    )
+
+
 def test_no_wait_leaves_the_scores_to_status(run, kaggle_server):
     done = run(*BLEND, "--no-wait", "-m", "later")
     assert outcome(done, kaggle_server) == (0, 1, ["PENDING"])

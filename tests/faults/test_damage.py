@@ -93,8 +93,8 @@ def undisturbed(project: stages.Project, read: Read) -> dict[str, bytes]:
     return project.files()
 
 
-def follow(project: stages.Project, line: str, read: Read, name: str, content: bytes) -> None:
-    """Do what the one line says, and run the stages from there up to the one that read the file."""
+def follow(project: stages.Project, line: str, read: Read, name: str, content: bytes) -> stages.Outcome:
+    """Do what the one line says, and run the stages from there up to, once more, the one that read the file."""
     assert name.rsplit(".", 1)[0] in line
     commands = COMMAND.findall(line)
     if not commands and "the same command" in line:
@@ -113,7 +113,11 @@ def follow(project: stages.Project, line: str, read: Read, name: str, content: b
     first = min((stages.NAMES.index(command) for command, _ in commands), default=last)
     for stage in stages.NAMES[first:last]:
         project.make(stage, data)
-    project.make(read.stage, read.flags)
+    return project.run(read.stage, read.flags)
+
+
+def is_left_out(project: stages.Project) -> bool:
+    return "left out" in (project.folder / "work/defects.csv").read_text()
 
 
 @pytest.mark.slow
@@ -132,9 +136,17 @@ def test_a_damaged_file_is_named_with_the_command_that_mends_it(project, server,
     part = "damaged, a bit" if how.startswith("bit") else "damaged, cut"
     with stages.trial(part, read.path):
         done = project.run(read.stage, read.flags)
-        is_noticed = done.code != 0
-        if is_noticed:
-            follow(project, done.line, read, name, content)
+        is_noticed, seen = done.code != 0, []
+        while done.code:
+            assert (told := done.line) not in seen  # no two times the same
+            seen.append(told)
+            done = follow(project, told, read, name, content)
+        if read.path == "made.zip" and is_left_out(project):
+            # By rule: a training slice that can't be read is listed and left out, until the zip is whole again.
+            path.write_bytes(content)
+            project.make("slices", f"{read.flags} --overwrite")
+            project.make(read.stage, read.flags)
+            is_noticed = True
         found = project.files()
         changed = {p for p in found.keys() | wanted.keys() if found.get(p) != wanted.get(p)}
         assert changed <= (set() if is_noticed else {name})
