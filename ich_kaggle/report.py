@@ -118,6 +118,9 @@ def render_studies(
 ) -> Iterator[tuple[int, list[bytes]]]:
     """Yield the number of each of `parts`, the slices of a study, and its bone window, as they are ready."""
     held = ledger.read(cache_dir)[list(crop.Box._fields)]
+    if lost := [one for part in parts.values() for one in part.slice_id[~part.slice_id.isin(held.index)]]:
+        again = "run python -m ich_kaggle.cache --verify, then without it"
+        raise ValueError(f"{ledger.path_of(cache_dir)}: {lost[0]} is not in it ({len(lost)} such slices): {again}")
     tasks = (
         (data, number, cache.batch_of(part), held.loc[part.slice_id].to_numpy(), size) for number, part in parts.items()
     )

@@ -236,6 +236,13 @@ def test_the_bone_window_of_a_cropped_cache_shows_the_same_part(work_dir, compet
     assert content_of(work_dir)["maps"] == []  # those of the run show the whole slice
 
 
+def test_a_ledger_that_lost_slices_is_named_with_the_command_that_mends_it(work_dir, capsys):
+    (path,) = (work_dir / "cache").glob("*/ledger.csv")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    assert f"{path}: ID_" in (told := refusal(capsys, work_dir))
+    assert "is not in it" in told and "run python -m ich_kaggle.cache --verify" in told
+
+
 def test_without_the_dicom_files_there_is_no_bone_window(work_dir):
     table, settings = tables.read_slices(work_dir), tables.slices_settings(work_dir)
     tables.write_slices(work_dir, table, settings | {"data_dir": str(work_dir / "gone")})
