@@ -25,6 +25,7 @@ BATCH = 128  # headers in a task of one worker
 ORDER = ["patient_id", "study_id", "series_id", "position", "slice_id"]
 DEFECT_COLUMNS = ["slice_id", "path", "defect", "action"]
 KEPT = "kept"
+AGAIN = "get the competition's data again"
 FACTS = (*paths.Member._fields, "start", "rows", "columns", *dicom.Encoding._fields)  # what the cache needs
 WHOLE = {**dict.fromkeys(["start", "rows", "columns", "bits", "padding_low", "padding_high"], "int64"), "signed": bool}
 
@@ -99,9 +100,9 @@ def _labelled_twice(data: paths.Data) -> np.ndarray:
 def _match(data: paths.Data, table: str, in_table, in_files) -> None:
     in_table, in_files = pd.Index(in_table), pd.Index(in_files)
     if len(lost := in_table.difference(in_files)):
-        raise ValueError(f"{data.root}: {table} lists {lost[0]}, which has no file ({len(lost)} such slices)")
+        raise ValueError(f"{data.root}: {table} lists {lost[0]}, which has no file ({len(lost)} such slices): {AGAIN}")
     if len(lost := in_files.difference(in_table)):
-        raise ValueError(f"{data.root}: {lost[0]}.dcm is there, but not in {table} ({len(lost)} such files)")
+        raise ValueError(f"{data.root}: {lost[0]}.dcm is there, but not in {table} ({len(lost)} such files): {AGAIN}")
 
 
 def describe(slices: pd.DataFrame, defects: pd.DataFrame) -> str:
@@ -147,7 +148,7 @@ def ensure(data_dir: Path | None, work_dir: Path, workers: int) -> pd.DataFrame:
         slices(data_dir=data_dir, work_dir=work_dir, workers=workers)
     else:
         found = tables.slices_settings(work_dir)
-        data = sources.find(found, data_dir)
+        data = sources.find(found, data_dir, zips=False)
         if data_dir is not None:
             paths.same_settings(path, found, {"data_dir": str(data.root.absolute())}, sources.REMEDY)
         sources.same_tables(path, found, data)
@@ -170,7 +171,10 @@ def slices(
     path = paths.slices(work_dir)
     if path.exists() and not overwrite:
         table = ensure(data_dir, work_dir, workers)
-        sources.same_files(sources.find(tables.slices_settings(work_dir), data_dir), table)
+        found = tables.slices_settings(work_dir)
+        data = sources.find(found, data_dir)
+        sources.same_tables(path, found, data)
+        sources.same_files(data, table)
         cli.say(f"{path}{cli.THERE}\n{describe(table, read_defects(work_dir))}")
         return
     data = paths.find_data(data_dir)

@@ -16,13 +16,17 @@ def settings(data: paths.Data) -> dict[str, str]:
     return {"data_dir": str(data.root.absolute()), **{name: data.checksum(name) for name in NAMES}}
 
 
-def find(found: dict, data_dir: Path | None) -> paths.Data | None:
-    """Return the data in `data_dir`, or where a slice table with the settings `found` had them; None if they are gone.
+def find(found: dict, data_dir: Path | None, *, zips: bool = True) -> paths.Data | None:
+    """Return the data in `data_dir`, or those that a slice table with the settings `found` was made from, None if gone.
 
-    Raises FileNotFoundError if there are none in `data_dir`.
+    Without `zips` they count as gone where they are a zip: its directory takes seconds to read. Raises
+    FileNotFoundError if there are none in `data_dir`.
     """
+    place = data_dir or Path(found.get("data_dir", "/nowhere"))
+    if data_dir is None and place.is_file() and not zips:
+        return None
     try:
-        return paths.find_data(data_dir or Path(found.get("data_dir", "/nowhere")))
+        return paths.find_data(place)
     except FileNotFoundError:
         if data_dir is not None:
             raise

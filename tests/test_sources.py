@@ -42,6 +42,13 @@ def test_data_that_were_removed_are_not_asked_for_unless_they_are_named(tmp_path
         sources.find({}, tmp_path / "gone")
 
 
+def test_a_zip_is_looked_into_only_on_demand(data, tmp_path):
+    packed = Path(shutil.make_archive(str(tmp_path / "all"), "zip", data.root))
+    found = {"data_dir": str(packed)}
+    assert sources.find(found, None, zips=False) is None
+    assert sources.find(found, None).root == sources.find({}, packed, zips=False).root == packed
+
+
 def test_a_slice_that_changed_or_went_is_named(data, tmp_path):
     slices.slices(data_dir=data.root, work_dir=tmp_path / "work", workers=1)
     table = tables.read_slices(tmp_path / "work")

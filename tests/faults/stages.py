@@ -91,8 +91,8 @@ class Project:
         self.root, self.folder = root, root / "project"
         for name in ("states", "logs", "tmp", "home", "project"):
             (root / name).mkdir()
-
         self.env = {"HOME": str(root / "home"), "TMPDIR": str(root / "tmp"), "GIT_DIR": "/nowhere"}
+        self.env["JOBLIB_TEMP_FOLDER"] = str(root / "tmp")  # a group killed whole leaves it behind
         self.after: dict[str, dict[str, bytes]] = {}
 
     def before(self, name: str) -> Path:
@@ -206,6 +206,8 @@ def kill(process) -> None:
     process.kill()  # it may have no group of its own yet
     process.join()
     wait_for_group(process.pid)
+    for left in Path("/dev/shm").glob(f"sem.loky-{process.pid}-*"):
+        left.unlink()  # joblib's tracker, which does so after any other end, was killed too
 
 
 def wait_for_group(group: int) -> None:

@@ -15,7 +15,7 @@ import stages
 
 N_FLIPS = int(os.environ.get("ICH_FLIPS", "1"))
 COMMAND = re.compile(r"python -m ich_kaggle\.(\w+)((?: --[\w-]+(?: [\w./-]+)?)*)")
-FROM_ELSEWHERE = ("download it again", "get the zip again", "mend or move it")
+FROM_ELSEWHERE = ("download it again", "get the zip again", "get the competition's data again", "mend or move it")
 
 
 class Read(NamedTuple):
@@ -111,8 +111,8 @@ def follow(project: stages.Project, line: str, read: Read, name: str, content: b
         project.run(command, f"{data} {flags}")
     last = stages.NAMES.index(read.stage)
     first = min((stages.NAMES.index(command) for command, _ in commands), default=last)
-    for stage in stages.NAMES[first:last]:
-        project.make(stage, data)
+    for stage in stages.NAMES[first:last] if not data else ():
+        project.make(stage)
     return project.run(read.stage, read.flags)
 
 
@@ -149,5 +149,6 @@ def test_a_damaged_file_is_named_with_the_command_that_mends_it(project, server,
             is_noticed = True
         found = project.files()
         changed = {p for p in found.keys() | wanted.keys() if found.get(p) != wanted.get(p)}
-        assert changed <= (set() if is_noticed else {name})
-        stages.tried[f"{part}: {'noticed' if is_noticed else 'without effect'}", read.path] += 1
+        # The picture of the history shows what stands there: a changed score is not noticed.
+        assert changed <= (set() if is_noticed else {name, "submissions/history.png"})
+        stages.tried[f"{part}: {'noticed' if is_noticed else 'not noticed, all other files equal'}", read.path] += 1

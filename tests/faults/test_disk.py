@@ -60,8 +60,8 @@ def test_a_full_disk_is_one_line_and_with_room_again_the_same_command_ends_as_if
     project, server, disk, name, number
 ):
     project.reset(name)
-    whole = project.after[name]
-    needed = sum(-(-len(whole[path]) // PAGE) for path in whole if whole[path] != project.files().get(path)) - 1
+    before, whole = project.files(), project.after[name]
+    needed = sum(-(-len(whole[path]) // PAGE) for path in whole if whole[path] != before.get(path)) - 1
     room = int(np.random.default_rng(number).uniform(0, needed)) if number else 0
     disk.set(f"size={disk.used() + room * PAGE}")
     with stages.trial("full disk", name):
