@@ -310,7 +310,7 @@ def file_hash(path: Path) -> str:
 def same_settings(path: Path, found: dict, wanted: dict, remedy: str) -> None:
     """Raise ValueError naming both values where the settings recorded in `path` are not the wanted ones."""
     if not isinstance(found, dict):
-        raise ValueError(f"{path}: damaged, {found!r} where settings should be: {remedy(path)}")
+        raise ValueError(f"{path}: damaged, {found!r} where settings should be: {remedy}")
     found = json.loads(json.dumps(found))
     wanted = json.loads(json.dumps(wanted))
     for key, value in wanted.items():

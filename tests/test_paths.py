@@ -207,3 +207,8 @@ def test_a_damaged_json_is_refused_with_its_maker(tmp_path):
     (tmp_path / "cache.json").write_text("{")
     with pytest.raises(ValueError, match="cache.json: damaged .*: remove it and run python -m ich_kaggle.cache"):
         paths.read_json(tmp_path / "cache.json")
+
+
+def test_settings_that_are_none_are_told_with_the_remedy():
+    with pytest.raises(ValueError, match=r"x\.json: damaged, \[1\] where settings should be: make it anew"):
+        paths.same_settings(Path("x.json"), [1], {"a": 1}, "make it anew")
