@@ -1,13 +1,26 @@
 """The probability that a study has a label, from those of its slices: a logistic regression for each label on the
 logits of their largest and of their mean."""
 
+from collections.abc import Sequence
+
 import numpy as np
+import pandas as pd
 from scipy.special import expit, logit
 
 from ich_kaggle.labels import LABELS
 
 FLOOR = 1e-6
 IDENTITY = (1.0, 0.0, 0.0)  # the largest, as it is
+
+
+def of_studies(study_id: Sequence[str], target: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the labels of each study, by its id, the largest probability of its slices and their mean.
+
+    `target` and `probability` are (n, 6), each of the three (n_studies, 6).
+    """
+    study = np.asarray(study_id, str)
+    of_slices = pd.DataFrame(probability).groupby(study)
+    return pd.DataFrame(target).groupby(study).max().to_numpy(), of_slices.max().to_numpy(), of_slices.mean().to_numpy()
 
 
 def features(largest: np.ndarray, mean: np.ndarray) -> np.ndarray:

@@ -266,9 +266,9 @@ def cache(
             return
         _, is_new = make(data_dir, work_dir, image_size, workers, crop)
     if not is_new:
-        data = sources.find(tables.slices_settings(work_dir), data_dir)
-        sources.same_files(data, tables.read_slices(work_dir))
-        note_defects(work_dir, tables.read_slices(work_dir), folder)
+        table = tables.read_slices(work_dir)
+        sources.same_files(sources.find(tables.slices_settings(work_dir), data_dir), table)
+        note_defects(work_dir, table, folder)
         cli.say(f"{folder}{cli.THERE}")
     if study is not None:
         cli.say(f"{show(slices.data_of(data_dir, work_dir), work_dir, folder, study)}")

@@ -157,8 +157,7 @@ def default_name(runs: list[str]) -> str:
 
 def all_runs(work_dir: Path) -> list[str]:
     """Return the names of the runs there are, sorted. Raises FileNotFoundError if there is none."""
-    names = {folder.parent.name for folder in paths.run(work_dir, "any").parent.glob("*/fold0")}
-    runs = sorted(filter(paths.FILE_NAME.fullmatch, names))
+    runs = [run for run in paths.run_names(work_dir) if 0 in paths.run_folds(work_dir, run)]
     if not runs:
         raise FileNotFoundError(f"{work_dir}: no run to blend: run python -m ich_kaggle.train")
     return runs

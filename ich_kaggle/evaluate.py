@@ -89,12 +89,9 @@ def log_losses(target, probability, patient, fold, *, n_draws: int, seed: int) -
 def studies(table: pd.DataFrame, target, probability, patient, fold) -> tuple:
     """Return for each study: target (m, 6), the largest probability of its slices (m, 6), what `aggregate` makes of
     them (m, 6), patient (m,) and fold (m,)."""
-    _, first, code = np.unique(table.study_id.to_numpy(str), return_index=True, return_inverse=True)
-    grouped = pd.DataFrame(np.hstack([target, probability])).groupby(code)
-    largest, mean = grouped.max().to_numpy(), grouped.mean().to_numpy()
-    of_study = largest[:, : len(LABELS)], largest[:, len(LABELS) :]
-    calibrated = aggregate(*of_study, mean[:, len(LABELS) :], fold[first])
-    return *of_study, calibrated, patient[first], fold[first]
+    first = np.unique(table.study_id.to_numpy(str), return_index=True)[1]
+    *of_study, mean = aggregates.of_studies(table.study_id, target, probability)
+    return *of_study, aggregate(*of_study, mean, fold[first]), patient[first], fold[first]
 
 
 def aggregate(target: np.ndarray, largest: np.ndarray, mean: np.ndarray, fold: np.ndarray) -> np.ndarray:

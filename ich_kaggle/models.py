@@ -33,6 +33,12 @@ class SliceConfig:
     crop: str = "none"  # of the cache
 
     @property
+    def own(self) -> slice:
+        """Where, among all that is learned, the logits of the slice itself are."""
+        middle = self.n_targets // 2 * len(LABELS)
+        return slice(middle, middle + len(LABELS))
+
+    @property
     def channels(self) -> list[int]:
         """The channels of a cached slice that are shown."""
         return [windows.CACHED.index(tuple(window)) for window in self.windows]
@@ -81,14 +87,12 @@ class SliceModel(nn.Module):
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the logits (n, 6) of the slice itself and the embeddings (n, d)."""
         embedding = self.embed(images)
-        middle = self.config.n_targets // 2 * len(LABELS)
-        return self.head(embedding)[:, middle : middle + len(LABELS)], embedding
+        return self.head(embedding)[:, self.config.own], embedding
 
 
 def head_logits(model: SliceModel, embeddings: np.ndarray) -> np.ndarray:
     """Return the logits of the slices themselves, float32 (n, 6), that `model` gives from `embeddings` (n, d)."""
-    own = slice(model.config.n_targets // 2 * len(LABELS), (model.config.n_targets // 2 + 1) * len(LABELS))
-    weight, bias = (part[own].detach().cpu().numpy() for part in (model.head.weight, model.head.bias))
+    weight, bias = (part[model.config.own].detach().cpu().numpy() for part in (model.head.weight, model.head.bias))
     parts = np.array_split(embeddings, -(-len(embeddings) // CHUNK))
     return np.concatenate([part.astype(np.float32) @ weight.T + bias for part in parts])
 
@@ -121,11 +125,10 @@ def for_prediction(model: SliceModel) -> SliceModel:
     if model.config.n_targets == 1:
         return model
     plain = SliceModel(replace(model.config, n_targets=1))
-    rows = slice(model.config.n_targets // 2 * len(LABELS), (model.config.n_targets // 2 + 1) * len(LABELS))
     weights = model.state_dict()
     for name, module in model.named_modules():
         if module is model.head:
-            weights |= {f"{name}.{part}": weights[f"{name}.{part}"][rows] for part in ("weight", "bias")}
+            weights |= {f"{name}.{part}": weights[f"{name}.{part}"][model.config.own] for part in ("weight", "bias")}
     plain.load_state_dict(weights)
     return plain
 

@@ -35,7 +35,7 @@ INTENDED_USE = (
 
 def choose_ensemble(work_dir: Path, name: str | None, flag: str = "--name") -> Path:
     """Return the folder of the ensemble `name`, or of the only one. Raises FileNotFoundError or ValueError."""
-    there = sorted(path.parent.name for path in (work_dir / "ensemble").glob("*/weights.json"))
+    there = paths.ensemble_names(work_dir)
     if name is None and len(there) > 1:
         raise ValueError(f"{work_dir / 'ensemble'} has {', '.join(there)}: choose one with {flag}")
     name = name or (there[0] if there else "all")
@@ -44,8 +44,7 @@ def choose_ensemble(work_dir: Path, name: str | None, flag: str = "--name") -> P
 
 def folds_of(work_dir: Path, run: str) -> list[Path]:
     """Return the folders of the folds of `run`, in order. Raises FileNotFoundError if it has none."""
-    found = [folder for folder in paths.run(work_dir, run).glob("fold*") if folder.name[4:].isdecimal()]
-    folders = sorted(found, key=lambda folder: int(folder.name[4:]))
+    folders = list(paths.run_folds(work_dir, run).values())
     return folders or [paths.require(paths.fold(work_dir, run, 0) / "model.pt", f"--run {run}")]
 
 
@@ -140,7 +139,8 @@ def export(work_dir: Path, ensemble: Path, path: Path) -> Path:
     packed |= {"format": FORMAT, "version": __version__, "license": LICENSE, "intended_use": INTENDED_USE}
     packed |= {"spacing": training_spacing(train), "thresholds": read_thresholds(ensemble, nested)}
     probability = blending.raise_any(tables.read_predictions(nested, train.slice_id.to_numpy()).copy())
-    packed["aggregate"] = aggregates.fit(*of_studies(train, probability)).tolist()
+    of_studies = aggregates.of_studies(train.study_id, tables.targets(train), probability)
+    packed["aggregate"] = aggregates.fit(*of_studies).tolist()
     write_zip(path, packed, files)
     return path
 
@@ -164,14 +164,6 @@ def read_thresholds(ensemble: Path, nested: Path) -> dict:
     now = {nested.name: paths.file_hash(paths.require(nested, f"--name {ensemble.name} --overwrite"))}
     paths.same_settings(path, found["made_from"], now, f"run {command} --overwrite")
     return {level: found[level] for level in ("slices", "studies_max")}
-
-
-def of_studies(table: pd.DataFrame, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the labels of each study, the largest probability of its slices and their mean: (n_studies, 6) each."""
-    study = table.study_id.to_numpy(str)
-    target = pd.DataFrame(tables.targets(table)).groupby(study).max().to_numpy()
-    grouped = pd.DataFrame(probability).groupby(study)
-    return target, grouped.max().to_numpy(), grouped.mean().to_numpy()
 
 
 def write_zip(path: Path, packed: dict, files: dict[str, Path]) -> None:

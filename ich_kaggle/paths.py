@@ -181,8 +181,26 @@ def fold(work_dir: Path, run_name: str, k: int) -> Path:
     return run(work_dir, run_name) / f"fold{k}"
 
 
+def run_folds(work_dir: Path, run_name: str) -> dict[int, Path]:
+    """Return the folders of the folds of a run by their numbers, in order; a copy of one under another name is none."""
+    folders = run(work_dir, run_name).glob("fold*")
+    return dict(sorted((int(one.name[4:]), one) for one in folders if one.name[4:].isdecimal()))
+
+
+def run_names(work_dir: Path) -> list[str]:
+    """Return the names of the runs of which there is a fold, sorted."""
+    names = sorted(folder.name for folder in (work_dir / "runs").glob("*"))
+    return [name for name in names if FILE_NAME.fullmatch(name) and run_folds(work_dir, name)]
+
+
 def ensemble(work_dir: Path, name: str) -> Path:
     return work_dir / "ensemble" / _file_name(name)
+
+
+def ensemble_names(work_dir: Path) -> list[str]:
+    """Return the names of the ensembles that are made, sorted."""
+    names = (path.parent.name for path in (work_dir / "ensemble").glob("*/weights.json"))
+    return sorted(filter(FILE_NAME.fullmatch, names))
 
 
 PREDICTED = ("oof.parquet", "test.parquet", "embeddings.npy", "predict.json")

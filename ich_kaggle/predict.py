@@ -141,6 +141,7 @@ def chosen_studies(folder: Path, table: pd.DataFrame, n_studies: int) -> list[st
 def explain_fold(
     folder: Path,
     table: pd.DataFrame,
+    chosen: np.ndarray,
     *,
     method: str,
     data_dir: Path | None,
@@ -150,12 +151,13 @@ def explain_fold(
     device,
     overwrite: bool,
 ) -> None:
-    """Write where the model in `folder` sees the labels in the slices of `table`, whole studies."""
+    """Write where the model in `folder` sees the labels in the `chosen` rows of `table`, whole studies."""
     out, settings = folder / "explain" / method, {"method": method, "model": paths.file_hash(folder / "model.pt")}
     if overwrite:
         shutil.rmtree(out, ignore_errors=True)
     explain.begin(out, settings)
-    todo = table[~explain.held(out, table)]
+    part = table[chosen]
+    todo = part[~explain.held(out, part)]
     if (out / explain.DONE).exists() and not len(todo):
         cli.say(f"{out / explain.DONE}{cli.THERE}")
         return
@@ -164,7 +166,7 @@ def explain_fold(
     cache_dir = cache.ensure(data_dir, work_dir, config.cache_size, max(1, workers), config.crop)
     loader = tasks.slice_loader(todo, cache_dir, config, batch_size=batch_size, workers=workers)
     explain.write(out, method, model, training.batches(loader), todo.slice_id.tolist())
-    explain.finish(out, settings | {"cache": cache_dir.name}, tables.read_slices(work_dir))
+    explain.finish(out, settings | {"cache": cache_dir.name}, table)
     cli.say(f"{out}: maps of {len(todo)} slices of {todo.study_id.nunique()} studies")
 
 
@@ -195,12 +197,13 @@ def explain_run(
             raise ValueError(f"study {study} is in fold {of_study[study]}: only that fold's model never saw it")
     for k in wanted:
         folder = paths.fold(work_dir, run, k)
-        chosen = studies or chosen_studies(folder, table[of_slice == k], n_studies)
-        part = table[np.isin(of_slice, (-1, k)) & table.study_id.isin(chosen)]
-        if len(part):
+        named = studies or chosen_studies(folder, table[of_slice == k], n_studies)
+        chosen = np.isin(of_slice, (-1, k)) & table.study_id.isin(named).to_numpy()
+        if chosen.any():
             explain_fold(
                 folder,
-                part,
+                table,
+                chosen,
                 method=method,
                 data_dir=data_dir,
                 work_dir=work_dir,

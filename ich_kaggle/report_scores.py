@@ -22,16 +22,6 @@ class Source(NamedTuple):
     probability: np.ndarray  # float32 (n_train, 6), NaN where nothing is predicted
 
 
-def run_names(work_dir: Path) -> list[str]:
-    names = {folder.parent.name for folder in paths.run(work_dir, "any").parent.glob("*/fold[0-9]*")}
-    return sorted(filter(paths.FILE_NAME.fullmatch, names))
-
-
-def ensemble_names(work_dir: Path) -> list[str]:
-    names = (path.parent.name for path in paths.ensemble(work_dir, "any").parent.glob("*/weights.json"))
-    return sorted(filter(paths.FILE_NAME.fullmatch, names))
-
-
 def read_run(work_dir: Path, run: str, table: pd.DataFrame, fold: np.ndarray) -> np.ndarray:
     """Return the out-of-fold probabilities of the training slices, float32 (n_train, 6), NaN in folds without any."""
     out = np.full((int((fold >= 0).sum()), len(LABELS)), np.nan, np.float32)
@@ -52,10 +42,10 @@ def read_sources(
     """
     found = []
     ids = table.slice_id[fold >= 0].to_numpy()
-    for one in ensemble_names(work_dir) if name is None else [name]:
+    for one in paths.ensemble_names(work_dir) if name is None else [name]:
         path = paths.require(paths.ensemble(work_dir, one) / "nested.parquet", f"--name {one}")
         found.append(Source(one, "ensemble", tables.read_predictions(path, ids, f"--name {one} --overwrite")))
-    for one in runs or run_names(work_dir):
+    for one in runs or paths.run_names(work_dir):
         probability = read_run(work_dir, one, table, fold)
         if not np.isnan(probability).all():
             found.append(Source(one, "run", probability))
@@ -113,14 +103,14 @@ def read_log(path: Path) -> pd.DataFrame:
 def learning_curves(work_dir: Path) -> list[dict]:
     """Return the rows of every log.csv there is, with its run, its fold and, of a second level, its seed."""
     out = []
-    for run in run_names(work_dir):
-        for path in sorted(paths.run(work_dir, run).glob("fold*/log.csv")):
-            if not path.parent.name[4:].isdecimal():
+    for run in paths.run_names(work_dir):
+        for k, folder in paths.run_folds(work_dir, run).items():
+            if not (path := folder / "log.csv").exists():
                 continue
             log = read_log(path)
             for seed, rows in log.groupby("seed" if "seed" in log else np.zeros(len(log), int)):
                 columns = {name: page.numbers(rows[name]) for name in ("epoch", "train_loss", "valid_loss")}
-                out.append({"run": run, "fold": int(path.parent.name[4:]), "seed": int(seed), **columns})
+                out.append({"run": run, "fold": k, "seed": int(seed), **columns})
     return out
 
 

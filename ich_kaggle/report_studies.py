@@ -181,16 +181,18 @@ def find_maps(work_dir: Path, crop: str) -> list[Maps]:
     Raises ValueError naming a file whose labels are not ours.
     """
     found: dict[tuple[str, str], Maps] = {}
-    for path in sorted(paths.run(work_dir, "any").parent.glob("*/fold[0-9]*/explain/*/explain.json")):
-        content, fold = paths.read_json(path), path.parents[2]
-        if content["labels"] != list(LABELS):
-            raise ValueError(f"{path}: the labels are not {', '.join(LABELS)}: explain again")
-        options = paths.read_json(paths.require(fold / "options.json"))["options"]
-        if options.get("crop", "none") == crop:
-            run, method = fold.parent.name, path.parent.name
-            one = found.setdefault((run, method), Maps(run, method, {}, set()))
-            one.folders[int(fold.name[4:])] = path.parent
-            one.studies.update(content.get("studies", []))
+    folds = [(run, *one) for run in paths.run_names(work_dir) for one in paths.run_folds(work_dir, run).items()]
+    for run, k, fold in folds:
+        for path in sorted(fold.glob("explain/*/explain.json")):
+            content = paths.read_json(path)
+            if content["labels"] != list(LABELS):
+                raise ValueError(f"{path}: the labels are not {', '.join(LABELS)}: explain again")
+            options = paths.read_json(paths.require(fold / "options.json"))["options"]
+            if options.get("crop", "none") == crop:
+                method = path.parent.name
+                one = found.setdefault((run, method), Maps(run, method, {}, set()))
+                one.folders[k] = path.parent
+                one.studies.update(content.get("studies", []))
     return list(found.values())
 
 

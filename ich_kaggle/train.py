@@ -144,7 +144,6 @@ def start_fold(folder: Path, options: dict, *, overwrite: bool) -> bool:
     """
     if overwrite and folder.exists():
         shutil.rmtree(folder)
-
     path = folder / "options.json"
     if path.exists():
         remedy = "give another --run, or --overwrite"

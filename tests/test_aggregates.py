@@ -33,3 +33,11 @@ def test_it_is_the_logistic_function_of_both_logits():
     found = aggregates.apply(parameters, np.full((1, 6), 0.8), np.full((1, 6), 0.5))
     odds = 4**2 * 1**0.5 * np.exp(-1)  # odds of 0.8 are 4, of 0.5 they are 1
     np.testing.assert_allclose(found, odds / (1 + odds))
+
+
+def test_studies_are_summed_up_by_their_own_slices():
+    labels = np.tile([[0.0], [1.0], [1.0]], (1, 6))
+    probability = np.tile([[0.2], [0.5], [0.4]], (1, 6)).astype(np.float32)
+    target, largest, mean = aggregates.of_studies(["t", "s", "t"], labels, probability)
+    assert (target[:, 0].tolist(), largest[:, 0].tolist()) == ([1, 1], pytest.approx([0.5, 0.4]))
+    assert mean[:, 0].tolist() == pytest.approx([0.5, 0.3])

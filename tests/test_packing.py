@@ -68,14 +68,6 @@ def test_the_thresholds_are_those_of_the_evaluation(bundle, made):
     assert bundle.packed["thresholds"] == {level: found[level] for level in ("slices", "studies_max")}
 
 
-def test_studies_are_summed_up_by_their_own_slices():
-    table = pd.DataFrame({"study_id": ["t", "s", "t"], **{label: [0.0, 1.0, 1.0] for label in LABELS}})
-    probability = np.tile([[0.2], [0.5], [0.4]], (1, 6)).astype(np.float32)
-    target, largest, mean = packing.of_studies(table, probability)
-    assert (target[:, 0].tolist(), largest[:, 0].tolist()) == ([1, 1], pytest.approx([0.5, 0.4]))
-    assert mean[:, 0].tolist() == pytest.approx([0.5, 0.3])
-
-
 def test_packed_again_elsewhere_it_has_the_same_bytes(home, bundle):
     assert export(home).read_bytes() == bundle.path.read_bytes()
     with zipfile.ZipFile(bundle.path) as zipped:
