@@ -18,7 +18,22 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import archive, cli, crop, ledger, locks, parallel, paths, png, render, slices, sources, tables, windows
+from ich_kaggle import (
+    archive,
+    cli,
+    crop,
+    disk,
+    ledger,
+    locks,
+    parallel,
+    paths,
+    png,
+    render,
+    slices,
+    sources,
+    tables,
+    windows,
+)
 from ich_kaggle.archive import Member
 from ich_kaggle.dicom import Encoding, Plain
 
@@ -40,7 +55,7 @@ def _cache_batch(
         content = data.read(member)
         made = render.picture(content, member.path, size, box, plain)
         encoded = png.encode(made.image)
-        with paths.writing(paths.cached(folder, slice_id), sweep=False) as temporary:
+        with disk.writing(paths.cached(folder, slice_id), sweep=False) as temporary:
             temporary.write_bytes(encoded)
         sums = archive.crc32(content), archive.crc32(encoded)
         lines.append(ledger.Line(slice_id, member.stamp, *sums, *made.box, made.defect))
@@ -133,8 +148,8 @@ def _is_whole(state: Path, settings: dict, contents: dict) -> bool:
     """Return whether the cache has `contents`. Raises ValueError naming both if it has other `settings`."""
     if not state.exists():
         return False
-    found = paths.read_json(state)
-    paths.same_settings(state, found, settings, REMEDY)
+    found = disk.read_json(state)
+    disk.same_settings(state, found, settings, REMEDY)
     return all(found.get(key) == value for key, value in contents.items())
 
 
@@ -161,11 +176,11 @@ def make(data_dir: Path | None, work_dir: Path, image_size: int, workers: int, c
     with locks.locked(folder):
         if _is_whole(state, settings, contents):  # by the process that this one waited for
             return folder, False
-        paths.write_json(state, settings)
+        disk.write_json(state, settings)
         data = slices.data_of(data_dir, work_dir)
         complete(data, table, folder, size=image_size, crop_by=crop, workers=workers)
         note_defects(work_dir, table, folder)
-        paths.write_json(state, settings | contents | {"ledger": paths.file_hash(ledger.path_of(folder))})
+        disk.write_json(state, settings | contents | {"ledger": disk.file_hash(ledger.path_of(folder))})
     cli.say(f"{folder}: {len(table)} slices of {image_size} px")
     return folder, True
 
@@ -197,10 +212,10 @@ def check(folder: Path, workers: int) -> None:
 
     Those are struck from the ledger, so that the next run makes them again.
     """
-    state = paths.require(folder / "cache.json")
+    state = disk.require(folder / "cache.json")
     with locks.locked(folder):
-        settings, path = paths.read_json(state), ledger.path_of(folder)
-        found = paths.file_hash(path) if path.exists() else "none"
+        settings, path = disk.read_json(state), ledger.path_of(folder)
+        found = disk.file_hash(path) if path.exists() else "none"
         if found != settings.get("ledger", found):
             raise ValueError(
                 f"{path}: damaged or changed, its hash is {found}, not {settings['ledger']}: "
@@ -212,7 +227,7 @@ def check(folder: Path, workers: int) -> None:
         damaged = sorted(sum(parallel.work(_damaged, tasks, len(sums), f"verify {folder.name}", workers), []))
         if damaged:
             unfinished = {key: value for key, value in settings.items() if key not in ("n_slices", "ledger")}
-            paths.write_json(state, unfinished)
+            disk.write_json(state, unfinished)
             ledger.write(folder, held.drop(damaged))
             raise ValueError(
                 f"{folder}: {len(damaged)} of {len(held)} slices are missing or damaged, the first {damaged[0]}: "
@@ -238,7 +253,7 @@ def show(data: paths.Data, work_dir: Path, folder: Path, study_id: str) -> Path:
         drawn = [render.outlined(data.read(member), member.path, TILE, box) for (_, member, _), box in whole]
         rows.append(render.sheet([image[..., 2:] for image in drawn]))
     path = paths.sheet(work_dir, study_id)
-    with paths.writing(path) as temporary:
+    with disk.writing(path) as temporary:
         png.write(temporary, np.vstack(rows))
     return path
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import cli, ensemble, metric, paths, tables
+from ich_kaggle import cli, disk, ensemble, metric, paths, tables
 from ich_kaggle.labels import LABELS
 
 RUNS = ("cpu", "cpu_scratch")
@@ -61,7 +61,7 @@ def summary(demo_dir: Path, submission: Path) -> str:
     folder = paths.ensemble(work, ensemble.default_name(ensemble.all_runs(work)))
     ours, constant, n_patients = test_scores(demo_dir, submission)
     lines = [
-        ensemble.describe("ensemble", paths.read_json(folder / "weights.json")),
+        ensemble.describe("ensemble", disk.read_json(folder / "weights.json")),
         "",
         f"test log loss of the submission {ours:.5f}, of the training prevalence {constant:.5f}: "
         f"{ours / constant:.2f} of it, on {n_patients} patients",

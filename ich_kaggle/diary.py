@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ich_kaggle import locks, paths
+from ich_kaggle import disk, locks, paths
 
 COLUMNS = [
     *("time", "name", "file", "sha256", "commit", "runs", "oof"),
@@ -36,7 +36,7 @@ def record(path: Path, row: dict[str, str]) -> None:
     """Put `row` in place of the one with its tag, or behind the last."""
     with locks.locked(path):
         rows = {old["tag"]: old for old in read(path)} | {row["tag"]: row}
-        with paths.writing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        with disk.writing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows.values())
@@ -130,5 +130,5 @@ def plot(path: Path, points: list[tuple[float, float]]) -> None:
         draw.ellipse(
             (x - 5, y - 5, x + 5, y + 5), outline="navy", width=2, fill="navy" if point == points[-1] else None
         )
-    with paths.writing(path) as temporary:
+    with disk.writing(path) as temporary:
         image.save(temporary, "png")

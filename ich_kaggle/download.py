@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ich_kaggle import cli, kaggle_client, paths
+from ich_kaggle import cli, disk, kaggle_client, paths
 
 CSVS = (paths.SAMPLE_CSV, paths.TRAIN_CSV)
 BLOCK = 1 << 20  # bytes
@@ -116,7 +116,7 @@ def _settle(part: Path, path: Path) -> None:
         names = [name for name in archive.namelist() if PurePosixPath(name).name == path.name]
         if len(names) != 1:
             raise ValueError(f"{part} holds {', '.join(archive.namelist()[:3])}, not one {path.name}: remove it")
-        with archive.open(names[0]) as source, paths.writing(path) as temporary, temporary.open("wb") as file:
+        with archive.open(names[0]) as source, disk.writing(path) as temporary, temporary.open("wb") as file:
             shutil.copyfileobj(source, file, BLOCK)
     part.unlink()
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import blending, cli, comparison, folds, intervals, metric, packing, paths, selection, tables
+from ich_kaggle import blending, cli, comparison, disk, folds, intervals, metric, packing, paths, selection, tables
 from ich_kaggle.labels import LABELS
 from ich_kaggle.runs import hash_of, read_oof, read_test, written
 
@@ -169,12 +169,12 @@ def need_predictions(data_dir: Path | None, work_dir: Path, run: str, folds_of_r
     for k in folds_of_run:
         folder = paths.fold(work_dir, run, k)
         if not (folder / "predict.json").exists():
-            paths.require(folder / "model.pt", f"--run {run} --fold {k}")
+            disk.require(folder / "model.pt", f"--run {run} --fold {k}")
             from ich_kaggle import predict  # imports torch
 
             predict.predict(data_dir=data_dir, work_dir=work_dir, run=run, fold=k, workers=workers)
         for name in ("oof.parquet", "test.parquet"):
-            path = paths.require(folder / name, f"--run {run} --fold {k} --overwrite")
+            path = disk.require(folder / name, f"--run {run} --fold {k} --overwrite")
             hashes[f"{run}/fold{k}/{name}"] = hash_of(path)
     return hashes
 
@@ -207,14 +207,14 @@ def ensemble(
     settings = {"made_from": made_from, "asked": {"method": method, "calibrate": calibrate, "seed": seed}}
     done = folder / "weights.json"
     if done.exists() and not overwrite:
-        found, remedy = paths.read_json(done), "give another --name, or run python -m ich_kaggle.ensemble --overwrite"
+        found, remedy = disk.read_json(done), "give another --name, or run python -m ich_kaggle.ensemble --overwrite"
         for part, wanted in settings.items():
-            paths.same_settings(done, found.get(part, {}), wanted, remedy)
+            disk.same_settings(done, found.get(part, {}), wanted, remedy)
         cli.say(f"{folder}{cli.THERE}\n{describe(folder.name, found)}")
         return folder
     done.unlink(missing_ok=True)
     scores = write(folder, work_dir, runs, table, fold, **settings["asked"])
-    paths.write_json(done, scores | settings | {"files": written(folder)})
+    disk.write_json(done, scores | settings | {"files": written(folder)})
     cli.say(f"{folder}\n{describe(folder.name, scores)}")
     return folder
 

@@ -21,6 +21,7 @@ from ich_kaggle import (
     aggregates,
     blending,
     cli,
+    disk,
     figures,
     folds,
     intervals,
@@ -41,7 +42,7 @@ def read(work_dir: Path, run: str | None, name: str | None, table: pd.DataFrame,
     train_ids = table.slice_id[fold >= 0].to_numpy()
     if name is not None:
         folder = paths.ensemble(work_dir, name)
-        files = [paths.require(folder / "nested.parquet", f"--name {name} --overwrite")]
+        files = [disk.require(folder / "nested.parquet", f"--name {name} --overwrite")]
         probability = tables.read_predictions(files[0], train_ids).copy()
     else:
         folder, probability = paths.run(work_dir, run), runs.read_oof(work_dir, run, table, fold)
@@ -144,7 +145,7 @@ def with_test(work_dir: Path, run: str | None, name: str | None, table: pd.DataF
     slices' by the ensemble, or the mean of the run's folds."""
     is_test = fold < 0
     if name is not None:
-        path = paths.require(paths.ensemble(work_dir, name) / "test.parquet", f"--name {name} --overwrite")
+        path = disk.require(paths.ensemble(work_dir, name) / "test.parquet", f"--name {name} --overwrite")
         test = tables.read_predictions(path, table.slice_id[is_test].to_numpy())
     else:
         test = np.mean([runs.read_test(work_dir, run, table, k) for k in np.unique(fold[~is_test])], axis=0)
@@ -156,7 +157,7 @@ def with_test(work_dir: Path, run: str | None, name: str | None, table: pd.DataF
 def show_shift(folder: Path, work_dir: Path, table: pd.DataFrame, probability: np.ndarray, seed: int) -> None:
     of_study = shift.features(table, probability, shift.find_cache(work_dir))
     test, rows = shift.two_sample(of_study, seed), shift.differences(of_study)
-    paths.write_json(folder / "shift.json", plain({**test, "features": rows, "seed": seed}))
+    disk.write_json(folder / "shift.json", plain({**test, "features": rows, "seed": seed}))
     cli.say(f"{folder / 'shift.json'}\n{shift.describe(test, rows)}")
 
 
@@ -223,16 +224,16 @@ def evaluate(
     settings = {"made_from": made_from, "wanted": wanted, "n_draws": n_draws, "seed": seed}
     done = folder / "metrics.json"
     if done.exists() and not overwrite:
-        found = paths.read_json(done)
-        paths.same_settings(done, found, settings, "give --overwrite")
+        found = disk.read_json(done)
+        disk.same_settings(done, found, settings, "give --overwrite")
         cli.say(f"{done}{cli.THERE}\n{describe(run or name, found)}")
         return folder
     train = table[fold >= 0]
     metrics, chosen = score(train, probability, fold[fold >= 0], wanted=wanted, n_draws=n_draws, seed=seed)
     draw(folder, tables.targets(train), probability, metrics, chosen)
-    paths.write_json(folder / "thresholds.json", settings | {"n_patients": metrics["n_patients"], **chosen})
+    disk.write_json(folder / "thresholds.json", settings | {"n_patients": metrics["n_patients"], **chosen})
     metrics = plain(metrics)
-    paths.write_json(done, metrics | settings)
+    disk.write_json(done, metrics | settings)
     cli.say(f"{folder}\n{describe(run or name, metrics)}")
     return folder
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ich_kaggle import cli, metric, paths, png
+from ich_kaggle import cli, disk, metric, png
 from ich_kaggle.labels import LABELS, SHARE
 
 METHODS = ("gradcam", "lrp")
@@ -143,9 +143,9 @@ def begin(folder: Path, settings: dict) -> None:
     """Make ready to write maps with `settings` into `folder`. Raises ValueError naming both if it holds other ones."""
     for path in (folder / DONE, folder / BEGUN):
         if path.exists():
-            paths.same_settings(path, paths.read_json(path), settings, "give --overwrite")
+            disk.same_settings(path, disk.read_json(path), settings, "give --overwrite")
     if not (folder / DONE).exists():
-        paths.write_json(folder / BEGUN, settings)
+        disk.write_json(folder / BEGUN, settings)
 
 
 def held(folder: Path, table: pd.DataFrame) -> np.ndarray:
@@ -165,7 +165,7 @@ def write(folder: Path, method: str, model: nn.Module, batches: Iterable, slice_
     """Write the maps of the `slice_ids`, whose images the `batches` give in that order, into `folder`."""
     bar = cli.progress(slice_ids, len(slice_ids), f"explain {method}")
     for slice_id, maps in zip(bar, _each(method, model, batches), strict=True):
-        with paths.writing(folder / f"{slice_id}.png") as temporary:
+        with disk.writing(folder / f"{slice_id}.png") as temporary:
             png.write(temporary, to_gray(maps))
 
 
@@ -173,5 +173,5 @@ def finish(folder: Path, settings: dict, table: pd.DataFrame) -> None:
     """Write what `folder` holds, maps of whole studies of `table`, into its explain.json."""
     whole = table[held(folder, table)]
     content = {"labels": LABELS, "shape": [SIZE, SIZE], "studies": whole.study_id.unique().tolist()}
-    paths.write_json(folder / DONE, settings | content | {"n_slices": len(whole)})
+    disk.write_json(folder / DONE, settings | content | {"n_slices": len(whole)})
     (folder / BEGUN).unlink(missing_ok=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ich_kaggle import paths
+from ich_kaggle import disk
 from ich_kaggle.labels import LABELS
 
 COLORS = dict(zip(LABELS, ("#d55e00", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#222222"), strict=True))
@@ -25,7 +25,7 @@ def drawing(path: Path, rows: int = 1, columns: int = 1, size: tuple[float, floa
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.25, linewidth=0.6)
     yield axes
-    with paths.writing(path) as temporary:
+    with disk.writing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 
 

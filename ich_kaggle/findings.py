@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ich_kaggle import aggregates, paths
+from ich_kaggle import aggregates, disk
 from ich_kaggle.labels import LABELS
 
 FORMULA = tuple("=+-@'\uff1d\uff0b\uff0d\uff20")
@@ -150,9 +150,9 @@ def write(out: Path, readings: list[Reading], about: dict, packed: dict, rule: s
     _write_csv(out / "studies.csv", study_rows(readings, of_studies, packed["aggregate"]))
     thresholds = {"rule": rule, "slices": of_slices, "studies_max": of_studies}
     found = content(readings, packed, rule)
-    paths.write_json(out / DONE, about | {"thresholds": thresholds, "studies": found})
+    disk.write_json(out / DONE, about | {"thresholds": thresholds, "studies": found})
 
 
 def _write_csv(path: Path, rows: Iterable[list]) -> None:
-    with paths.writing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with disk.writing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import cli, dicom, figures, leaks, parallel, paths, slices, tables
+from ich_kaggle import cli, dicom, disk, figures, leaks, parallel, paths, slices, tables
 from ich_kaggle.archive import Member
 from ich_kaggle.labels import LABELS
 
@@ -88,7 +88,7 @@ def ensure(data_dir: Path | None, work_dir: Path, workers: int) -> np.ndarray:
     if not (path := paths.folds(work_dir)).exists():
         made = {"folds": 5, "seed": 0} | tables.folds_settings(work_dir)  # of folds that were there, or begun
         if "from" in made:
-            raise FileNotFoundError(f"{path} is missing: give the file it was taken from to {paths.MAKERS[path.name]}")
+            raise FileNotFoundError(f"{path} is missing: give the file it was taken from to {disk.MAKERS[path.name]}")
         folds(data_dir=data_dir, work_dir=work_dir, n_folds=made["folds"], seed=made["seed"], workers=workers)
     return tables.read_folds(work_dir, tables.read_slices(work_dir))
 
@@ -165,15 +165,15 @@ def folds(
     settings = {"folds": n_folds, "seed": seed, "slices": tables.slices_hash(table)}
     if source is not None:
         taken = adopt(source, train)
-        settings |= {"folds": int(taken.fold.max()) + 1, "seed": None, "from": paths.file_hash(source)}
+        settings |= {"folds": int(taken.fold.max()) + 1, "seed": None, "from": disk.file_hash(source)}
     if is_there := path.exists() and not overwrite:
         remedy = "give the same, or --overwrite: runs made with the old folds are then refused"
-        paths.same_settings(path, tables.folds_settings(work_dir), settings, remedy)
+        disk.same_settings(path, tables.folds_settings(work_dir), settings, remedy)
     else:
         taken = assign_folds(train, n_folds=n_folds, seed=seed) if source is None else taken
         tables.write_folds(work_dir, taken, settings)
     for i in range(1, repeats):
-        with paths.writing(path.with_name(f"folds{i}.csv")) as temporary:
+        with disk.writing(path.with_name(f"folds{i}.csv")) as temporary:
             assign_folds(train, n_folds=n_folds, seed=[seed, i]).to_csv(temporary, index=False)
     fold = tables.read_folds(work_dir, table)[: len(train)]
     if picture is not None:

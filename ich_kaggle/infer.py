@@ -28,6 +28,7 @@ from ich_kaggle import (
     blending,
     cache,
     cli,
+    disk,
     ensemble,
     gauges,
     models,
@@ -82,13 +83,13 @@ def read_models(folder: Path) -> dict:
     path = folder / MODELS
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: make the folder with python -m ich_kaggle.kernel weights")
-    packed = paths.read_json(path)
+    packed = disk.read_json(path)
     for run in packed["models"].values():
         for model in run:
             file = folder / model["file"]
             if Path(model["file"]).name != model["file"] or not file.is_file():
                 raise FileNotFoundError(f"{path} lists {model['file']}, which is not beside it: pack it again")
-            if paths.file_hash(file) != model["hash"]:
+            if disk.file_hash(file) != model["hash"]:
                 raise ValueError(f"{file} is not the file that was packed: upload the folder again")
     return packed
 
@@ -140,7 +141,7 @@ def open_logits(one: Pass, folder: Path, table: pd.DataFrame) -> np.ndarray:
     """
     path = folder / f"{one.run}-fold{one.fold}-{one.view}-{one.digest}-{tables.slices_hash(table)}.npy"
     if not path.exists():
-        with paths.writing(path) as temporary, temporary.open("wb") as file:
+        with disk.writing(path) as temporary, temporary.open("wb") as file:
             np.save(file, np.full((len(table), len(LABELS)), np.nan, np.float32))
     return np.lib.format.open_memmap(path, "r+")
 
@@ -211,7 +212,7 @@ def write(out: Path, work_dir: Path, data: paths.Data, slice_ids: np.ndarray, pr
     draft = work_dir / out.name
     tables.write_submission(draft, data, slice_ids, probability)
     submit.verify(draft, data)
-    with paths.writing(out) as temporary:
+    with disk.writing(out) as temporary:
         shutil.copyfile(draft, temporary)
 
 

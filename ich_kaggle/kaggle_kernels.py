@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ich_kaggle import kaggle_client, kernel_check, paths
+from ich_kaggle import disk, kaggle_client, kernel_check
 from ich_kaggle.kaggle_client import Connection
 
 log = logging.getLogger(__name__)
@@ -93,13 +93,13 @@ def fetch(kaggle: Connection, name: str, folder: Path) -> list[Path]:
         for file in answer.files:
             path = inside(folder, file.file_name)
             content = get(kaggle, file.url, file.file_name)
-            with paths.writing(path) as temporary:
+            with disk.writing(path) as temporary:
                 temporary.write_bytes(content)
             files.append(path)
         if not token:
             break
     log_path = folder / f"{slug}.log"
-    with paths.writing(log_path) as temporary:
+    with disk.writing(log_path) as temporary:
         temporary.write_text(readable(log_text), encoding="utf-8")
     return [*files, log_path]
 

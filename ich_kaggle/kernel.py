@@ -22,7 +22,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ich_kaggle import bundle, cli, kaggle_client, kaggle_kernels, kernel_check, packing, paths
+from ich_kaggle import bundle, cli, disk, kaggle_client, kaggle_kernels, kernel_check, packing
 
 ACTIONS = ("build", "check", "push", "wait", "fetch", "weights")
 NOTHING = 1e-4  # a run that weighs less, in every label, is not worth its time
@@ -40,9 +40,9 @@ def build(source: Path, out: Path, *, user: str, attached: bool) -> Path:
     code = (source / "main.py").read_text(encoding="utf-8")
     make = bundle.notebook if metadata.get("kernel_type") == "notebook" else bundle.script
     name = Path(str(metadata.get("code_file", "main.py"))).name
-    with paths.writing(out / name) as temporary:
+    with disk.writing(out / name) as temporary:
         temporary.write_text(make(code, unpack), encoding="utf-8", newline="\n")
-    paths.write_json(out / kernel_check.METADATA, filled)
+    disk.write_json(out / kernel_check.METADATA, filled)
     return out
 
 
@@ -78,7 +78,7 @@ def pack(work_dir: Path, ensemble: Path, out: Path, extra: list[Path]) -> Path:
     for source, name in [*((path, name) for name, path in files.items()), *((path, path.name) for path in extra)]:
         shutil.copyfile(source, out / name)
     (out / bundle.WHEEL_NAME).write_bytes(bundle.wheel())
-    paths.write_json(out / packing.MANIFEST, packed)
+    disk.write_json(out / packing.MANIFEST, packed)
     return out
 
 

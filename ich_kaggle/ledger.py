@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import paths
+from ich_kaggle import disk
 
 
 class Line(NamedTuple):
@@ -52,7 +52,7 @@ def read(folder: Path) -> pd.DataFrame:
 
 
 def write(folder: Path, table: pd.DataFrame) -> None:
-    with paths.writing(path_of(folder)) as temporary:
+    with disk.writing(path_of(folder)) as temporary:
         table.to_csv(temporary, lineterminator="\n")
 
 
@@ -60,7 +60,7 @@ def write(folder: Path, table: pd.DataFrame) -> None:
 def appending(folder: Path) -> Iterator:
     """Give a function that appends lines to the ledger, at once on disk for whoever reads it."""
     write(folder, read(folder))  # whole lines only
-    with paths.naming(path_of(folder)), path_of(folder).open("a", encoding="utf-8", newline="") as file:
+    with disk.naming(path_of(folder)), path_of(folder).open("a", encoding="utf-8", newline="") as file:
 
         def append(lines: Iterable[Line]) -> None:
             file.write("".join(",".join(map(str, line)) + "\n" for line in lines))

@@ -12,8 +12,8 @@ from scipy.special import expit
 
 from ich_kaggle import (
     datasets,
+    disk,
     metric,
-    paths,
     runs,
     sequence_models,
     series,
@@ -119,7 +119,7 @@ def smoothed(inputs: series.Inputs, fitted: np.ndarray, folder: Path) -> np.ndar
     values = expit(inputs.logits).mean(axis=1)
     place = inputs.position, inputs.series
     widths = smoothing.fit_widths(inputs.target[fitted], values[fitted], *(part[fitted] for part in place))
-    paths.write_json(folder / "widths.json", dict(zip(LABELS, widths.tolist(), strict=True)))
+    disk.write_json(folder / "widths.json", dict(zip(LABELS, widths.tolist(), strict=True)))
     return smoothing.smooth_labels(values, *place, widths)
 
 

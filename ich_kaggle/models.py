@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import nn
 
-from ich_kaggle import archive, paths, windows
+from ich_kaggle import archive, disk, windows
 from ich_kaggle.labels import LABELS
 
 CHUNK = 65536  # slices whose embeddings are in memory at once
@@ -136,7 +136,7 @@ def for_prediction(model: SliceModel) -> SliceModel:
 def save(path: Path, model: SliceModel) -> None:
     """Write the weights of `model` with its config."""
     content = {"config": json.dumps(asdict(model.config)), "weights": model.state_dict()}
-    with paths.writing(path) as temporary, temporary.open("wb") as file:
+    with disk.writing(path) as temporary, temporary.open("wb") as file:
         torch.save(content, file)
 
 

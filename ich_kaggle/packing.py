@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import __version__, aggregates, archive, blending, bundle, paths, spacing, tables
+from ich_kaggle import __version__, aggregates, archive, blending, bundle, disk, paths, spacing, tables
 from ich_kaggle.labels import LABELS
 
 MANIFEST = "models.json"
@@ -39,22 +39,22 @@ def choose_ensemble(work_dir: Path, name: str | None, flag: str = "--name") -> P
     if name is None and len(there) > 1:
         raise ValueError(f"{work_dir / 'ensemble'} has {', '.join(there)}: choose one with {flag}")
     name = name or (there[0] if there else "all")
-    return paths.require(paths.ensemble(work_dir, name) / "weights.json", f"--name {name}").parent
+    return disk.require(paths.ensemble(work_dir, name) / "weights.json", f"--name {name}").parent
 
 
 def folds_of(work_dir: Path, run: str) -> list[Path]:
     """Return the folders of the folds of `run`, in order. Raises FileNotFoundError if it has none."""
     folders = list(paths.run_folds(work_dir, run).values())
-    return folders or [paths.require(paths.fold(work_dir, run, 0) / "model.pt", f"--run {run}")]
+    return folders or [disk.require(paths.fold(work_dir, run, 0) / "model.pt", f"--run {run}")]
 
 
 def options_of(work_dir: Path, run: str) -> dict:
-    return paths.read_json(folds_of(work_dir, run)[0] / "options.json")["options"]
+    return disk.read_json(folds_of(work_dir, run)[0] / "options.json")["options"]
 
 
 def kept(ensemble: Path, least: float = 0.0) -> dict[str, float]:
     """Return the runs of `ensemble` that weigh more than `least` in any label, with their weights."""
-    scores = paths.read_json(ensemble / "weights.json")
+    scores = disk.read_json(ensemble / "weights.json")
     weights = scores["pipeline"]["weights"]
     return {run: weight for run, weight in scores["runs"].items() if np.abs(weights[run]).max() > least}
 
@@ -73,7 +73,7 @@ def gather(work_dir: Path, ensemble: Path, runs: dict[str, float]) -> tuple[dict
     Raises FileNotFoundError naming a model that is missing, ValueError naming a run that has changed since it was
     blended, or one whose models aren't kept.
     """
-    scores = paths.read_json(ensemble / "weights.json")
+    scores = disk.read_json(ensemble / "weights.json")
     packed = {"ensemble": ensemble.name, "runs": runs, "pipeline": scores["pipeline"], "models": {}, "options": {}}
     packed |= {"pictures": {}, "views": {}, "made_with": {}}
     packed["mean"] = pd.read_parquet(ensemble / "oof.parquet")[list(LABELS)].mean().tolist()
@@ -81,7 +81,7 @@ def gather(work_dir: Path, ensemble: Path, runs: dict[str, float]) -> tuple[dict
     files = {}
     for run in needed(work_dir, list(runs)):
         folders = folds_of(work_dir, run)
-        about = paths.read_json(folders[0] / "options.json")
+        about = disk.read_json(folders[0] / "options.json")
         options = packed["options"][run] = about["options"]
         packed["made_with"][run] = {key: about.get(key) for key in ("versions", "commit")}
         if "on" in options:
@@ -89,15 +89,15 @@ def gather(work_dir: Path, ensemble: Path, runs: dict[str, float]) -> tuple[dict
             continue
         packed["models"][run] = [_slice_model(run, folder, files) for folder in folders]
         packed["pictures"][run] = {"size": options["cache_size"], "crop": options.get("crop", "none")}
-        packed["views"][run] = paths.read_json(folders[0] / "predict.json")["views"]
+        packed["views"][run] = disk.read_json(folders[0] / "predict.json")["views"]
     return packed, files
 
 
 def _same_files(work_dir: Path, listed_in: Path, listed: dict[str, str], runs, remedy: str) -> None:
     """Raise ValueError naming a file of `runs`, `listed` with the hash it had, that has another one now."""
     names = [name for name in listed if name.split("/")[0] in runs and not name.endswith("embeddings.npy")]
-    now = {name: paths.file_hash(work_dir / "runs" / name) for name in names}
-    paths.same_settings(listed_in, listed, now, remedy)
+    now = {name: disk.file_hash(work_dir / "runs" / name) for name in names}
+    disk.same_settings(listed_in, listed, now, remedy)
 
 
 def _again(ensemble: Path) -> str:
@@ -109,14 +109,14 @@ def _slice_model(run: str, folder: Path, files: dict[str, Path]) -> dict:
     found = _model(run, folder, files, flags)
     done = folder / "predict.json"
     remedy = f"run python -m ich_kaggle.predict {flags} --overwrite"
-    paths.same_settings(done, paths.read_json(done), {"model": found["hash"]}, remedy)
+    disk.same_settings(done, disk.read_json(done), {"model": found["hash"]}, remedy)
     return found
 
 
 def _model(run: str, folder: Path, files: dict[str, Path], flags: str) -> dict:
     file = f"{run}.{folder.name}.pt"
-    files[file] = paths.require(folder / "model.pt", flags)
-    return {"fold": int(folder.name[4:]), "file": file, "hash": paths.file_hash(files[file])}
+    files[file] = disk.require(folder / "model.pt", flags)
+    return {"fold": int(folder.name[4:]), "file": file, "hash": disk.file_hash(files[file])}
 
 
 def _level(work_dir: Path, run: str, folder: Path, options: dict, files: dict[str, Path]) -> dict:
@@ -125,7 +125,7 @@ def _level(work_dir: Path, run: str, folder: Path, options: dict, files: dict[st
     done = folder / "predict.json"
     if not done.exists():
         raise FileNotFoundError(f"{done} is missing: finish python -m ich_kaggle.sequence --run {run}")
-    reads, widths = paths.read_json(done)["reads"], paths.read_json(folder / "widths.json")
+    reads, widths = disk.read_json(done)["reads"], disk.read_json(folder / "widths.json")
     _same_files(work_dir, done, reads, options["on"], f"run python -m ich_kaggle.sequence --run {run} again")
     found = {"fold": int(folder.name[4:])} if options["model"] == "smooth" else _model(run, folder, files, "")
     return found | {"widths": [widths[label] for label in LABELS], "reads": reads}
@@ -160,15 +160,15 @@ def read_thresholds(ensemble: Path, nested: Path) -> dict:
     command = f"python -m ich_kaggle.evaluate --ensemble {ensemble.name}"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: run {command}")
-    found = paths.read_json(path)
-    now = {nested.name: paths.file_hash(paths.require(nested, f"--name {ensemble.name} --overwrite"))}
-    paths.same_settings(path, found["made_from"], now, f"run {command} --overwrite")
+    found = disk.read_json(path)
+    now = {nested.name: disk.file_hash(disk.require(nested, f"--name {ensemble.name} --overwrite"))}
+    disk.same_settings(path, found["made_from"], now, f"run {command} --overwrite")
     return {level: found[level] for level in ("slices", "studies_max")}
 
 
 def write_zip(path: Path, packed: dict, files: dict[str, Path]) -> None:
     """Write a zip of `files` and of what lists them, stored, sorted by name and without times."""
-    with paths.writing(path) as temporary, zipfile.ZipFile(temporary, "w") as zipped:
+    with disk.writing(path) as temporary, zipfile.ZipFile(temporary, "w") as zipped:
         listing = (json.dumps(packed, indent=1) + "\n").encode()
         for name in sorted([*files, MANIFEST]):
             member = zipfile.ZipInfo(name, bundle.EPOCH)

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 
-from ich_kaggle import anatomy, cli, formats, hemorrhages, locks, paths, scanner, windows
+from ich_kaggle import anatomy, cli, disk, formats, hemorrhages, locks, paths, scanner, windows
 from ich_kaggle.labels import ANY, LABELS
 
 SETTINGS, TRUTH = "phantom.json", "truth.parquet"
@@ -161,10 +161,10 @@ def _write_study(patient: Patient, head, study: int, rng, settings: Settings, ou
         pixels[i] = _pixels_of(blood)
         data = formats.store(hu, patient.form).tobytes()
         data = data[: len(data) // 6 * 2] if i == cut else data
-        with paths.writing(out / f"stage_2_{patient.split}" / f"{slice_id}.dcm", sweep=False) as temporary:
+        with disk.writing(out / f"stage_2_{patient.split}" / f"{slice_id}.dcm", sweep=False) as temporary:
             formats.write(temporary, dicom, slice_id, (x, y, z + position), data)
         if settings.masks and blood.any():
-            with paths.writing(out / "masks" / f"{slice_id}.png", sweep=False) as temporary:
+            with disk.writing(out / "masks" / f"{slice_id}.png", sweep=False) as temporary:
                 temporary.write_bytes(cv2.imencode(".png", blood)[1])
     labels = (pixels * gantry.pixel**2 >= SMALLEST).astype(np.int8)
     read = read_errors(rng, labels, settings.label_noise)
@@ -235,7 +235,7 @@ def _write_tables(table: pd.DataFrame, out: Path) -> None:
     table = table.sort_values("slice_id", ignore_index=True)
     train, test = (table[table.split == split] for split in paths.SPLITS)
     train = pd.concat([train, train[train["listed_twice"]]])
-    with paths.writing(out / TRUTH) as temporary:
+    with disk.writing(out / TRUTH) as temporary:
         table.loc[:, : LABELS[ANY]].to_parquet(temporary, index=False)
     _write_long(out / paths.SAMPLE_CSV, test.slice_id, np.full((len(test), len(LABELS)), 0.5))
     _write_long(out / paths.TRAIN_CSV, train.slice_id, train[[f"read_{label}" for label in LABELS]].to_numpy())
@@ -243,7 +243,7 @@ def _write_tables(table: pd.DataFrame, out: Path) -> None:
 
 def _write_long(path: Path, slice_ids: pd.Series, values: np.ndarray) -> None:
     names = np.char.add(np.array(slice_ids, str)[:, None] + "_", LABELS)
-    with paths.writing(path) as temporary:
+    with disk.writing(path) as temporary:
         pd.DataFrame({"ID": names.ravel(), "Label": values.ravel()}).to_csv(temporary, index=False)
 
 
@@ -259,7 +259,7 @@ def _write_zip(out: Path) -> None:
         out / paths.TRAIN_CSV,
         *(f for folder in folders for f in sorted(folder.iterdir())),
     ]
-    with paths.writing(zip_of(out)) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+    with disk.writing(zip_of(out)) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in cli.progress(files, len(files), "zip", " files"):
             info = zipfile.ZipInfo(f"{paths.SLUG}/{file.relative_to(out).as_posix()}", (2019, 11, 4, 0, 0, 0))
             info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
@@ -274,9 +274,9 @@ def _is_there(out: Path, wanted: dict, overwrite: bool) -> bool:
         if out.exists() and not (out.is_dir() and all(f.name.startswith(f".{SETTINGS}.") for f in out.iterdir())):
             raise FileExistsError(f"{out} is there and is no phantom: give another --out")
         return False
-    found = {"zip": True} if overwrite else paths.read_json(mark)  # a damaged mark is overwritten too
+    found = {"zip": True} if overwrite else disk.read_json(mark)  # a damaged mark is overwritten too
     if "n_slices" in found:
-        paths.same_settings(mark, found, wanted, "give another --out, or --overwrite")
+        disk.same_settings(mark, found, wanted, "give another --out, or --overwrite")
         return True
     if found.get("zip"):
         zip_of(out).unlink(missing_ok=True)
@@ -297,14 +297,14 @@ def phantom(*, out: Path, workers: int = 1, overwrite: bool = False, **settings)
             return
         if settings.zip and zip_of(out).exists():
             raise FileExistsError(f"{zip_of(out)} is there: give another --out")
-        paths.write_json(out / SETTINGS, wanted)  # without n_slices: begun, not finished
+        disk.write_json(out / SETTINGS, wanted)  # without n_slices: begun, not finished
         patients = plan(settings)
         made = Parallel(workers, return_as="generator")(delayed(write_patient)(p, settings, out) for p in patients)
         table = pd.concat(list(cli.progress(made, len(patients), "phantoms", " patients")), ignore_index=True)
         _write_tables(table, out)
         if settings.zip:
             _write_zip(out)
-        paths.write_json(out / SETTINGS, {**wanted, "n_slices": len(table)})
+        disk.write_json(out / SETTINGS, {**wanted, "n_slices": len(table)})
         cli.say(_describe(table, out))
 
 
@@ -331,7 +331,7 @@ def draw_picture(path: Path, *, seed: int = 0, size: int = 512) -> None:
         low, high = window.center - window.width / 2, window.center + window.width / 2
         pen.text((left + edge, 14), f"{low:g} to {high:g} HU", (140, 148, 158), small, anchor="ra")
     pen.text((gap, head + edge + 10), " · ".join(kinds), (240, 180, 90), small)
-    with paths.writing(path) as temporary:
+    with disk.writing(path) as temporary:
         sheet.save(temporary, "PNG", optimize=True)
 
 

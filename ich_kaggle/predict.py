@@ -25,7 +25,22 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from ich_kaggle import augment, cache, cli, explain, folds, models, paths, runs, scans, tables, tasks, train, training
+from ich_kaggle import (
+    augment,
+    cache,
+    cli,
+    disk,
+    explain,
+    folds,
+    models,
+    paths,
+    runs,
+    scans,
+    tables,
+    tasks,
+    train,
+    training,
+)
 from ich_kaggle.labels import LABELS
 
 VIEWS = ["identity", "hflip"]
@@ -40,7 +55,7 @@ def predict_rows(
     """
     probability = np.full((n_slices, len(LABELS)), np.nan, np.float32)
     start = 0
-    with paths.writing(embeddings) as temporary:
+    with disk.writing(embeddings) as temporary:
         with temporary.open("wb") as file:  # not through the memory map: on a full disk that ends in a bus error
             header = {"descr": "<f2", "fortran_order": False, "shape": (n_slices, model.embedding_size)}
             np.lib.format.write_array_header_1_0(file, header)
@@ -70,11 +85,11 @@ def predict_fold(
 ) -> None:
     """Write the predictions of fold `k`'s model into `folder`. Raises ValueError if it was fitted on other folds."""
     flags = f"--run {folder.parent.name} --fold {k}"
-    model = models.load(paths.require(folder / "model.pt", flags), device)
+    model = models.load(disk.require(folder / "model.pt", flags), device)
     same = {"slices": tables.slices_hash(table), "folds": tables.folds_hash(fold)}
     options = folder / "options.json"
     remedy = f"run python -m ich_kaggle.train {flags} --overwrite"
-    paths.same_settings(options, paths.read_json(options)["options"], same, remedy)
+    disk.same_settings(options, disk.read_json(options)["options"], same, remedy)
     cache_dir = cache.ensure(data_dir, work_dir, model.config.cache_size, max(1, workers), model.config.crop)
     is_test = (table.split == "test").to_numpy()
     rows = np.arange(len(table)) if all_slices else np.flatnonzero((fold == k) | is_test)
@@ -104,13 +119,13 @@ def predict(
     table = tables.read_slices(work_dir)
     for k in train.chosen_folds(of_slice, fold):
         folder = paths.fold(work_dir, run, k)
-        model = paths.require(folder / "model.pt", f"--run {run} --fold {k}")
-        if "on" in paths.read_json(folder / "options.json")["options"]:
+        model = disk.require(folder / "model.pt", f"--run {run} --fold {k}")
+        if "on" in disk.read_json(folder / "options.json")["options"]:
             raise ValueError(f"{folder} is a second level: run python -m ich_kaggle.sequence --run {run}")
-        settings = {"views": views, "all_slices": all_slices, "model": paths.file_hash(model)}
+        settings = {"views": views, "all_slices": all_slices, "model": disk.file_hash(model)}
         done = folder / "predict.json"
         if done.exists() and not overwrite:
-            paths.same_settings(done, paths.read_json(done), settings, "give --overwrite")
+            disk.same_settings(done, disk.read_json(done), settings, "give --overwrite")
             cli.say(f"{folder / 'oof.parquet'}{cli.THERE}")
             continue
         done.unlink(missing_ok=True)
@@ -127,7 +142,7 @@ def predict(
             workers=workers,
             device=training.pick_device(device),
         )
-        paths.write_json(done, settings | {"files": runs.written(folder)})
+        disk.write_json(done, settings | {"files": runs.written(folder)})
         cli.say(f"{folder}: predictions of {', '.join(views)}")
 
 
@@ -152,7 +167,7 @@ def explain_fold(
     overwrite: bool,
 ) -> None:
     """Write where the model in `folder` sees the labels in the `chosen` rows of `table`, whole studies."""
-    out, settings = folder / "explain" / method, {"method": method, "model": paths.file_hash(folder / "model.pt")}
+    out, settings = folder / "explain" / method, {"method": method, "model": disk.file_hash(folder / "model.pt")}
     if overwrite:
         shutil.rmtree(out, ignore_errors=True)
     explain.begin(out, settings)
@@ -231,7 +246,7 @@ def predict_run(*, method: str | None, studies: list[str] | None, n_studies: int
         raise ValueError("--studies goes with --explain")
     if method is not None:
         path = next(paths.run(options["work_dir"], options["run"]).glob("fold*/options.json"), None)
-        explain.check(method, paths.read_json(path)["options"].get("arch", "") if path else "")
+        explain.check(method, disk.read_json(path)["options"].get("arch", "") if path else "")
     predict(**options)
     if method is not None:
         rest = {key: value for key, value in options.items() if key not in ("views", "all_slices")}

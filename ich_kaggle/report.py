@@ -29,6 +29,7 @@ from ich_kaggle import (
     crop,
     diary,
     dicom,
+    disk,
     ensemble,
     evaluate,
     intervals,
@@ -71,9 +72,9 @@ def score(source: report_scores.Source, target: np.ndarray, patient: np.ndarray,
 
 def describe_ensemble(work_dir: Path, name: str) -> dict:
     """Return what weights.json says, and whether the predictions it was made from are still those of its runs."""
-    found = paths.read_json(paths.require(paths.ensemble(work_dir, name) / "weights.json", f"--name {name}"))
+    found = disk.read_json(disk.require(paths.ensemble(work_dir, name) / "weights.json", f"--name {name}"))
     files = {paths.run(work_dir, "any").parent / file: digest for file, digest in found.get("made_from", {}).items()}
-    is_stale = any(not path.exists() or paths.file_hash(path) != digest for path, digest in files.items())
+    is_stale = any(not path.exists() or disk.file_hash(path) != digest for path, digest in files.items())
     kept = ("runs", "single", "intervals", "left_out", "oof_log_loss", "nested_log_loss", "n_patients", "n_slices")
     return {
         "name": name,
@@ -90,7 +91,7 @@ def find_cache(work_dir: Path, name: str | None, table: pd.DataFrame) -> Path | 
 
     Only whole caches of the slices in `table` count. Raises ValueError if `name` is none of them.
     """
-    states = {path.parent: paths.read_json(path) for path in paths.cache(work_dir, "any").parent.glob("*/cache.json")}
+    states = {path.parent: disk.read_json(path) for path in paths.cache(work_dir, "any").parent.glob("*/cache.json")}
     wanted = {"slices": ledger.sources_hash(table), "n_slices": len(table)}
     whole = {
         folder: (s["image_size"], s["crop"] == "none") for folder, s in states.items() if wanted.items() <= s.items()
@@ -101,7 +102,7 @@ def find_cache(work_dir: Path, name: str | None, table: pd.DataFrame) -> Path | 
 
 
 def cache_state(cache_dir: Path | None) -> dict:
-    return {} if cache_dir is None else paths.read_json(cache_dir / "cache.json")
+    return {} if cache_dir is None else disk.read_json(cache_dir / "cache.json")
 
 
 def render_bone(data: paths.Data, number: int, batch: list, boxes: np.ndarray, size: int) -> tuple:

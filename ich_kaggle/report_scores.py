@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from ich_kaggle import blending, comparison, page, paths, ranking, tables
+from ich_kaggle import blending, comparison, disk, page, paths, ranking, tables
 from ich_kaggle.labels import LABELS
 
 # In steps of about 0.05 in logit, so that both ends of a curve are fine.
@@ -43,14 +43,14 @@ def read_sources(
     found = []
     ids = table.slice_id[fold >= 0].to_numpy()
     for one in paths.ensemble_names(work_dir) if name is None else [name]:
-        path = paths.require(paths.ensemble(work_dir, one) / "nested.parquet", f"--name {one}")
+        path = disk.require(paths.ensemble(work_dir, one) / "nested.parquet", f"--name {one}")
         found.append(Source(one, "ensemble", tables.read_predictions(path, ids, f"--name {one} --overwrite")))
     for one in runs or paths.run_names(work_dir):
         probability = read_run(work_dir, one, table, fold)
         if not np.isnan(probability).all():
             found.append(Source(one, "run", probability))
         elif runs:
-            paths.require(paths.fold(work_dir, one, 0) / "oof.parquet", f"--run {one}")
+            disk.require(paths.fold(work_dir, one, 0) / "oof.parquet", f"--run {one}")
     return found
 
 
@@ -97,7 +97,7 @@ def read_log(path: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path, dtype=float)
     except ValueError as error:
-        raise ValueError(f"{path}: damaged ({error}): {paths.remedy(path)}") from error
+        raise ValueError(f"{path}: damaged ({error}): {disk.remedy(path)}") from error
 
 
 def learning_curves(work_dir: Path) -> list[dict]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import metric, paths, spans, tables
+from ich_kaggle import disk, metric, paths, spans, tables
 from ich_kaggle.labels import ANY, LABELS, SHARE
 from ich_kaggle.page import Study, numbers
 
@@ -184,10 +184,10 @@ def find_maps(work_dir: Path, crop: str) -> list[Maps]:
     folds = [(run, *one) for run in paths.run_names(work_dir) for one in paths.run_folds(work_dir, run).items()]
     for run, k, fold in folds:
         for path in sorted(fold.glob("explain/*/explain.json")):
-            content = paths.read_json(path)
+            content = disk.read_json(path)
             if content["labels"] != list(LABELS):
                 raise ValueError(f"{path}: the labels are not {', '.join(LABELS)}: explain again")
-            options = paths.read_json(paths.require(fold / "options.json"))["options"]
+            options = disk.read_json(disk.require(fold / "options.json"))["options"]
             if options.get("crop", "none") == crop:
                 method = path.parent.name
                 one = found.setdefault((run, method), Maps(run, method, {}, set()))

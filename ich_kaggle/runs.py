@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import logit
 
-from ich_kaggle import paths, tables
+from ich_kaggle import disk, paths, tables
 from ich_kaggle.labels import LABELS
 
 CLIP = 1e-6  # probabilities are read as logits between those of CLIP and of 1 - CLIP
@@ -23,7 +23,7 @@ def files(runs: list[str], k: int, features: str, folds: list[int]) -> list[str]
 def written(folder: Path) -> dict[str, str]:
     """Return the hash of each file of predictions in the folder of a fold or an ensemble."""
     names = ("oof.parquet", "nested.parquet", "test.parquet", "embeddings.npy")
-    return {name: paths.file_hash(folder / name) for name in names if (folder / name).exists()}
+    return {name: disk.file_hash(folder / name) for name in names if (folder / name).exists()}
 
 
 def hash_of(path: Path) -> str:
@@ -31,11 +31,11 @@ def hash_of(path: Path) -> str:
 
     Raises ValueError if it is not the one that `written` gave, which predict.json or weights.json holds.
     """
-    found = paths.file_hash(path)
+    found = disk.file_hash(path)
     for done in (path.with_name("predict.json"), path.with_name("weights.json")):
-        known = paths.read_json(done).get("files", {}).get(path.name, found) if done.exists() else found
+        known = disk.read_json(done).get("files", {}).get(path.name, found) if done.exists() else found
         if found != known:
-            raise ValueError(f"{path}: damaged or changed, its hash is {found}, not {known}: {paths.remedy(path)}")
+            raise ValueError(f"{path}: damaged or changed, its hash is {found}, not {known}: {disk.remedy(path)}")
     return found
 
 
@@ -85,13 +85,13 @@ def embeddings(work_dir: Path, run: str, k: int, table: pd.DataFrame) -> np.ndar
     try:
         store = np.lib.format.open_memmap(path, "r")  # never a pickle, as `np.load` might
     except Exception as error:  # damaged bytes meet errors of every type
-        raise ValueError(f"{path}: damaged ({error}): {paths.remedy(path)}") from error
+        raise ValueError(f"{path}: damaged ({error}): {disk.remedy(path)}") from error
     if store.dtype != np.float16 or store.ndim != 2 or len(store) != len(table):
         shape = f"{store.dtype} {store.shape}, not float16 ({len(table)}, d)"
-        raise ValueError(f"{path}: {shape}: {paths.remedy(path)}")
+        raise ValueError(f"{path}: {shape}: {disk.remedy(path)}")
     if len(empty := np.flatnonzero(np.isnan(store[:, 0]))):
         raise ValueError(
             f"{path}: slice {table.slice_id[empty[0]]} has no embedding ({len(empty)} slices have none): "
-            f"run {paths.MAKERS[path.name]} --run {run} --fold {k} --all-slices --overwrite"
+            f"run {disk.MAKERS[path.name]} --run {run} --fold {k} --all-slices --overwrite"
         )
     return store

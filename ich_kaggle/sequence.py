@@ -28,6 +28,7 @@ from scipy.special import expit
 
 from ich_kaggle import (
     cli,
+    disk,
     folds,
     levels,
     locks,
@@ -82,9 +83,9 @@ def need_predictions(
         folder, flags = paths.fold(work_dir, run, k), f"--run {run} --fold {k}"
         done = folder / "predict.json"
         if not done.exists():
-            paths.require(folder / "model.pt", flags)
-        options = paths.read_json(folder / "options.json")["options"]
-        paths.same_settings(folder / "options.json", options, same, f"fit {run} again with --overwrite")
+            disk.require(folder / "model.pt", flags)
+        options = disk.read_json(folder / "options.json")["options"]
+        disk.same_settings(folder / "options.json", options, same, f"fit {run} again with --overwrite")
         is_second = "on" in options
         if is_second and features == "fold":
             raise ValueError(f"{run} is a second level and has no embeddings: read it with --features oof")
@@ -96,7 +97,7 @@ def need_predictions(
                 data_dir=data_dir, work_dir=work_dir, run=run, fold=k, all_slices=features == "fold", workers=workers
             )
         if features == "fold":
-            paths.require(folder / "embeddings.npy", f"{flags} --all-slices")
+            disk.require(folder / "embeddings.npy", f"{flags} --all-slices")
 
 
 def write_fold(k: int, folder: Path, table: pd.DataFrame, fold: np.ndarray, inputs: series.Inputs, **how) -> None:
@@ -160,7 +161,7 @@ def sequence(
                 continue
             write_fold(k, folder, table, of_slice, inputs, options=options, reads=reads, device=device)
             facts = {"on": on, "features": features, "reads": reads, "files": runs.written(folder)}
-            paths.write_json(folder / "predict.json", facts)
+            disk.write_json(folder / "predict.json", facts)
 
 
 def build_parser():

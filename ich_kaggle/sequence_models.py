@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ich_kaggle import archive, paths
+from ich_kaggle import archive, disk
 from ich_kaggle.labels import LABELS
 
 LOGIT_SCALE = 4.0  # brings logits to the size of the other inputs
@@ -163,7 +163,7 @@ def save(path: Path, models: list[SequenceModel], reads: dict[str, str]) -> None
     """Write the weights of `models`, one of each seed, with their config and the hash of each file they read."""
     config = json.dumps(asdict(models[0].config))
     content = {"sequence": config, "reads": json.dumps(reads), "weights": [model.state_dict() for model in models]}
-    with paths.writing(path) as temporary, temporary.open("wb") as file:
+    with disk.writing(path) as temporary, temporary.open("wb") as file:
         torch.save(content, file)
 
 
@@ -183,5 +183,5 @@ def load(path: Path | BinaryIO, reads: dict[str, str], device: torch.device | st
     except Exception as error:  # damaged bytes meet errors of every type
         kind, again = type(error).__name__, "remove it and run python -m ich_kaggle.sequence"
         raise ValueError(f"{path}: not a whole sequence model ({kind}): {again}") from error
-    paths.same_settings(path, found, reads, "give another --run, or --overwrite")
+    disk.same_settings(path, found, reads, "give another --run, or --overwrite")
     return [model.to(device).eval() for model in models]

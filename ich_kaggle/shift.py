@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import mannwhitneyu
 
-from ich_kaggle import paths, png
+from ich_kaggle import disk, paths, png
 from ich_kaggle.labels import LABELS
 
 HEADER = ("tilt", "rows", "columns", "row_spacing", "column_spacing")
@@ -21,7 +21,7 @@ LEVEL = 0.05
 def find_cache(work_dir: Path) -> Path | None:
     """Return the folder of a whole cache of the slices, the smallest, or None."""
     states = sorted(paths.cache(work_dir, "any").parent.glob("*/cache.json"), key=lambda path: (len(str(path)), path))
-    return next((path.parent for path in states if "n_slices" in paths.read_json(path)), None)
+    return next((path.parent for path in states if "n_slices" in disk.read_json(path)), None)
 
 
 def features(table: pd.DataFrame, probability: np.ndarray, cache_dir: Path | None) -> pd.DataFrame:

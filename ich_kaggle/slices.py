@@ -18,7 +18,20 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import cli, data_report, dicom, download, header, parallel, paths, render, sources, tables, windows
+from ich_kaggle import (
+    cli,
+    data_report,
+    dicom,
+    disk,
+    download,
+    header,
+    parallel,
+    paths,
+    render,
+    sources,
+    tables,
+    windows,
+)
 from ich_kaggle.labels import LABELS
 
 BATCH = 128  # headers in a task of one worker
@@ -133,11 +146,11 @@ def read_defects(work_dir: Path) -> pd.DataFrame:
     path = paths.defects(work_dir)
     if not path.exists():
         return pd.DataFrame(columns=DEFECT_COLUMNS, dtype=str)
-    return tables.read_csv(path, paths.remedy(path))
+    return tables.read_csv(path, disk.remedy(path))
 
 
 def write_defects(work_dir: Path, defects: pd.DataFrame) -> None:
-    with paths.writing(paths.defects(work_dir)) as temporary:
+    with disk.writing(paths.defects(work_dir)) as temporary:
         defects.to_csv(temporary, index=False)
 
 
@@ -150,11 +163,11 @@ def ensure(data_dir: Path | None, work_dir: Path, workers: int) -> pd.DataFrame:
         found = tables.slices_settings(work_dir)
         data = sources.find(found, data_dir, zips=False)
         if data_dir is not None:
-            paths.same_settings(path, found, {"data_dir": str(data.root.absolute())}, sources.REMEDY)
+            disk.same_settings(path, found, {"data_dir": str(data.root.absolute())}, sources.REMEDY)
         sources.same_tables(path, found, data)
     table = tables.read_slices(work_dir)
     if missing := [column for column in FACTS if column not in table]:
-        raise ValueError(f"{path}: no column {missing[0]}: run {paths.MAKERS[path.name]} --overwrite")
+        raise ValueError(f"{path}: no column {missing[0]}: run {disk.MAKERS[path.name]} --overwrite")
     return table
 
 
@@ -190,7 +203,7 @@ def report(data_dir: Path | None, work_dir: Path, seed: int) -> None:
     path = work_dir / "report" / "data.html"
     defects = kinds_of(read_defects(work_dir))
     text = data_report.make(data_of(data_dir, work_dir), tables.read_slices(work_dir), defects, seed=seed)
-    with paths.writing(path) as temporary:
+    with disk.writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     cli.say(f"{path}: open it in a browser")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ich_kaggle import paths
+from ich_kaggle import disk, paths
 
 NAMES = (paths.TRAIN_CSV, paths.SAMPLE_CSV)
 AGAIN = "run python -m ich_kaggle.slices --overwrite"
@@ -37,7 +37,7 @@ def same_tables(path: Path, found: dict, data: paths.Data | None) -> None:
     """Raise ValueError naming both where `data` have other tables than the slice table `path` was made from."""
     if data is not None:
         wanted = {name: data.checksum(name) for name in NAMES if name in found}
-        paths.same_settings(path, found, wanted, REMEDY)
+        disk.same_settings(path, found, wanted, REMEDY)
 
 
 def same_files(data: paths.Data | None, table: pd.DataFrame) -> None:

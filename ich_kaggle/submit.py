@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import cli, diary, ensemble, kaggle_client, labels, locks, paths, runs, slices, tables
+from ich_kaggle import cli, diary, disk, ensemble, kaggle_client, labels, locks, paths, runs, slices, tables
 from ich_kaggle.labels import ANY, LABELS
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Source(NamedTuple):
 def blend(data_dir: Path | None, work_dir: Path, name: str | None, run: str | None, workers: int) -> Path:
     """Return the folder of the ensemble `name`, of `run` alone, or of every run there is, built where it is missing."""
     if name is not None:
-        return paths.require(paths.ensemble(work_dir, name) / "weights.json", f"--name {name}").parent
+        return disk.require(paths.ensemble(work_dir, name) / "weights.json", f"--name {name}").parent
     chosen = {} if run is None else {"runs": [run], "name": run}
     return ensemble.ensemble(data_dir=data_dir, work_dir=work_dir, workers=workers, **chosen)
 
@@ -47,9 +47,9 @@ def make(folder: Path, work_dir: Path, data: paths.Data, submissions_dir: Path) 
     """Return the CSV of the ensemble in `folder`, written unless one with the same bytes is there, and its source."""
     table = tables.read_slices(work_dir)
     test_ids, train_ids = (table.slice_id[table.split == split] for split in ("test", "train"))
-    weights = paths.read_json(folder / "weights.json")
+    weights = disk.read_json(folder / "weights.json")
     for name in ("oof.parquet", "test.parquet"):
-        runs.hash_of(paths.require(folder / name))
+        runs.hash_of(disk.require(folder / name))
     source = Source(
         name=folder.name,
         runs=" ".join(f"{run}:{weight:.3g}" for run, weight in weights["runs"].items()),

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from ich_kaggle import cli, labels, paths
+from ich_kaggle import cli, disk, labels, paths
 from ich_kaggle.labels import LABELS
 
 SLICE_COLUMNS = ["slice_id", "patient_id", "study_id", "series_id", "position", "split", "path", *LABELS]
@@ -104,18 +104,18 @@ def write_parquet(path: Path, table: pd.DataFrame, settings: dict | None = None)
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     if settings is not None:
         arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"settings": json.dumps(settings)})
-    with paths.writing(path) as temporary:
+    with disk.writing(path) as temporary:
         pq.write_table(arrow, temporary, write_page_checksum=True)
 
 
 def _read_parquet(path: Path, flags: str = "") -> pd.DataFrame:
-    paths.require(path, flags)
+    disk.require(path, flags)
     try:
         return pd.read_parquet(path, page_checksum_verification=True)
     except PermissionError:
         raise
     except Exception as error:  # damaged bytes meet errors of every type
-        raise ValueError(f"{path}: damaged ({cli.printable(str(error), 200)}): {paths.remedy(path)}") from error
+        raise ValueError(f"{path}: damaged ({cli.printable(str(error), 200)}): {disk.remedy(path)}") from error
 
 
 def write_slices(work_dir: Path, slices: pd.DataFrame, settings: dict) -> None:
@@ -127,11 +127,11 @@ def read_slices(work_dir: Path) -> pd.DataFrame:
     slices = _read_parquet(paths.slices(work_dir))
     if missing := [column for column in SLICE_COLUMNS if column not in slices]:
         raise ValueError(
-            f"{paths.slices(work_dir)}: no column {missing[0]}: run {paths.MAKERS['slices.parquet']} --overwrite"
+            f"{paths.slices(work_dir)}: no column {missing[0]}: run {disk.MAKERS['slices.parquet']} --overwrite"
         )
     for column in SLICE_COLUMNS:
         if not _is_kind(slices[column], column):
-            again = f"run {paths.MAKERS['slices.parquet']} --overwrite"
+            again = f"run {disk.MAKERS['slices.parquet']} --overwrite"
             raise ValueError(f"{paths.slices(work_dir)}: column {column} holds what it can't: {again}")
     return slices
 
@@ -146,18 +146,18 @@ def _is_kind(values: pd.Series, column: str) -> bool:
 
 def slices_settings(work_dir: Path) -> dict:
     """Return what the slice table was made from."""
-    return settings_of(paths.require(paths.slices(work_dir)))
+    return settings_of(disk.require(paths.slices(work_dir)))
 
 
 def settings_of(path: Path) -> dict:
     """Return the settings that a Parquet file was written with; empty for a file without."""
     try:
         metadata = pq.read_schema(path).metadata or {}
-        return paths.Object(json.loads(metadata.get(b"settings", b"{}")), path)
+        return disk.Object(json.loads(metadata.get(b"settings", b"{}")), path)
     except PermissionError:
         raise
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: damaged ({cli.printable(str(error), 200)}): {paths.remedy(path)}") from error
+        raise ValueError(f"{path}: damaged ({cli.printable(str(error), 200)}): {disk.remedy(path)}") from error
 
 
 def slices_hash(slices: pd.DataFrame) -> str:
@@ -182,15 +182,15 @@ def read_csv(path: Path, remedy: str = "give another") -> pd.DataFrame:
 
 def write_folds(work_dir: Path, folds: pd.DataFrame, settings: dict) -> None:
     path, content = paths.folds(work_dir), folds.to_csv(index=False).encode()
-    paths.write_json(path.with_suffix(".json"), settings | {"hash": hashlib.sha256(content).hexdigest()[:12]})
-    with paths.writing(path) as temporary:
+    disk.write_json(path.with_suffix(".json"), settings | {"hash": hashlib.sha256(content).hexdigest()[:12]})
+    with disk.writing(path) as temporary:
         temporary.write_bytes(content)
 
 
 def folds_settings(work_dir: Path) -> dict:
     """Return what the folds were made with; empty for a file from elsewhere."""
     path = paths.folds(work_dir).with_suffix(".json")
-    return paths.read_json(path) if path.exists() else {}
+    return disk.read_json(path) if path.exists() else {}
 
 
 def read_folds(work_dir: Path, slices: pd.DataFrame) -> np.ndarray:
@@ -198,12 +198,12 @@ def read_folds(work_dir: Path, slices: pd.DataFrame) -> np.ndarray:
 
     Raises ValueError naming patients that are in two folds or in none.
     """
-    path = paths.require(paths.folds(work_dir))
+    path = disk.require(paths.folds(work_dir))
     known = folds_settings(work_dir).get("hash")
-    if known is not None and known != paths.file_hash(path):
+    if known is not None and known != disk.file_hash(path):
         again = "to take other folds, give them to --from with --overwrite"
-        raise ValueError(f"{path}: damaged or changed, not what was written there: {paths.remedy(path)}; {again}")
-    folds = read_csv(path, paths.remedy(path))
+        raise ValueError(f"{path}: damaged or changed, not what was written there: {disk.remedy(path)}; {again}")
+    folds = read_csv(path, disk.remedy(path))
     if list(folds.columns) != ["patient_id", "fold"]:
         raise ValueError(f"{path}: the columns are {','.join(folds.columns)}, not patient_id,fold")
     if not (is_number := folds.fold.str.fullmatch("[0-9]{1,4}")).all():
@@ -218,7 +218,7 @@ def read_folds(work_dir: Path, slices: pd.DataFrame) -> np.ndarray:
     is_train = slices.split == "train"
     fold = slices.patient_id.map(folds.set_index("patient_id").fold).where(is_train, -1)
     if len(unknown := slices.patient_id[fold.isna()].unique()):
-        remedy = f"run {paths.MAKERS[path.name]} --overwrite"
+        remedy = f"run {disk.MAKERS[path.name]} --overwrite"
         raise ValueError(f"{path}: no fold for patient {unknown[0]} ({len(unknown)} such patients): {remedy}")
     return fold.to_numpy(np.int64)
 
@@ -241,7 +241,7 @@ def read_predictions(path: Path, slice_ids: np.ndarray, flags: str = "") -> np.n
     table = _read_parquet(path, flags)
     if list(table.columns) != PREDICTION_COLUMNS:
         found, wanted = ", ".join(map(str, table.columns)), ", ".join(PREDICTION_COLUMNS)
-        raise ValueError(f"{path}: the columns are {found}, not {wanted}: {paths.remedy(path)}")
+        raise ValueError(f"{path}: the columns are {found}, not {wanted}: {disk.remedy(path)}")
     probability = _probability(path, table)
     if np.array_equal(table.slice_id, slice_ids):
         return probability
@@ -273,7 +273,7 @@ def write_submission(path: Path, data: paths.Data, slice_ids: np.ndarray, probab
     ids = pc.binary_join_element_wise(
         pa.array(sample_ids).take(pa.array(slice_index)), pa.array(LABELS).take(pa.array(label_index)), "_"
     )
-    with paths.writing(path) as temporary:
+    with disk.writing(path) as temporary:
         temporary.write_bytes(b"ID,Label\n")
         options = pyarrow.csv.WriteOptions(include_header=False, quoting_style="none")
         with temporary.open("ab") as file:

@@ -28,6 +28,7 @@ from ich_kaggle import (
     cache,
     cli,
     contexts,
+    disk,
     distributed,
     folds,
     gauges,
@@ -131,7 +132,7 @@ def fit_fold(
 
 
 def write_log(path: Path, rows: list[dict]) -> None:
-    with paths.writing(path) as temporary:
+    with disk.writing(path) as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False)
     if rows:
         log.info("epoch %(epoch)d: train %(train_loss).4f, valid %(valid_loss).4f", rows[-1])
@@ -147,11 +148,11 @@ def start_fold(folder: Path, options: dict, *, overwrite: bool) -> bool:
     path = folder / "options.json"
     if path.exists():
         remedy = "give another --run, or --overwrite"
-        paths.same_settings(path, paths.read_json(path)["options"], options, remedy)
+        disk.same_settings(path, disk.read_json(path)["options"], options, remedy)
     else:
         versions = {name: version(name) for name in ("ich_kaggle", "torch", "timm", "numpy")}
         versions["opencv"] = cv2.__version__  # its package has several names
-        paths.write_json(path, {"options": options, "versions": versions, "commit": paths.git_commit()})
+        disk.write_json(path, {"options": options, "versions": versions, "commit": paths.git_commit()})
     is_done, state = (folder / "model.pt").exists(), folder / "state.pt"
     if is_done and state.exists():  # asked first: where it is read-only a missing file can't be unlinked
         state.unlink()

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from ich_kaggle import archive, cli, paths
+from ich_kaggle import archive, cli, disk
 from ich_kaggle.labels import WEIGHTS
 
 log = logging.getLogger(__name__)
@@ -213,7 +213,7 @@ class Fit:
 
     def write(self, path: Path) -> None:
         if self.rank == 0:
-            with paths.writing(path) as temporary, temporary.open("wb") as file:
+            with disk.writing(path) as temporary, temporary.open("wb") as file:
                 torch.save(self.state(), file)
 
     def n_that_fit(self, loss: Callable, batch: tuple) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from made_runs import make
 
-from ich_kaggle import diary, ensemble, paths, png, tables
+from ich_kaggle import diary, disk, ensemble, paths, png, tables
 from ich_kaggle.labels import LABELS
 
 MAP = (8, 6)  # px of an explanation: rows, columns
@@ -41,8 +41,8 @@ def explain(work_dir: Path, run: str, crop: str = "none") -> None:
     maps = np.concatenate([np.full(MAP, 40 * i, np.uint8) for i in range(len(LABELS))])
     for k in range(3):
         folder = paths.fold(work_dir, run, k) / "explain" / "gradcam"
-        paths.write_json(folder.parents[1] / "options.json", {"options": {"crop": crop}})
-        paths.write_json(folder / "explain.json", {"method": "gradcam", "labels": LABELS, "shape": MAP})
+        disk.write_json(folder.parents[1] / "options.json", {"options": {"crop": crop}})
+        disk.write_json(folder / "explain.json", {"method": "gradcam", "labels": LABELS, "shape": MAP})
         for slice_id in table.slice_id[fold == k]:
             png.write(folder / f"{slice_id}.png", maps)
 

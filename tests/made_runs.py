@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import expit
 
-from ich_kaggle import blending, folds, paths, slices, tables
+from ich_kaggle import blending, disk, folds, paths, slices, tables
 
 
 def make(competition: Path, work_dir: Path, noise: dict[str, float], n_folds: int = 3) -> None:
@@ -24,7 +24,7 @@ def make(competition: Path, work_dir: Path, noise: dict[str, float], n_folds: in
             tables.write_predictions(folder / "oof.parquet", table.slice_id[fold == k], probability[fold == k])
             test = expit(rng.normal(size=(is_test.sum(), 6)) - 1)
             tables.write_predictions(folder / "test.parquet", table.slice_id[is_test], test)
-            paths.write_json(folder / "predict.json", {})
+            disk.write_json(folder / "predict.json", {})
 
 
 def synthetic(n_patients: int = 60, per_patient: int = 30, noise=(0.6, 0.9, 1.4), seed: int = 0) -> tuple:

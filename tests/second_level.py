@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from ich_kaggle import models, paths, tables
+from ich_kaggle import disk, models, paths, tables
 from ich_kaggle.labels import ANY, LABELS
 
 N_FOLDS = 3
@@ -53,16 +53,16 @@ def write_run(work_dir: Path, run: str, seed: int = 0, noise: float = 2.0) -> No
         rng = np.random.default_rng([seed, k])
         folder = paths.fold(work_dir, run, k)
         same = {"slices": tables.slices_hash(table), "folds": tables.folds_hash(fold)}
-        paths.write_json(folder / "options.json", {"options": same})
+        disk.write_json(folder / "options.json", {"options": same})
         model = models.SliceModel(CONFIG)
         models.save(folder / "model.pt", model)
         write_embeddings(folder / "embeddings.npy", rng.normal(size=(len(table), model.embedding_size)))
         probability = expit(4 * truth - 2 + rng.normal(0, noise, truth.shape))
         tables.write_predictions(folder / "oof.parquet", table.slice_id[fold == k], probability[fold == k])
         tables.write_predictions(folder / "test.parquet", table.slice_id[is_test], probability[is_test])
-        paths.write_json(folder / "predict.json", {"views": ["identity"], "all_slices": True})
+        disk.write_json(folder / "predict.json", {"views": ["identity"], "all_slices": True})
 
 
 def write_embeddings(path: Path, values: np.ndarray) -> None:
-    with paths.writing(path) as temporary, temporary.open("wb") as file:
+    with disk.writing(path) as temporary, temporary.open("wb") as file:
         np.save(file, values.astype(np.float16))

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from made_runs import make, synthetic
 
-from ich_kaggle import blending, ensemble, metric, paths, runs, selection, tables
+from ich_kaggle import blending, disk, ensemble, metric, paths, runs, selection, tables
 from ich_kaggle.labels import ANY, LABELS
 
 TARGET, RUNS, PATIENT, FOLD = synthetic()
@@ -69,7 +69,7 @@ def test_nested_is_worse_than_plain_and_both_beat_the_constant():
 
 def test_scores_in_the_file_are_those_of_the_predictions_beside_it(work_dir):
     run(work_dir)
-    scores = paths.read_json(folder_of(work_dir) / "weights.json")
+    scores = disk.read_json(folder_of(work_dir) / "weights.json")
     for file, key, labels in (
         ("oof.parquet", "oof_log_loss", "label_losses"),
         ("nested.parquet", "nested_log_loss", "nested_label_losses"),
@@ -87,7 +87,7 @@ def test_scores_in_the_file_are_those_of_the_predictions_beside_it(work_dir):
 
 def test_test_predictions_are_the_fitted_blend_of_each_folds_models_averaged(work_dir):
     run(work_dir, "--method", "stack", "--name", "s")
-    scores = paths.read_json(folder_of(work_dir, "s") / "weights.json")
+    scores = disk.read_json(folder_of(work_dir, "s") / "weights.json")
     pipeline = selection.from_json(scores["pipeline"], ["fine", "noisy"])
     table = tables.read_slices(work_dir)
     ids = table.slice_id[table.split == "test"].to_numpy()
@@ -106,7 +106,7 @@ def test_plain_predictions_are_the_pipeline_in_the_file_applied(work_dir):
     run(work_dir)
     table = tables.read_slices(work_dir)
     fold = tables.read_folds(work_dir, table)
-    pipeline = selection.from_json(paths.read_json(folder_of(work_dir) / "weights.json")["pipeline"], ["fine", "noisy"])
+    pipeline = selection.from_json(disk.read_json(folder_of(work_dir) / "weights.json")["pipeline"], ["fine", "noisy"])
     oof = [blending.raise_any(runs.read_oof(work_dir, r, table, fold)) for r in ("fine", "noisy")]
     assert oof_of(work_dir, "oof.parquet")[1] == pytest.approx(selection.predict(pipeline, oof), abs=1e-6)
 

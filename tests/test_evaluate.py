@@ -8,7 +8,7 @@ from made_runs import make
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from ich_kaggle import blending, ensemble, evaluate, metric, paths, runs, tables, thresholds
+from ich_kaggle import blending, disk, ensemble, evaluate, metric, paths, runs, tables, thresholds
 from ich_kaggle.labels import ANY, LABELS
 
 WANTED = {"beta": 2.0, "recall": 0.8, "confidence": 0.9}
@@ -146,7 +146,7 @@ def test_an_ensemble_is_scored_on_its_nested_predictions(work_dir):
     run(work_dir, "--ensemble", "both")
     folder = paths.ensemble(work_dir, "both")
     scores = json.loads((folder / "evaluation" / "metrics.json").read_text())
-    nested = paths.read_json(folder / "weights.json")["nested_log_loss"]
+    nested = disk.read_json(folder / "weights.json")["nested_log_loss"]
     assert scores["log_loss"]["total"][0] == pytest.approx(nested, abs=1e-6)
 
 

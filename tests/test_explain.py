@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ich_kaggle import cli, explain, folds, models, paths, png, predict, tables, tasks, train
+from ich_kaggle import cli, disk, explain, folds, models, png, predict, tables, tasks, train
 from ich_kaggle.labels import LABELS
 
 pytest.importorskip("captum")
@@ -210,7 +210,7 @@ def test_maps_of_whole_out_of_fold_studies_are_written_and_described(trained, me
     run(trained, "--explain", method, "--n-studies", "1")
     found = json.loads((explained(trained, method) / "explain.json").read_text())
     assert found["method"] == method and found["labels"] == list(LABELS) and found["shape"] == [64, 64]
-    assert found["model"] == paths.file_hash(trained / "runs/a/fold0/model.pt") and found["cache"] == "64"
+    assert found["model"] == disk.file_hash(trained / "runs/a/fold0/model.pt") and found["cache"] == "64"
     table = tables.read_slices(trained)
     of_slice = folds.ensure(None, trained, 1)
     assert set(table.study_id[of_slice == 0]) >= set(found["studies"])
@@ -288,13 +288,13 @@ def test_maps_of_another_model_are_refused_with_both_named(trained, is_finished)
     if not is_finished:
         (explained(trained) / "explain.json").rename(explained(trained) / "begun.json")
     path = trained / "runs/a/fold0/model.pt"
-    old, model = paths.file_hash(path), models.load(path)
+    old, model = disk.file_hash(path), models.load(path)
     with torch.no_grad():
         model.head.bias.add_(1)
     models.save(path, model)
     (path.parent / "predict.json").unlink()
     message = refused(trained, "--explain", "gradcam", "--n-studies", "0")
-    assert f"made with model {old}, not {paths.file_hash(path)}" in message and "--overwrite" in message
+    assert f"made with model {old}, not {disk.file_hash(path)}" in message and "--overwrite" in message
     run(trained, "--explain", "gradcam", "--n-studies", "0", "--overwrite")
 
 

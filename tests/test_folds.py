@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ich_kaggle import folds, leaks, paths, slices, tables
+from ich_kaggle import disk, folds, leaks, paths, slices, tables
 from ich_kaggle.labels import LABELS
 
 
@@ -79,7 +79,7 @@ def test_from_takes_what_repeats_wrote_and_repeats_leave_the_folds_alone(work_di
     repeat = shutil.copy(work_dir / "folds2.csv", tmp_path / "repeat.csv")
     run(work_dir, "--from", str(repeat), "--overwrite")
     assert pd.read_csv(paths.folds(work_dir)).equals(pd.read_csv(repeat))
-    assert tables.folds_settings(work_dir)["from"] == paths.file_hash(tmp_path / "repeat.csv")
+    assert tables.folds_settings(work_dir)["from"] == disk.file_hash(tmp_path / "repeat.csv")
 
 
 def train_of(work_dir) -> pd.DataFrame:

@@ -22,6 +22,7 @@ import torch
 from ich_kaggle import (
     bundle,
     cli,
+    disk,
     ensemble,
     folds,
     infer,
@@ -536,7 +537,7 @@ def test_a_second_level_is_refused_with_the_way_round(home, tmp_path):
     work = tmp_path / "work"
     shutil.copytree(home, work)
     options = paths.fold(work, RUNS[0], 0) / "options.json"
-    paths.write_json(options, {"options": {"on": ["b0"], "model": "gru"}})
+    disk.write_json(options, {"options": {"on": ["b0"], "model": "gru"}})
     with pytest.raises(ValueError, match="test_efficientnet reads other runs, .*--runs RUN .* --ensemble NAME"):
         kernel.pack(work, work / "ensemble" / "both", tmp_path / "out", [])
 
@@ -544,7 +545,7 @@ def test_a_second_level_is_refused_with_the_way_round(home, tmp_path):
 def test_one_of_several_ensembles_must_be_chosen(home, tmp_path):
     assert kernel.choose_ensemble(home, None).name == "both"
     for name in ("a", "b"):
-        paths.write_json(paths.ensemble(tmp_path, name) / "weights.json", {})
+        disk.write_json(paths.ensemble(tmp_path, name) / "weights.json", {})
     with pytest.raises(ValueError, match="has a, b: choose one with --ensemble"):
         kernel.choose_ensemble(tmp_path, None)
     with pytest.raises(
@@ -640,7 +641,7 @@ def test_a_run_cut_short_and_gone_on_from_ends_in_the_same_bytes(predict, packed
     content = infer.read_models(packed)
     content["runs"] = {"test_resnet": 1.0}
     content["views"] = {"test_resnet": ["identity"]}
-    paths.write_json(small / infer.MODELS, content)
+    disk.write_json(small / infer.MODELS, content)
     predict = functools.partial(predict, models_dir=small)
     out = tmp_path / "out" / "submission.csv"
     predict()
@@ -700,9 +701,9 @@ def test_a_model_that_changed_on_the_way_is_named(packed, tmp_path, predict):
 def test_a_model_file_outside_the_folder_is_not_read(packed, tmp_path, predict):
     changed = tmp_path / "changed"
     shutil.copytree(packed, changed)
-    content = paths.read_json(changed / infer.MODELS)
+    content = disk.read_json(changed / infer.MODELS)
     content["models"]["test_resnet"][0]["file"] = "../evil.pt"
-    paths.write_json(changed / infer.MODELS, content)
+    disk.write_json(changed / infer.MODELS, content)
     (tmp_path / "evil.pt").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"lists \.\./evil\.pt"):
         predict(models_dir=changed)

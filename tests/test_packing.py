@@ -8,7 +8,7 @@ import packed
 import pandas as pd
 import pytest
 
-from ich_kaggle import ensemble, packing, paths, spacing, tables
+from ich_kaggle import disk, ensemble, packing, paths, spacing, tables
 from ich_kaggle.labels import LABELS
 
 
@@ -49,8 +49,8 @@ def test_what_is_known_of_the_models_is_listed(bundle, made):
     assert set(content["made_with"]["c"]["versions"]) >= {"ich_kaggle", "torch", "timm"}
     assert "not a medical device" in content["intended_use"]
     assert "Apache-2.0" in content["license"]
-    assert content["pipeline"] == paths.read_json(made / "ensemble" / "levels" / "weights.json")["pipeline"]
-    widths = paths.read_json(made / "runs" / "s" / "fold1" / "widths.json")
+    assert content["pipeline"] == disk.read_json(made / "ensemble" / "levels" / "weights.json")["pipeline"]
+    widths = disk.read_json(made / "runs" / "s" / "fold1" / "widths.json")
     assert content["models"]["s"][1]["widths"] == [widths[label] for label in LABELS]
     assert [entry["fold"] for entry in content["models"]["g"]] == [0, 1, 2]
 
@@ -64,7 +64,7 @@ def test_the_spacing_is_the_median_over_the_training_series(bundle, made):
 
 
 def test_the_thresholds_are_those_of_the_evaluation(bundle, made):
-    found = paths.read_json(made / "ensemble" / "levels" / "evaluation" / "thresholds.json")
+    found = disk.read_json(made / "ensemble" / "levels" / "evaluation" / "thresholds.json")
     assert bundle.packed["thresholds"] == {level: found[level] for level in ("slices", "studies_max")}
 
 
@@ -78,9 +78,9 @@ def test_packed_again_elsewhere_it_has_the_same_bytes(home, bundle):
 
 def change_weights(work: Path, change) -> None:
     path = work / "ensemble" / "levels" / "weights.json"
-    content = paths.read_json(path)
+    content = disk.read_json(path)
     change(content["pipeline"]["weights"])
-    paths.write_json(path, content)
+    disk.write_json(path, content)
 
 
 def test_a_run_without_weight_is_not_packed(home):
@@ -111,7 +111,7 @@ def test_missing_thresholds_are_named_with_the_command_that_makes_them(home):
 
 def test_thresholds_of_other_predictions_are_refused(home):
     path = home / "ensemble" / "levels" / "evaluation" / "thresholds.json"
-    paths.write_json(path, paths.read_json(path) | {"made_from": {"nested.parquet": "0123456789ab"}})
+    disk.write_json(path, disk.read_json(path) | {"made_from": {"nested.parquet": "0123456789ab"}})
     message = refusal(home, "--name", "levels")
     assert "thresholds.json was made with nested.parquet 0123456789ab, not " in message
     assert message.endswith("run python -m ich_kaggle.evaluate --ensemble levels --overwrite")
@@ -120,8 +120,8 @@ def test_thresholds_of_other_predictions_are_refused(home):
 def test_a_stack_is_refused_by_name_where_it_is_only_read_too(home):
     for k in range(3):
         path = paths.fold(home, "g", k) / "options.json"
-        content = paths.read_json(path)
-        paths.write_json(path, content | {"options": content["options"] | {"model": "stack"}})
+        content = disk.read_json(path)
+        disk.write_json(path, content | {"options": content["options"] | {"model": "stack"}})
     expected = "error: g is a stack, whose boosters aren't kept: blend without it and export that"
     assert refusal(home, "--name", "levels") == expected
 
@@ -143,8 +143,8 @@ def test_predictions_that_changed_since_they_were_blended_are_refused(home):
 
 def test_a_first_level_that_changed_since_it_was_read_is_refused(home):
     done = paths.fold(home, "g", 0) / "predict.json"
-    content = paths.read_json(done)
-    paths.write_json(done, content | {"reads": content["reads"] | {"a/fold0/model.pt": "0123456789ab"}})
+    content = disk.read_json(done)
+    disk.write_json(done, content | {"reads": content["reads"] | {"a/fold0/model.pt": "0123456789ab"}})
     message = refusal(home, "--name", "levels")
     assert "g/fold0/predict.json was made with a/fold0/model.pt 0123456789ab, not" in message
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ich_kaggle import cache, demo, ensemble, folds, paths, predict, slices, submit, tables, train
+from ich_kaggle import cache, demo, disk, ensemble, folds, paths, predict, slices, submit, tables, train
 from ich_kaggle.labels import ANY, LABELS
 
 TRAIN = ["--arch", "test_resnet", "--weights", "none", "--image-size", "32", "--cache-size", "64", "--epochs", "1"]
@@ -53,7 +53,7 @@ def test_the_submission_is_the_weighted_mean_of_the_folds_models(done, tmp_path)
     ensemble.main(["--work-dir", str(work), "--name", "plain", "--method", "simplex", "--no-calibrate"])
     argv = ["--dry-run", "--work-dir", str(work), "--submissions-dir", str(tmp_path), "--ensemble", "plain"]
     submit.main(argv)
-    weights = paths.read_json(paths.ensemble(work, "plain") / "weights.json")["runs"]
+    weights = disk.read_json(paths.ensemble(work, "plain") / "weights.json")["runs"]
     expected = 0
     for run, weight in weights.items():
         per_fold = [pd.read_parquet(paths.fold(work, run, k) / "test.parquet").set_index("slice_id") for k in range(3)]

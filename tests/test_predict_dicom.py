@@ -9,7 +9,7 @@ import pandas as pd
 import pydicom
 import pytest
 
-from ich_kaggle import findings, paths, predict, scans, tables
+from ich_kaggle import disk, findings, predict, scans, tables
 from ich_kaggle.labels import LABELS
 
 FILES = ("predictions.json", "slices.csv", "studies.csv")
@@ -74,7 +74,7 @@ def test_test_patients_get_the_predictions_of_the_ensemble(competition, made, tm
 
 def test_flags_and_studies_follow_from_the_slices_and_the_thresholds_of_the_rule(competition, made, model, tmp_path):
     slices = run(competition / "stage_2_test", model, tmp_path / "out", "--threshold-rule", "recall_0.95_expected")
-    thresholds = paths.read_json(made / "ensemble" / "levels" / "evaluation" / "thresholds.json")
+    thresholds = disk.read_json(made / "ensemble" / "levels" / "evaluation" / "thresholds.json")
     studies = pd.read_csv(tmp_path / "out" / "studies.csv").set_index("study")
     for label in LABELS:
         at = {level: thresholds[level][label]["recall_0.95_expected"] for level in ("slices", "studies_max")}
@@ -140,7 +140,7 @@ def test_the_story_says_by_what_the_predictions_were_made(study, model, tmp_path
     run(study, model, tmp_path / "out")
     content = story(tmp_path / "out")
     assert "not a medical device" in content["intended_use"]
-    assert content["bundle"]["sha256"].startswith(paths.file_hash(model))
+    assert content["bundle"]["sha256"].startswith(disk.file_hash(model))
     assert content["bundle"]["ensemble"] == "levels"
     assert set(content["versions"]) == {"ich_kaggle", "torch", "timm", "numpy", "pydicom", "opencv"}
     assert content["thresholds"]["rule"] == "f1"

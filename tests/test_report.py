@@ -10,7 +10,20 @@ import pytest
 from made_report import given
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
 
-from ich_kaggle import cache, dicom, metric, page, paths, png, report, report_scores, report_studies, tables, windows
+from ich_kaggle import (
+    cache,
+    dicom,
+    disk,
+    metric,
+    page,
+    paths,
+    png,
+    report,
+    report_scores,
+    report_studies,
+    tables,
+    windows,
+)
 from ich_kaggle.labels import ANY, LABELS
 
 
@@ -56,7 +69,7 @@ def refusal(capsys, work_dir, *flags) -> str:
 def test_the_ensemble_stands_first_with_its_nested_score_and_its_patients(made):
     content = content_of(made)
     names = [source["name"] for source in content["sources"]]
-    weights = paths.read_json(paths.ensemble(made, "both") / "weights.json")
+    weights = disk.read_json(paths.ensemble(made, "both") / "weights.json")
     assert names == ["both", "fine", "noisy"]
     assert content["sources"][0]["loss"][0] == pytest.approx(weights["nested_log_loss"])
     assert content["sources"][1]["loss"][0] == pytest.approx(weights["single"]["fine"])
@@ -335,7 +348,7 @@ def test_a_cache_that_is_not_there_is_named(work_dir, capsys):
 
 def test_explanations_of_other_labels_are_refused(work_dir, capsys):
     path = paths.fold(work_dir, "fine", 0) / "explain" / "gradcam" / "explain.json"
-    paths.write_json(path, {"labels": ["any"]})
+    disk.write_json(path, {"labels": ["any"]})
     assert "explain.json: the labels are not epidural" in refusal(capsys, work_dir)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from ich_kaggle import (
     cli,
+    disk,
     ensemble,
     folds,
     levels,
@@ -72,7 +73,7 @@ def fit(inputs, fitted, folder, model):
     how = dict(options=options, reads={}, device="cpu", tell=lambda rows: None)
     answers = levels.second_level(inputs, fitted, folder, **how)
     if model == "smooth":
-        return answers, paths.read_json(folder / "widths.json")
+        return answers, disk.read_json(folder / "widths.json")
     if model == "stack":
         return answers, None
     (network,) = sequence_models.load(folder / "model.pt", {})
@@ -235,14 +236,14 @@ def test_the_same_command_again_does_nothing_and_made_again_gives_the_same(work_
 def test_a_changed_run_is_refused_by_name(work_dir, capsys, features, name):
     run_sequence(work_dir, "--features", features, "--fold", "0")
     path = work_dir / "runs" / "b" / name
-    old = paths.file_hash(path)
+    old = disk.file_hash(path)
     if features == "oof":
         ids = pd.read_parquet(path).slice_id.to_numpy()
         tables.write_predictions(path, ids, np.full((len(ids), len(LABELS)), 0.5))
     else:
         second_level.write_embeddings(path, np.load(path) + 1)
     message = refusal(work_dir, capsys, "--features", features, "--fold", "0")
-    assert f"was made with b/{name} {old}, not {paths.file_hash(path)}: give another --run, or --overwrite" in message
+    assert f"was made with b/{name} {old}, not {disk.file_hash(path)}: give another --run, or --overwrite" in message
     run_sequence(work_dir, "--features", features, "--fold", "0", "--overwrite")
 
 
@@ -281,8 +282,8 @@ def test_missing_embeddings_are_refused_with_the_command_that_makes_them(work_di
 
 def test_a_run_on_other_slices_or_folds_is_refused(work_dir, capsys):
     path = paths.fold(work_dir, "b", 1) / "options.json"
-    options = paths.read_json(path)
-    paths.write_json(path, {"options": options["options"] | {"folds": "other"}})
+    options = disk.read_json(path)
+    disk.write_json(path, {"options": options["options"] | {"folds": "other"}})
     assert re.search(r"b/fold1/options.json was made with folds other, not .*fit b again", refusal(work_dir, capsys))
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ich_kaggle import paths, png, shift
+from ich_kaggle import disk, paths, png, shift
 
 
 def table_of(n_train: int, n_test: int, seed: int = 0, tilt: float = 0.0) -> pd.DataFrame:
@@ -78,9 +78,9 @@ def test_holms_p_values_are_never_below_the_raw_ones_and_keep_their_order():
 
 def test_only_a_whole_cache_is_used(tmp_path):
     assert shift.find_cache(tmp_path) is None
-    paths.write_json(paths.cache(tmp_path, "256") / "cache.json", {"image_size": 256})
+    disk.write_json(paths.cache(tmp_path, "256") / "cache.json", {"image_size": 256})
     assert shift.find_cache(tmp_path) is None
-    paths.write_json(paths.cache(tmp_path, "256") / "cache.json", {"image_size": 256, "n_slices": 3})
+    disk.write_json(paths.cache(tmp_path, "256") / "cache.json", {"image_size": 256, "n_slices": 3})
     assert shift.find_cache(tmp_path) == paths.cache(tmp_path, "256")
 
 

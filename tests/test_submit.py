@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from ich_kaggle import cli, diary, kaggle_client, paths, submit, tables
+from ich_kaggle import cli, diary, disk, kaggle_client, paths, submit, tables
 from ich_kaggle.labels import LABELS
 
 no_network, kaggle_server, proxied_server = fake.no_network, fake.kaggle_server, fake.proxied_server
@@ -52,7 +52,7 @@ def write_ensemble(folder, name: str, ids: np.ndarray, is_train: np.ndarray, see
     out = paths.ensemble(folder / "work", name)
     tables.write_predictions(out / "oof.parquet", ids[is_train], probabilities(is_train.sum(), 7))
     tables.write_predictions(out / "test.parquet", ids[~is_train], probabilities((~is_train).sum(), seed))
-    paths.write_json(out / "weights.json", {"runs": {"b0": 0.75, "b4": 0.25}, "nested_log_loss": 0.0523})
+    disk.write_json(out / "weights.json", {"runs": {"b0": 0.75, "b4": 0.25}, "nested_log_loss": 0.0523})
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_two_runs_are_blended_and_both_are_in_the_history(run, project, kaggle_s
             ids = table.slice_id[is_train].to_numpy()[fold == k]
             tables.write_predictions(folder / "oof.parquet", ids, probabilities(20, 10 + seed))
             tables.write_predictions(folder / "test.parquet", table.slice_id[~is_train], probabilities(20, 20 + seed))
-            paths.write_json(folder / "predict.json", {})
+            disk.write_json(folder / "predict.json", {})
     assert_arrived_once(run(), kaggle_server)
     (row,) = history()
     assert re.fullmatch(r"b0:[\d.e-]+ b4:[\d.e-]+", row["runs"])

@@ -9,7 +9,21 @@ import pandas as pd
 import pytest
 import torch
 
-from ich_kaggle import contexts, folds, metric, models, paths, png, predict, tables, tasks, train, training, windows
+from ich_kaggle import (
+    contexts,
+    disk,
+    folds,
+    metric,
+    models,
+    paths,
+    png,
+    predict,
+    tables,
+    tasks,
+    train,
+    training,
+    windows,
+)
 from ich_kaggle.labels import LABELS
 
 TINY = ["--arch", "test_resnet", "--weights", "none", "--image-size", "32", "--cache-size", "64", "--batch-size", "8"]
@@ -146,7 +160,7 @@ EVERYTHING += ["--focal", "1", "--accumulate", "2", "--freeze", "1", "--layer-de
 
 def test_every_option_of_training_runs_and_is_recorded(work):
     run(work, *EVERYTHING, "--vflip", "0.1", "--clip", "0.5", "--warmup", "0.3", "--weight-decay", "0.1")
-    options = paths.read_json(work / "runs" / "a" / "fold0" / "options.json")["options"]
+    options = disk.read_json(work / "runs" / "a" / "fold0" / "options.json")["options"]
     assert (options["sampler"], options["freeze"], options["layer_decay"], options["soften"]) == ("study", 1, 0.7, 0.1)
 
 

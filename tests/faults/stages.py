@@ -54,7 +54,7 @@ STAGES = [
 ]
 NAMES = [stage.name for stage in STAGES]
 STAGE = dict(zip(NAMES, STAGES, strict=True))
-HALF_WRITTEN = re.compile(r"(^|/)\.[^/]+\.\d+$")  # the names that paths.writing gives
+HALF_WRITTEN = re.compile(r"(^|/)\.[^/]+\.\d+$")  # the names that disk.writing gives
 
 tried, lost = Counter(), Counter()  # by part and stage
 

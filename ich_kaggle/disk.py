@@ -1,0 +1,142 @@
+"""Files of the work folder: written whole or not at all, read with what to do about a damaged one, told by hash."""
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+PREDICTED = ("oof.parquet", "test.parquet", "embeddings.npy", "predict.json")
+MAKERS = {
+    "slices.parquet": "python -m ich_kaggle.slices",
+    "folds.csv": "python -m ich_kaggle.folds",
+    "cache.json": "python -m ich_kaggle.cache",
+    "model.pt": "python -m ich_kaggle.train",
+    "oof.parquet": "python -m ich_kaggle.predict",
+    "test.parquet": "python -m ich_kaggle.predict",
+    "embeddings.npy": "python -m ich_kaggle.predict",
+    "weights.json": "python -m ich_kaggle.ensemble",
+    "nested.parquet": "python -m ich_kaggle.ensemble",
+}
+
+
+def require(path: Path, flags: str = "") -> Path:
+    """Return `path` if it is there. Raises FileNotFoundError with the command, and its `flags`, that makes it."""
+    if not path.exists():
+        was_there = any(path.with_name(done).exists() for done in ("predict.json", "weights.json"))
+        what = remedy(path) if was_there else f"run {MAKERS[path.name]} {flags}".rstrip()
+        raise FileNotFoundError(f"{path} is missing: {what}")
+    return path
+
+
+@contextlib.contextmanager
+def writing(path: Path, *, sweep: bool = True) -> Iterator[Path]:
+    """Give a temporary path beside `path`; move it into place if all went well, else remove it.
+
+    What killed processes left of `path` half written is removed too, but not without `sweep`, which lists the folder.
+    """
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with naming(path, temporary):
+        try:
+            yield temporary
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    for left in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*") if sweep else ():
+        if left.suffix[1:].isdigit() and not _is_running(int(left.suffix[1:])):
+            left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path, instead_of: Path | None = None) -> Iterator[None]:
+    """Let an OSError inside name `path` where it names no file, as that of a full disk, or `instead_of`."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        fault = error if isinstance(error, OSError) else error.__context__  # torch.save covers it with its own
+        if not isinstance(fault, OSError):
+            raise
+        if fault.filename in (None, str(instead_of)):
+            fault.filename = str(path)
+        raise fault from None
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
+
+
+def write_json(path: Path, content: dict) -> None:
+    with writing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+class Object(dict):
+    """A JSON object of the file `path`. Raises ValueError naming the file for a key that it has not."""
+
+    def __init__(self, content: dict, path: Path):
+        super().__init__(content)
+        self.path = path
+
+    def __missing__(self, key: str):
+        raise ValueError(f"{self.path}: damaged, it has no {key}: {remedy(self.path)}")
+
+
+def remedy(path: Path) -> str:
+    """Return what to do about a damaged file of the work folder: the command that makes it anew."""
+    folder, name = path.parent, path.name
+    if re.fullmatch(r"fold\d+", folder.name):
+        is_second = (folder / "widths.json").exists()
+        command = "sequence" if is_second else "predict" if name in PREDICTED else "train"
+        what = f"{command} --run {folder.parent.name} --fold {folder.name[len('fold') :]}"
+        what += " --all-slices" if name == "embeddings.npy" else ""  # who reads them needs all
+    elif folder.name == "evaluation":
+        what = f"evaluate --{'ensemble' if folder.parents[1].name == 'ensemble' else 'run'} {folder.parent.name}"
+    elif folder.parent.name == "ensemble":
+        what = f"ensemble --name {folder.name}"
+    elif name in ("slices.parquet", "defects.csv", "folds.csv", "folds.json", "phantom.json"):
+        return f"run python -m ich_kaggle.{name.split('.')[0].replace('defects', 'slices')} --overwrite"
+    else:
+        return f"remove it and run {MAKERS.get(name, 'its command')}"
+    return f"run python -m ich_kaggle.{what} --overwrite, with the other flags it was made with"
+
+
+def read_json(path: Path) -> dict:
+    """Return the JSON object in `path`. Raises ValueError naming the file if it is damaged, or missing."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda content: Object(content, path))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is missing: {remedy(path)}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged ({error}): {remedy(path)}") from error
+    if not isinstance(content, Object):
+        raise ValueError(f"{path}: damaged, a {type(content).__name__} and no object: {remedy(path)}")
+    return content
+
+
+def file_hash(path: Path) -> str:
+    """Return 12 hex digits that tell one content of a file from another."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def same_settings(path: Path, found: dict, wanted: dict, remedy: str) -> None:
+    """Raise ValueError naming both values where the settings recorded in `path` are not the wanted ones."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: damaged, {found!r} where settings should be: {remedy}")
+    found = json.loads(json.dumps(found))
+    wanted = json.loads(json.dumps(wanted))
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise ValueError(f"{path} was made with {key} {found.get(key)}, not {value}: {remedy}")
