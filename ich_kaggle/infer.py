@@ -28,6 +28,7 @@ from ich_kaggle import (
     blending,
     cache,
     cli,
+    devices,
     disk,
     ensemble,
     gauges,
@@ -241,7 +242,7 @@ def infer(
     if not out.exists():
         sample_ids = tables.read_long(data, paths.SAMPLE_CSV)[0]
         write(out, work_dir, data, sample_ids, np.tile(packed["mean"], (len(sample_ids), 1)))
-    table, on = test_table(data, work_dir, workers), training.pick_device(device)
+    table, on = test_table(data, work_dir, workers), devices.pick_device(device)
     passes = plan(packed, models_dir)
     logits = {one: open_logits(one, out.parent / "partial", table) for one in passes}
     n_done = {one: int((~np.isnan(values[:, 0])).sum()) for one, values in logits.items()}

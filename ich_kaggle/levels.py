@@ -12,6 +12,7 @@ from scipy.special import expit
 
 from ich_kaggle import (
     datasets,
+    devices,
     disk,
     metric,
     runs,
@@ -97,7 +98,7 @@ def by_network(
 
     Raises ValueError if the networks in `folder` read other files than `reads`.
     """
-    path, device = folder / "model.pt", training.pick_device(device)
+    path, device = folder / "model.pt", devices.pick_device(device)
     if not path.exists():
         sequence_models.save(path, fit_networks(inputs, fitted, folder, options, device, tell), reads)
     for state in folder.glob("state*.pt"):

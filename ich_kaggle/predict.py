@@ -29,6 +29,7 @@ from ich_kaggle import (
     augment,
     cache,
     cli,
+    devices,
     disk,
     explain,
     folds,
@@ -140,7 +141,7 @@ def predict(
             all_slices=all_slices,
             batch_size=batch_size,
             workers=workers,
-            device=training.pick_device(device),
+            device=devices.pick_device(device),
         )
         disk.write_json(done, settings | {"files": runs.written(folder)})
         cli.say(f"{folder}: predictions of {', '.join(views)}")
@@ -222,7 +223,7 @@ def explain_run(
                 method=method,
                 data_dir=data_dir,
                 work_dir=work_dir,
-                device=training.pick_device(device),
+                device=devices.pick_device(device),
                 **rest,
             )
 

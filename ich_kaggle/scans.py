@@ -20,6 +20,7 @@ from ich_kaggle import (
     blending,
     cli,
     datasets,
+    devices,
     dicom,
     findings,
     frames,
@@ -270,7 +271,7 @@ def predict(
     opened = packing.read(bundle)
     findings.chosen_thresholds(opened.packed, "slices", rule)
     pile = piles.read(path, skip=out)
-    on = training.pick_device(device)
+    on = devices.pick_device(device)
     readings = read_studies(opened, pile, batch_size=batch_size, workers=workers, device=on)
     if not any(part.chosen for part in readings):
         raise ValueError(f"{path}: no axial head CT series: {findings.refusals(readings, pile.passed_over)}")

@@ -28,6 +28,7 @@ from ich_kaggle import (
     cache,
     cli,
     contexts,
+    devices,
     disk,
     distributed,
     folds,
@@ -216,7 +217,7 @@ def train(
         options |= {"slices": tables.slices_hash(table), "folds": tables.folds_hash(of_slice)}
         load = partial(tasks.slice_loader, folder=cache_dir, config=config, batch_size=task.batch_size, workers=workers)
         loss = partial(tasks.slice_loss, focal=task.focal, side_weight=task.side_weight)
-        same = dict(recipe=recipe, device=training.pick_device(name))
+        same = dict(recipe=recipe, device=devices.pick_device(name))
         for k in (chosen := chosen_folds(of_slice, fold)):
             folder = paths.fold(work_dir, run or arch, k)
             with contextlib.nullcontext() if dry_run else distributed.alone(folder):

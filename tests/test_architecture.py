@@ -24,8 +24,8 @@ METHODS = {
 }
 STUDIES = {"frames", "piles", "reading_page"}  # what is found in files from anywhere
 LEARNING = {
-    *("augment", "datasets", "distributed", "explain", "gauges", "models", "sequence_models", "series", "training"),
-    *("weights",),
+    *("augment", "datasets", "devices", "distributed", "explain", "gauges", "models", "sequence_models", "series"),
+    *("training", "weights"),
 }
 TASKS = {"levels", "report_scores", "report_studies", "scans", "tasks"}  # what the commands are made of
 PIPELINE = [

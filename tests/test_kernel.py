@@ -22,6 +22,7 @@ import torch
 from ich_kaggle import (
     bundle,
     cli,
+    devices,
     disk,
     ensemble,
     folds,
@@ -352,7 +353,7 @@ def test_a_gpu_that_can_not_run_this_torch_gives_way_to_the_cpu_in_one_line(monk
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(training.torch, "zeros", fail)
     caplog.set_level("INFO")
-    assert training.pick_device("auto").type == "cpu"
+    assert devices.pick_device("auto").type == "cpu"
     (record,) = caplog.records
     assert "no kernel image is available" in record.getMessage()
     assert "\n" not in record.getMessage()
@@ -616,7 +617,7 @@ def test_what_there_is_no_time_for_is_left_out_in_the_stated_order_and_gone_on_f
     predict, packed, competition, monkeypatch
 ):
     monkeypatch.setattr(infer, "CHUNK", 8)  # chunks of two series, and of one
-    monkeypatch.setattr(predict.__globals__["training"], "pick_device", lambda name: torch.device("cpu"))
+    monkeypatch.setattr(predict.__globals__["devices"], "pick_device", lambda name: torch.device("cpu"))
     lines = predict(hours=0.5, now=Clock(60))
     (done,) = re.findall(r": (\d) of 8 passes", lines[-1])
     left_out = re.findall(r"(\w+ fold \d, \w+) \((\d+)% done\)", lines[-1])

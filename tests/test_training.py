@@ -313,4 +313,3 @@ def test_views_are_averaged():
 
 def test_the_cpu_works_in_full_precision():
     assert training.precision(CPU) == (torch.bfloat16, False)
-    assert training.pick_device("cpu") == CPU

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from ich_kaggle import cache, datasets, folds, models, tables, tasks, training
+from ich_kaggle import cache, datasets, devices, folds, models, tables, tasks, training
 from ich_kaggle.labels import LABELS
 
 SIZE, BATCH, STEPS = 224, 16, 4
@@ -114,7 +114,7 @@ def alone(way: str, arch: str, rounds: int) -> None:
     if way == "fastai":
         run = fastai_step(arch)
     else:
-        training.pick_device("cpu")  # which lets the process keep its memory
+        devices.pick_device("cpu")  # which lets the process keep its memory
         step = our_step(arch)
         batches = list(zip(images.split(BATCH), target.split(BATCH), rows.split(BATCH), strict=True))
 
