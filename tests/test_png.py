@@ -65,3 +65,13 @@ def test_a_damaged_file_is_refused_with_its_name(damage, tmp_path):
     (tmp_path / "one.png").write_bytes(content)
     with pytest.raises(ValueError, match="one.png"):
         png.read(tmp_path / "one.png")
+
+
+def test_a_bit_that_flips_in_the_packed_pixels_is_noticed():
+    whole = png.encode(NOISE[:5, :7])
+    length = int.from_bytes(whole[png.START : png.START + 4], "big")
+    for bit in range(8 * (png.START + 8), 8 * (png.START + 12 + length)):  # with the checksum
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError, match="damaged PNG"):
+            png.decode(bytes(content))
