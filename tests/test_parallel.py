@@ -1,5 +1,7 @@
 import io
+import platform
 import shutil
+import subprocess
 import sys
 
 import joblib
@@ -10,6 +12,24 @@ from ich_kaggle import cache, cli, ledger, parallel, paths, slices
 
 def squares(numbers: list[int]) -> tuple[list[int], int, int]:
     return [n * n for n in numbers], len(numbers), 1_000_000 * len(numbers)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's")
+def test_a_process_that_keeps_its_memory_takes_no_fresh_pages_for_what_it_allocates_again():
+    code = "\n".join(
+        (
+            "import resource",
+            "from ich_kaggle import parallel",
+            "def faults():",
+            "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt",
+            "    for _ in range(10): bytearray(64 << 20).clear()",
+            "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before",
+            "freely = faults(); parallel.keep_memory(); faults(); print(freely, faults())",
+        )
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    freely, kept = map(int, done.stdout.split())
+    assert freely > 100_000 and kept < 1000
 
 
 @pytest.mark.parametrize("workers", [1, 2])
