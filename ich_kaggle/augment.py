@@ -41,31 +41,16 @@ def draw(augment: Augment, rng: np.random.Generator, size: int, target_size: int
     return np.column_stack([turn, centre - turn @ np.full(2, (size - 1) / 2)])
 
 
-def lit(image: np.ndarray) -> tuple[int, int, int, int]:
-    """Return left, top, right, bottom, in px, of all in `image` (h, w, c; uint8) that is not black."""
-    left, top, width, height = cv2.boundingRect(image.reshape(len(image), -1))
-    n_channels = image.shape[2]
-    return left // n_channels, top, -(-(left + width) // n_channels), top + height
-
-
 def warp(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
-    """Return `image` (h, w, c; uint8) moved by `matrix` onto `size` px square, black outside of it."""
-    height, width, n_channels = image.shape
-    corners = matrix @ np.array([[-1, -1, width, width], [-1, height, -1, height], [1, 1, 1, 1]])
-    low = np.clip(np.floor(corners.min(axis=1)), 0, size).astype(int)
-    high = np.clip(np.ceil(corners.max(axis=1)) + 1, 0, size).astype(int)
-    moved = np.zeros((size, size, n_channels), np.uint8)
-    if min(height, width, *(high - low)) > 0:  # only where the image comes to lie
-        there = matrix - np.column_stack([np.zeros((2, 2)), low])
-        moved[low[1] : high[1], low[0] : high[0]] = _warp(image, there, tuple((high - low).tolist()))
-    return moved
-
-
-def _warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    if image.shape[2] != 3:
-        return cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR).reshape(*size[::-1], -1)
-    four = cv2.cvtColor(image, cv2.COLOR_BGR2BGRA)  # OpenCV moves four channels in half of the time of three
-    return cv2.cvtColor(cv2.warpAffine(four, matrix, size, flags=cv2.INTER_LINEAR), cv2.COLOR_BGRA2BGR)
+    """Return `image` (h, h, c; uint8) moved by `matrix` onto `size` px square, black outside of it."""
+    n_channels = image.shape[2]
+    if n_channels % 3:
+        return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR).reshape(size, size, n_channels)
+    if n_channels == 3:
+        four = cv2.cvtColor(image, cv2.COLOR_BGR2BGRA)  # OpenCV moves four channels in half of the time of three
+        return cv2.cvtColor(cv2.warpAffine(four, matrix, (size, size), flags=cv2.INTER_LINEAR), cv2.COLOR_BGRA2BGR)
+    planes = cv2.split(image)
+    return cv2.merge([warp(cv2.merge(planes[i : i + 3]), matrix, size) for i in range(0, n_channels, 3)])
 
 
 def jitter(image: np.ndarray, augment: Augment, rng: np.random.Generator, n_windows: int) -> np.ndarray:
@@ -80,7 +65,7 @@ def jitter(image: np.ndarray, augment: Augment, rng: np.random.Generator, n_wind
     columns = image.reshape(len(image), -1, n_windows)
     changed = cv2.transform(columns, np.column_stack([np.diag(contrast), offset]))
     is_lit = cv2.threshold(columns, 0, 255, cv2.THRESH_BINARY)[1]
-    return cv2.bitwise_and(changed, is_lit).reshape(image.shape)  # air and padding stay black
+    return cv2.bitwise_and(changed, is_lit, dst=changed).reshape(image.shape)  # air and padding stay black
 
 
 def cut(image: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:
@@ -101,10 +86,7 @@ def apply(image: np.ndarray, rng: np.random.Generator, augment: Augment, size: i
     matrix = draw(augment, rng, len(image), size)
     if len(image) == size and np.allclose(matrix, np.eye(2, 3)):
         return cut(jitter(image, augment, rng, n_windows), augment, rng)
-    left, top, right, bottom = lit(image)  # a third to a half of a slice is air, which stays black
-    head = jitter(image[top:bottom, left:right], augment, rng, n_windows)
-    matrix[:, 2] += matrix[:, :2] @ [left, top]
-    return cut(warp(head, matrix, size), augment, rng)
+    return cut(warp(jitter(image, augment, rng, n_windows), matrix, size), augment, rng)
 
 
 def turned(images: torch.Tensor, *, degrees: float = 0.0, zoom: float = 1.0) -> torch.Tensor:

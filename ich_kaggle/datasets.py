@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ich_kaggle import paths, png
+from ich_kaggle import parallel, paths, png
 
 
 class SliceDataset(Dataset):
@@ -55,8 +55,11 @@ class SliceDataset(Dataset):
         """Return the channels of the slices `rows`, one after the other: uint8 (h, w, c)."""
         seen = {row: self.read(row) for row in rows}
         if self.channels != [0, 1, 2]:
-            seen = {row: image[..., self.channels] for row, image in seen.items()}
-        return np.concatenate([seen[row] for row in rows], axis=2) if len(rows) > 1 else seen[rows[0]]
+            seen = {
+                row: cv2.merge([cv2.extractChannel(image, c) for c in self.channels]) for row, image in seen.items()
+            }
+        image = cv2.merge([seen[row] for row in rows]) if len(rows) > 1 else seen[rows[0]]
+        return image.reshape(*image.shape[:2], -1)
 
     def read(self, row: int) -> np.ndarray:
         """Return the cached image of a row. Raises ValueError naming a file that is damaged and how to mend it."""
@@ -117,16 +120,18 @@ def loader(dataset: Dataset, batch_size: int, workers: int, seed: int | None = N
 
     `batches` are further arguments of `Batches`.
     """
+    parallel.keep_memory()
     return DataLoader(
         dataset,
         batch_sampler=Batches(len(dataset), batch_size, seed, **batches),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
         generator=torch.Generator(),  # its own, so that making an iterator draws nothing from the global one
     )
 
 
-def _one_thread(_: int) -> None:
+def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
+    parallel.keep_memory()

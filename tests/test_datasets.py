@@ -38,6 +38,8 @@ def test_a_context_is_the_chosen_channels_of_each_neighbour_in_turn(folder):
     beside = np.array([[1, 2, 2]] * 6)
     assert dataset(folder, beside=beside, channels=[1])[0, 0][0][0, 0].tolist() == [11, 21, 21]
     assert dataset(folder, beside=beside)[0, 0][0][0, 0].tolist() == [10, 11, 12, 20, 21, 22, 20, 21, 22]
+    assert dataset(folder, beside=beside, channels=[2, 0])[0, 0][0][0, 0].tolist() == [12, 10, 22, 20, 22, 20]
+    assert dataset(folder, channels=[1])[0, 3][0].tolist() == [[[31]] * 8] * 8
 
 
 def test_the_labels_of_the_neighbours_come_with_them_and_turn_round_with_them(folder):

@@ -3,12 +3,15 @@
 Example: python tests/benchmarks/bench_loader.py --data-dir rsna_sample --work-dir /tmp/bench
 
 Every loader reads the same PNGs (ours, filter 0, which all of them read fast), turns, scales, shifts, flips and crops
-them to 448 px, and collates batches of 32. All are timed in turn, round by round; the medians of one run are compared.
+them to 448 px, and collates batches of 32. Each runs in a process of its own, as its users have it, in turn, round by
+round; the medians of one run are compared.
 """
 
 import argparse
 import os
 import statistics
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -98,38 +101,50 @@ def drain(loader) -> None:
         pass
 
 
+def runs(table, folder: Path) -> dict:
+    files = [paths.cached(folder, slice_id) for slice_id in table.slice_id]
+
+    def other(make):
+        return lambda: drain(DataLoader(Files(files, make()), BATCH))
+
+    return {
+        "ISA-L inflate alone": lambda: [inflate(path) for path in files],
+        "ours": lambda: drain(ours(table, folder, 0)),
+        "OpenCV + albumentations": other(with_albumentations),
+        "PIL + timm": other(with_timm),
+        "torchvision read_image + v2": other(with_torchvision),
+    }
+
+
+def once(run, n_slices: int) -> float:
+    """Return the CPU time that `run` takes a slice, ms: the median of three passes after a first one."""
+    run()
+    return 1000 * statistics.median(seconds(run) for _ in range(3)) / n_slices
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--slices", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # what a process of its own runs
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     folder = cache.ensure(options.data_dir, options.work_dir, CACHE, 1)
     table = tables.read_slices(options.work_dir).iloc[: options.slices]
-    files = [paths.cached(folder, slice_id) for slice_id in table.slice_id]
-
-    def other(make, workers=0):
-        return DataLoader(Files(files, make), BATCH, num_workers=workers)
-
-    runs = {
-        "ISA-L inflate alone": lambda: [inflate(path) for path in files],
-        "ours": partial(drain, ours(table, folder, 0)),
-        "OpenCV + albumentations": partial(drain, other(with_albumentations())),
-        "PIL + timm": partial(drain, other(with_timm())),
-        "torchvision read_image + v2": partial(drain, other(with_torchvision())),
-    }
-    times = {name: [] for name in runs}
-    for run in runs.values():
-        run()
+    if options.only:
+        print(once(runs(table, folder)[options.only], len(table)))
+        return
+    times = {name: [] for name in runs(table, folder)}
     for _ in range(options.rounds):
-        for name, run in runs.items():
-            times[name].append(seconds(run))
+        for name, found in times.items():
+            command = [sys.executable, *sys.argv, "--only", name]
+            found.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]))
     median = {name: statistics.median(values) for name, values in times.items()}
     for name, value in median.items():
-        print(f"{name:28} {1000 * value / len(files):6.2f} ms a slice, {value / median['ours']:5.2f} of ours")
+        print(f"{name:28} {value:6.2f} ms a slice, {value / median['ours']:5.2f} of ours")
     scale(table, folder, options.rounds)
 
 
