@@ -62,19 +62,12 @@ def choose_ensemble(work_dir: Path, name: str | None) -> Path:
 def pack(work_dir: Path, ensemble: Path, out: Path, extra: list[Path]) -> Path:
     """Return `out` with the models of `ensemble`, how to blend them, the package and the `extra` files.
 
-    Raises ValueError for a run that `infer` can't predict, and FileNotFoundError naming a model that is missing.
+    Raises ValueError and FileNotFoundError as packing.gather does.
     """
     if out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True)
-    runs = packing.kept(ensemble, NOTHING)
-    for run in runs:
-        if "on" in packing.options_of(work_dir, run):
-            raise ValueError(
-                f"{run} reads other runs, which a kernel does not: blend the slice models alone with "
-                "python -m ich_kaggle.ensemble --runs RUN ... --name NAME, and give --ensemble NAME"
-            )
-    packed, files = packing.gather(work_dir, ensemble, runs)
+    packed, files = packing.gather(work_dir, ensemble, packing.kept(ensemble, NOTHING))
     for source, name in [*((path, name) for name, path in files.items()), *((path, path.name) for path in extra)]:
         shutil.copyfile(source, out / name)
     (out / bundle.WHEEL_NAME).write_bytes(bundle.wheel())

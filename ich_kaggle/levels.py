@@ -103,9 +103,37 @@ def by_network(
         sequence_models.save(path, fit_networks(inputs, fitted, folder, options, device, tell), reads)
     for state in folder.glob("state*.pt"):
         state.unlink()
-    loader = series_loader(inputs, ~fitted, options["batch_size"])
     networks = sequence_models.load(path, reads, device)
+    return ask_networks(networks, series_loader(inputs, ~fitted, options["batch_size"]), device)
+
+
+def ask_networks(networks: list, loader, device) -> np.ndarray:
+    """Return the mean of the probabilities, (n, 6), that `networks` give the slices of `loader`."""
     return np.mean([expit(training.predict(one, loader, device).astype(float)) for one in networks], axis=0)
+
+
+def ask(
+    embeddings: list[np.ndarray],
+    logits: np.ndarray,
+    position: np.ndarray,
+    number: np.ndarray,
+    *,
+    widths: np.ndarray,
+    networks: list,
+    batch_size: int,
+    device,
+) -> np.ndarray:
+    """Return the probabilities of all slices, (n, 6), by a second level that was fitted elsewhere.
+
+    The first four are as in series.Inputs; `widths` (6,) are those of the smoothing, mm, which is all where there are
+    no `networks`.
+    """
+    probability = smoothing.smooth_labels(expit(logits).mean(axis=1), position, number, widths)
+    if not networks:
+        return probability
+    unknown = np.full(probability.shape, np.nan, np.float32)
+    inputs = series.Inputs(embeddings, logits, runs.logits(probability), unknown, position, number, number)
+    return ask_networks(networks, series_loader(inputs, np.ones(len(number), bool), batch_size), device)
 
 
 def by_stack(inputs: series.Inputs, fitted: np.ndarray, options: dict) -> np.ndarray:

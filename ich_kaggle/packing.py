@@ -121,7 +121,7 @@ def _model(run: str, folder: Path, files: dict[str, Path], flags: str) -> dict:
 
 def _level(work_dir: Path, run: str, folder: Path, options: dict, files: dict[str, Path]) -> dict:
     if options["model"] == "stack":
-        raise ValueError(f"{run} is a stack, whose boosters aren't kept: blend without it and export that")
+        raise ValueError(f"{run} is a stack, whose boosters aren't kept: blend without it")
     done = folder / "predict.json"
     if not done.exists():
         raise FileNotFoundError(f"{done} is missing: finish python -m ich_kaggle.sequence --run {run}")

@@ -24,6 +24,7 @@ from ich_kaggle import (
     dicom,
     findings,
     frames,
+    levels,
     models,
     packing,
     paths,
@@ -34,8 +35,6 @@ from ich_kaggle import (
     runs,
     selection,
     sequence_models,
-    series,
-    smoothing,
     training,
 )
 from ich_kaggle.labels import LABELS
@@ -159,20 +158,19 @@ class Reader:
             embeddings, logits = (), [runs.logits(known[name]) for name in options["on"]]
         embeddings = [self.frame.resample(part) for part in embeddings]
         values = np.stack([self.frame.resample(part) for part in logits], axis=1)
-        position, number = self.frame.place()
-        widths = np.array(entry["widths"])
-        probability = smoothing.smooth_labels(expit(values).mean(axis=1), position, number, widths)
-        if "file" in entry:
-            smooth, target = runs.logits(probability), np.full(probability.shape, np.nan, np.float32)
-            inputs = series.Inputs(embeddings, values, smooth, target, position, number, number)
-            probability = self.by_networks(inputs, entry, options["batch_size"])
+        probability = levels.ask(
+            embeddings,
+            values,
+            *self.frame.place(),
+            widths=np.array(entry["widths"]),
+            networks=self.networks(entry) if "file" in entry else [],
+            batch_size=options.get("batch_size", 1),
+            device=self.device,
+        )
         return self.frame.back(probability).astype(np.float32)
 
-    def by_networks(self, inputs: series.Inputs, entry: dict, batch_size: int) -> np.ndarray:
-        networks = sequence_models.load(self.bundle.open(entry["file"]), entry["reads"], self.device)
-        dataset = series.SeriesDataset(inputs, np.unique(inputs.series))
-        loader = series.loader(dataset, datasets.Batches(len(dataset), batch_size))
-        return np.mean([expit(training.predict(one, loader, self.device).astype(float)) for one in networks], axis=0)
+    def networks(self, entry: dict) -> list:
+        return sequence_models.load(self.bundle.open(entry["file"]), entry["reads"], self.device)
 
     def by_fold(self, k: int) -> dict[str, np.ndarray]:
         """Return the probabilities, float32 (n, 6), of every run by its models of fold `k`."""

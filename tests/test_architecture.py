@@ -27,12 +27,13 @@ LEARNING = {
     *("augment", "datasets", "devices", "distributed", "explain", "gauges", "models", "sequence_models", "series"),
     *("training", "weights"),
 }
-TASKS = {"levels", "report_scores", "report_studies", "scans", "tasks"}  # what the commands are made of
+TASKS = {"levels", "report_scores", "report_studies", "tasks"}  # what the commands are made of
+READING = {"passes", "scans"}  # what the models of an ensemble say of slices: of the competition's, of any
 PIPELINE = [
     *("phantom", "slices", "folds", "cache", "train", "predict", "sequence", "ensemble", "evaluate", "submit"),
     *("report", "infer", "kernel", "demo"),
 ]
-FLOORS = (GROUND, WORDS, FILES, METHODS, STUDIES, LEARNING, TASKS, PIPELINE)
+FLOORS = (GROUND, WORDS, FILES, METHODS, STUDIES, LEARNING, TASKS, READING, PIPELINE)
 FLOOR = {name: k for k, names in enumerate(FLOORS) for name in names}
 STANDARD = sys.stdlib_module_names | {"numpy", "ich_kaggle", "isal"}  # isal: zlib, faster, where it is installed
 

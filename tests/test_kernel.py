@@ -15,6 +15,7 @@ from pathlib import Path
 import kaggle_image as image
 import kaggle_server as fake
 import numpy as np
+import packed as made_with
 import pandas as pd
 import pytest
 import torch
@@ -32,10 +33,12 @@ from ich_kaggle import (
     kernel,
     kernel_check,
     models,
+    passes,
     paths,
     png,
     render,
     submit,
+    tables,
     tasks,
     train,
     training,
@@ -534,15 +537,6 @@ def test_a_dry_run_packs_and_asks_nobody(run, kaggle_server, home, tmp_path):
     assert not kaggle_server.requests
 
 
-def test_a_second_level_is_refused_with_the_way_round(home, tmp_path):
-    work = tmp_path / "work"
-    shutil.copytree(home, work)
-    options = paths.fold(work, RUNS[0], 0) / "options.json"
-    disk.write_json(options, {"options": {"on": ["b0"], "model": "gru"}})
-    with pytest.raises(ValueError, match="test_efficientnet reads other runs, .*--runs RUN .* --ensemble NAME"):
-        kernel.pack(work, work / "ensemble" / "both", tmp_path / "out", [])
-
-
 def test_one_of_several_ensembles_must_be_chosen(home, tmp_path):
     assert kernel.choose_ensemble(home, None).name == "both"
     for name in ("a", "b"):
@@ -589,9 +583,9 @@ PASSES = [f"{run} fold {k}, {view}" for view in ("identity", "hflip") for run in
 def test_passes_go_first_views_first_then_by_weight_then_by_fold(packed):
     content = infer.read_models(packed)
     content["runs"] = {"test_efficientnet": 0.6, "test_resnet": 0.4}
-    assert [str(one) for one in infer.plan(content, packed)] == PASSES
+    assert [str(one) for one in passes.plan(content, packed)] == PASSES
     content["runs"] = {"test_efficientnet": 0.4, "test_resnet": 0.6}
-    assert [str(one) for one in infer.plan(content, packed)][0] == "test_resnet fold 0, identity"
+    assert [str(one) for one in passes.plan(content, packed)][0] == "test_resnet fold 0, identity"
 
 
 def test_with_time_enough_the_submission_is_that_of_home(predict, home, competition):
@@ -616,12 +610,12 @@ def test_without_time_the_submission_is_complete_and_holds_the_means(predict, pa
 def test_what_there_is_no_time_for_is_left_out_in_the_stated_order_and_gone_on_from(
     predict, packed, competition, monkeypatch
 ):
-    monkeypatch.setattr(infer, "CHUNK", 8)  # chunks of two series, and of one
+    monkeypatch.setattr(passes, "CHUNK", 8)  # chunks of two series, and of one
     monkeypatch.setattr(predict.__globals__["devices"], "pick_device", lambda name: torch.device("cpu"))
     lines = predict(hours=0.5, now=Clock(60))
     (done,) = re.findall(r": (\d) of 8 passes", lines[-1])
     left_out = re.findall(r"(\w+ fold \d, \w+) \((\d+)% done\)", lines[-1])
-    in_order = [str(one) for one in infer.plan(infer.read_models(packed), packed)]
+    in_order = [str(one) for one in passes.plan(infer.read_models(packed), packed)]
     assert 0 < int(done) < 8
     assert [name for name, _ in left_out] == in_order[int(done) :]
     assert all(share == "0" for _, share in left_out[1:])
@@ -636,12 +630,13 @@ def test_what_there_is_no_time_for_is_left_out_in_the_stated_order_and_gone_on_f
 
 
 def test_a_run_cut_short_and_gone_on_from_ends_in_the_same_bytes(predict, packed, tmp_path, monkeypatch):
-    monkeypatch.setattr(infer, "CHUNK", 1)
+    monkeypatch.setattr(passes, "CHUNK", 1)
     small = tmp_path / "small"
     shutil.copytree(packed, small)
     content = infer.read_models(packed)
     content["runs"] = {"test_resnet": 1.0}
     content["views"] = {"test_resnet": ["identity"]}
+    del content["models"]["test_efficientnet"]
     disk.write_json(small / infer.MODELS, content)
     predict = functools.partial(predict, models_dir=small)
     out = tmp_path / "out" / "submission.csv"
@@ -656,7 +651,7 @@ def test_a_run_cut_short_and_gone_on_from_ends_in_the_same_bytes(predict, packed
             raise KeyboardInterrupt
         return make(*args, **options)
 
-    monkeypatch.setattr(infer.training, "outputs", stop_in_the_third_chunk)
+    monkeypatch.setattr(passes.training, "outputs", stop_in_the_third_chunk)
     with pytest.raises(KeyboardInterrupt):
         predict()
     assert out.exists()
@@ -671,7 +666,7 @@ def test_a_slice_is_blended_of_the_runs_that_have_seen_it(packed):
     content["pipeline"] |= {"space": "probability", "bias": [0] * 6, "clip": 0.0}
     content["pipeline"]["weights"] = {run: [weight] * 6 for run, weight in content["runs"].items()}
     content["pipeline"]["calibration_parameters"] = [[1, 1, 0]] * 6
-    logits = {one: np.full((4, 6), np.nan, np.float32) for one in infer.plan(content, packed)}
+    logits = {one: np.full((4, 6), np.nan, np.float32) for one in passes.plan(content, packed)}
     for one, values in logits.items():
         if one.view == "identity" and one.fold == 0:
             values[: 3 if one.run == "test_efficientnet" else 2] = 1.0 if one.run == "test_efficientnet" else -1.0
@@ -713,13 +708,6 @@ def test_a_model_file_outside_the_folder_is_not_read(packed, tmp_path, predict):
 def test_a_work_folder_with_training_slices_is_refused(home, competition):
     with pytest.raises(ValueError, match="slices.parquet holds training slices: give another --work-dir"):
         infer.test_table(paths.find_data(competition), home, 1)
-
-
-def test_chunks_are_whole_series():
-    series = list("aabbbbcdd")
-    assert infer.chunks(series, 3) == [slice(0, 6), slice(6, 9)]
-    assert infer.chunks(series, 100) == [slice(0, 9)]
-    assert infer.chunks([], 3) == []
 
 
 # The whole way: weights, push, run, fetch, submit, score.
@@ -804,6 +792,22 @@ def test_a_kernel_takes_the_package_and_wheels_from_its_dataset(home, competitio
     assert code == 0, log
     assert "more is 7" in log
     assert (working / "submission.csv").exists()
+
+
+@pytest.mark.slow
+def test_the_kernel_reads_second_levels_as_they_were_read_at_home(prepared, competition, tmp_path):
+    work = made_with.work_of(prepared)
+    pack = kernel.pack(work, work / "ensemble" / "levels", tmp_path / "pack", [])
+    text = (built("ich-infer", tmp_path / "built") / "main.py").read_text()
+    inputs = image.lay_out(tmp_path, competition, {f"{USER}/ich-models": image.files_in(pack)}, "new")
+    sandboxed = not image.why_no_namespaces()
+    code, log, working = image.run(tmp_path, text, inputs, sandboxed=sandboxed)
+    assert code == 0, log
+    assert "30 of 30 passes over 19 slices" in log
+    found = pd.read_csv(working / "submission.csv").Label.to_numpy().reshape(-1, 6)
+    ids = tables.read_long(paths.find_data(competition), paths.SAMPLE_CSV)[0]
+    expected = tables.read_predictions(work / "ensemble" / "levels" / "test.parquet", ids)
+    np.testing.assert_allclose(found, expected, atol=5e-4)
 
 
 def edited_kernels(tmp_path: Path, name: str, **constants: str) -> Path:

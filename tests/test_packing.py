@@ -122,7 +122,7 @@ def test_a_stack_is_refused_by_name_where_it_is_only_read_too(home):
         path = paths.fold(home, "g", k) / "options.json"
         content = disk.read_json(path)
         disk.write_json(path, content | {"options": content["options"] | {"model": "stack"}})
-    expected = "error: g is a stack, whose boosters aren't kept: blend without it and export that"
+    expected = "error: g is a stack, whose boosters aren't kept: blend without it"
     assert refusal(home, "--name", "levels") == expected
 
 

@@ -73,7 +73,9 @@ def test_series_at_the_training_spacing_get_what_the_pipeline_gives(scanned, bun
     expected = tables.read_predictions(made / "ensemble" / bundle.packed["ensemble"] / "test.parquet", np.array(ids))
     found = np.concatenate(scans.probabilities(bundle, scanned, **HOW))
     assert expected[:, :5].std(axis=0).min() > 0.02
-    np.testing.assert_allclose(found, expected, atol=2e-6)
+    # A batch of another size changes the last bits of embeddings, which second levels read rounded to float16.
+    atol = 1e-4 if bundle.packed["ensemble"] == "levels" else 2e-6
+    np.testing.assert_allclose(found, expected, atol=atol)
 
 
 def test_a_scan_is_read_the_same_alone_and_among_others(scanned, bundle):

@@ -11,7 +11,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.special import expit
 
-from ich_kaggle import cache, devices, dicom, infer, models, paths, render, slices, tables, tasks, training, windows
+from ich_kaggle import (
+    cache,
+    devices,
+    dicom,
+    infer,
+    models,
+    passes,
+    paths,
+    render,
+    slices,
+    tables,
+    tasks,
+    training,
+    windows,
+)
 from ich_kaggle.labels import LABELS
 
 DATASET, SIZE = "ich-models", 512  # px
@@ -65,7 +79,7 @@ plt.show()
 
 # %%
 dataset = paths.dataset(DATASET)
-first = infer.plan(infer.read_models(dataset), dataset)[0]
+first = passes.plan(infer.read_models(dataset), dataset)[0]
 device = devices.pick_device("auto")
 model = models.load(first.path, device)
 tables.write_slices(work / "study", study, {"data_dir": str(data.root)})

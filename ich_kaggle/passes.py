@@ -1,0 +1,246 @@
+"""Passes over slices with the models of an ensemble, as many as there is time for, each kept in a file.
+
+A pass is a slice model on one view of all slices, or a second level on what the passes it reads have made of them. What
+a pass had done when the time was up is gone on from.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from ich_kaggle import augment, disk, levels, models, runs, sequence_models, spans, tables, tasks, training
+from ich_kaggle.labels import LABELS
+
+CHUNK = 2048  # slices, and the rest of their series: what is done of a pass is kept in steps of it
+
+
+class Pass(NamedTuple):
+    run: str
+    fold: int
+    view: str  # of a second level: of how many views it reads
+    path: Path | None  # of the model; a smoothing has none
+    digest: str  # of all that it is made by
+    reads: tuple["Pass", ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.run} fold {self.fold}, {self.view}"
+
+
+@dataclass
+class Budget:
+    """The time until `end`, and what a slice has taken each run: s, by the clock `now`."""
+
+    end: float
+    now: Callable[[], float]
+    rates: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def left(self) -> float:
+        return self.end - self.now()
+
+    def allows(self, run: str, n_slices: int) -> bool:
+        return n_slices * self.rates.get(run, 0) < self.left
+
+
+def plan(packed: dict, folder: Path) -> list[Pass]:
+    """Return all passes of the runs `packed` in `folder`, in the order in which they are made."""
+    passes = []
+    for turn in range(max(map(len, packed["views"].values()))):
+        for run in by_weight(packed):
+            if turn < n_turns(packed, run):
+                passes += [new_pass(packed, folder, run, entry, turn, passes) for entry in packed["models"][run]]
+    return passes
+
+
+def by_weight(packed: dict) -> list[str]:
+    """Return all runs, those of the greatest weight first. What a second level weighs, the runs it reads weigh too."""
+    weight = dict.fromkeys(packed["models"], 0.0) | packed["runs"]
+    for run in reversed(packed["models"]):  # each stands behind those that it reads
+        for read in packed["options"][run].get("on", []):
+            weight[read] += weight[run]
+    return sorted(weight, key=lambda run: -weight[run])
+
+
+def n_turns(packed: dict, run: str) -> int:
+    reads = packed["options"][run].get("on", [])
+    return max(n_turns(packed, read) for read in reads) if reads else len(packed["views"][run])
+
+
+def new_pass(packed: dict, folder: Path, run: str, entry: dict, turn: int, before: list[Pass]) -> Pass:
+    on, path = packed["options"][run].get("on"), folder / entry["file"] if "file" in entry else None
+    if on is None:
+        return Pass(run, entry["fold"], packed["views"][run][turn], path, entry["hash"])
+    reads = tuple(one for one in before if one.run in on and one.fold == entry["fold"])
+    made_by = json.dumps([packed["options"][run], entry, [(str(one), one.digest) for one in reads]])
+    digest = hashlib.sha256(made_by.encode()).hexdigest()[:12]
+    return Pass(run, entry["fold"], f"{turn + 1}-view" + "s" * (turn > 0), path, digest, reads)
+
+
+def chunks(series_id: np.ndarray, size: int) -> list[slice]:
+    """Return the rows in ranges of whole series, `size` rows or a little more in each but the last."""
+    series_id = np.asarray(series_id)
+    stops = [0]
+    for stop in np.flatnonzero(np.append(series_id[1:] != series_id[:-1], True)) + 1:
+        if stop - stops[-1] >= size or stop == len(series_id):
+            stops.append(int(stop))
+    return [slice(start, stop) for start, stop in zip(stops, stops[1:], strict=False)]
+
+
+def mean_of_known(parts: list[np.ndarray]) -> np.ndarray:
+    """Return the mean of arrays (n, m), each where it is not NaN; NaN where all are."""
+    stack = np.stack(parts)
+    n_known = (~np.isnan(stack)).sum(axis=0)
+    return np.nansum(stack, axis=0, dtype=np.float32) / np.where(n_known, n_known, np.nan).astype(np.float32)
+
+
+def said(values: dict[Pass, np.ndarray], run: str, k: int, rows: slice = slice(None)) -> np.ndarray:
+    """Return the probabilities of `rows` by the models of fold `k` of `run`, (n, 6), NaN where it has not been.
+
+    `values` holds the logits of slice models, whose mean over the views counts, and the probabilities of second levels,
+    whose last count.
+    """
+    of_run = {one: part[rows] for one, part in values.items() if (one.run, one.fold) == (run, k)}
+    if not any(one.reads for one in of_run):
+        return expit(mean_of_known(list(of_run.values())))
+    parts = list(of_run.values())
+    last = parts[0].copy()
+    for part in parts[1:]:
+        np.copyto(last, part, where=~np.isnan(part))
+    return last
+
+
+class Work:
+    """What passes have made of the slices of `table`, in files that are named after what they are made by and of.
+
+    `values` are logits, of second levels probabilities, float32 (n_slices, 6) in `folder`, NaN where a pass has not
+    been. Of the passes whose embeddings a second level reads, these are in `scratch`: float16 (n_slices, d).
+    """
+
+    def __init__(self, packed: dict, passes: list[Pass], table: pd.DataFrame, folder: Path, scratch: Path):
+        self.packed, self.table = packed, table
+        same = tables.slices_hash(table)
+        names = {one: f"{one.run}-fold{one.fold}-{one.view}-{one.digest}-{same}.npy" for one in passes}
+        self.values = {one: self.opened(folder / name, len(LABELS), np.float32) for one, name in names.items()}
+        readers = [one for one in passes if self.options(one).get("features") == "fold"]
+        self.kept = {read: scratch / "embeddings" / names[read] for one in readers for read in one.reads}
+
+    def options(self, one: Pass) -> dict:
+        return self.packed["options"][one.run]
+
+    def opened(self, path: Path, width: int, dtype: type) -> np.ndarray:
+        """Return the array (n_slices, width) in the file `path`, which is made if it is missing.
+
+        Raises ValueError naming a file that holds something else.
+        """
+        if not path.exists():
+            with disk.writing(path) as temporary, temporary.open("wb") as file:
+                np.save(file, np.full((len(self.table), width), np.nan, dtype))
+        try:
+            found = np.lib.format.open_memmap(path, "r")  # to write to, it would fill a file cut short with zeros
+        except Exception as error:  # damaged bytes meet errors of every type
+            raise ValueError(f"{path}: damaged ({error}): remove it and run the same command again") from error
+        if found.shape != (len(self.table), width) or found.dtype != dtype:
+            what = f"{found.dtype} {found.shape}, not {np.dtype(dtype)} {(len(self.table), width)}"
+            raise ValueError(f"{path}: {what}: remove it and run the same command again")
+        return np.lib.format.open_memmap(path, "r+")
+
+    def is_done(self, one: Pass, rows: slice = slice(None)) -> np.ndarray:
+        """Tell of which of the slices `rows` there is all that is kept of a pass: bool (n,)."""
+        done = ~np.isnan(self.values[one][rows, 0])
+        if path := self.kept.get(one):
+            done &= path.exists() and ~np.isnan(np.lib.format.open_memmap(path, "r")[rows, 0])
+        return done
+
+    def n_done(self, one: Pass) -> int:
+        return int(self.is_done(one).sum())
+
+    def make(self, one: Pass, budget: Budget, **how) -> bool:
+        """Make what a pass lacks, chunk by chunk while there is time, and tell whether any was made.
+
+        A second level is asked of those chunks alone of which all is known that it reads. `how` are further arguments
+        of `slice_model`.
+        """
+        parts = chunks(self.table.series_id, CHUNK)
+        todo = [rows for rows in parts if not self.is_done(one, rows).all() and self.may_make(one, rows)]
+        if not todo:
+            return False
+        before = self.n_done(one)
+        ask = self.second_level(one, how["device"]) if one.reads else self.slice_model(one, budget, **how)
+        for rows in todo:
+            n_rows = rows.stop - rows.start
+            if not budget.allows(one.run, n_rows):
+                break
+            began = budget.now()
+            found = ask(rows)
+            if found is None:
+                break
+            self.values[one][rows] = found
+            budget.rates[one.run] = (budget.now() - began) / n_rows
+        return self.n_done(one) > before
+
+    def may_make(self, one: Pass, rows: slice) -> bool:
+        return all(self.is_done(read, rows).all() for read in one.reads)
+
+    def slice_model(
+        self, one: Pass, budget: Budget, *, cached: Callable, batch_size: int, workers: int, device
+    ) -> Callable[[slice], np.ndarray | None]:
+        """Return what gives the logits of rows by a slice model, or none where the time was up before they were whole.
+
+        `cached(config)` returns the folder of the pictures that the model sees.
+        """
+        model = models.load(one.path, device)
+        folder = cached(model.config)
+        kept = self.opened(self.kept[one], model.embedding_size, np.float16) if one in self.kept else None
+
+        def ask(rows: slice) -> np.ndarray | None:
+            table, found = self.table.iloc[rows], []
+            loader = tasks.slice_loader(table, folder, model.config, batch_size=batch_size, workers=workers)
+            for part in training.outputs(model, loader, device, [augment.VIEWS[one.view]], str(one)):
+                found.append(part)
+                if budget.left < 0:
+                    return None
+            logits, embeddings = map(np.concatenate, zip(*found, strict=True))
+            if kept is not None:
+                kept[rows] = embeddings
+            return logits
+
+        return ask
+
+    def second_level(self, one: Pass, device) -> Callable[[slice], np.ndarray]:
+        """Return what gives the probabilities of rows by a second level."""
+        options = self.options(one)
+        (entry,) = (entry for entry in self.packed["models"][one.run] if entry["fold"] == one.fold)
+        networks = sequence_models.load(one.path, entry["reads"], device) if one.path else []
+        reads_embeddings = options["features"] == "fold"
+        heads = {read.run: models.load(read.path) for read in one.reads} if reads_embeddings else {}
+
+        def read(run: str, rows: slice) -> tuple[np.ndarray | None, np.ndarray]:
+            if run not in heads:
+                known = {read: self.values[read] for read in one.reads}
+                return None, runs.logits(said(known, run, one.fold, rows))
+            paths = [self.kept[read] for read in one.reads if read.run == run]
+            seen = mean_of_known([np.lib.format.open_memmap(path, "r")[rows] for path in paths]).astype(np.float16)
+            return seen, models.head_logits(heads[run], seen)
+
+        def ask(rows: slice) -> np.ndarray:
+            table = self.table.iloc[rows]
+            embeddings, logits = zip(*(read(run, rows) for run in options["on"]), strict=True)
+            return levels.ask(
+                list(embeddings) if heads else [],
+                np.stack(logits, axis=1),
+                table.position.to_numpy(float),
+                spans.number(table.series_id),
+                widths=np.array(entry["widths"]),
+                networks=networks,
+                batch_size=options.get("batch_size", 1),
+                device=device,
+            )
+
+        return ask

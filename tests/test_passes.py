@@ -1,0 +1,193 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import packed as made_with
+import pandas as pd
+import pytest
+
+from ich_kaggle import disk, infer, kernel, passes, paths, submit, tables
+from ich_kaggle.labels import ANY, LABELS
+
+TURNS = ("identity", "1-view"), ("hflip", "2-views")
+
+
+@pytest.fixture(scope="module")
+def made(prepared) -> Path:
+    return made_with.work_of(prepared)
+
+
+@pytest.fixture(scope="module")
+def packed(made, tmp_path_factory) -> Path:
+    """What `kernel weights` packs of the runs b, c and s, which read a and g too."""
+    return kernel.pack(made, made / "ensemble" / "levels", tmp_path_factory.mktemp("packed") / "ich-models", [])
+
+
+@pytest.fixture
+def predict(packed, competition, tmp_path, capsys):
+    """Predict in a folder of the test's own; return the probabilities, in the sample's order, and the last line."""
+
+    def predict(name: str = "one", hours: float = 8, **more) -> tuple[np.ndarray, str]:
+        home = tmp_path / name
+        places = dict(models_dir=packed, work_dir=home / "work", out=home / "out" / "submission.csv")
+        infer.infer(data_dir=competition, hours=hours, batch_size=8, device="cpu", workers=1, **places, **more)
+        line = capsys.readouterr().out.splitlines()[-1]
+        submit.verify(places["out"], paths.find_data(competition))
+        return pd.read_csv(places["out"]).Label.to_numpy().reshape(-1, len(LABELS)), line
+
+    return predict
+
+
+class Stops:
+    """A clock that stands still until the `n`-th look at it, when it is too late for anything."""
+
+    def __init__(self, n: int):
+        self.n = n
+
+    def __call__(self) -> float:
+        self.n -= 1
+        return 0.0 if self.n > 0 else 1e9
+
+
+def test_a_second_level_goes_behind_what_it_reads_and_again_when_that_has_seen_another_view(packed):
+    content = infer.read_models(packed)
+    assert content["runs"].keys() == set("bcs")
+    planned = passes.plan(content, packed)
+    found = [(one.run, one.fold, one.view) for one in planned]
+    assert found == [
+        (run, k, view if run in "ab" else level) for view, level in TURNS for run in "bagcs" for k in range(3)
+    ]
+    for one in planned:
+        assert {read.fold for read in one.reads} <= {one.fold}
+        assert {read.run for read in one.reads} == set({"g": "ab", "c": "ag", "s": "ab"}.get(one.run, ""))
+        assert all(planned.index(read) < planned.index(one) for read in one.reads)
+    assert len({one.digest for one in planned if one.run in "gcs"}) == 18
+
+
+def test_a_run_weighs_what_the_second_levels_that_read_it_weigh(packed):
+    content = infer.read_models(packed)
+    assert passes.by_weight(content | {"runs": {"b": 0.5, "c": 0.2, "s": 0.3}}) == list("basgc")
+    assert passes.by_weight(content | {"runs": {"b": 0.1, "c": 0.9, "s": 0.0}}) == list("abgcs")
+
+
+def test_with_time_enough_second_levels_say_what_they_say_at_home(predict, made, competition):
+    found, line = predict()
+    assert line.endswith("30 of 30 passes over 19 slices")
+    ids = tables.read_long(paths.find_data(competition), paths.SAMPLE_CSV)[0]
+    expected = tables.read_predictions(made / "ensemble" / "levels" / "test.parquet", ids)
+    assert expected[:, :5].std(axis=0).min() > 0.02
+    # Embeddings are rounded to float16, at home after the mean over views.
+    np.testing.assert_allclose(found, expected, atol=5e-4)
+
+
+def test_wherever_the_time_was_up_the_same_command_ends_in_the_same_bytes(predict, tmp_path, monkeypatch):
+    monkeypatch.setattr(passes, "CHUNK", 8)  # chunks of two series, and of one
+    whole, _ = predict()
+    shares = []
+    for n_looks in range(10, 260, 50):
+        early, line = predict("cut", now=Stops(n_looks))
+        shares.append(int(line.split(" of 30 passes")[0].split()[-1]))
+        assert np.isfinite(early).all()
+        if n_looks % 100 == 10:
+            shutil.rmtree(tmp_path / "cut" / "work" / "embeddings", ignore_errors=True)  # as scratch may be gone
+        late, line = predict("cut")
+        assert line.endswith("30 of 30 passes over 19 slices")
+        assert np.array_equal(late, whole), n_looks
+        shutil.rmtree(tmp_path / "cut" / "out")
+    assert min(shares) == 0 and len(set(shares)) == 5
+
+
+def test_a_second_level_waits_for_all_that_it_reads_of_a_series(packed, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(passes, "CHUNK", 1)
+    content = infer.read_models(packed)
+    planned = passes.plan(content, packed)
+    table = tables.read_slices(prepared)
+    table = table[table.split == "test"].reset_index(drop=True)
+    work = passes.Work(content, planned, table, tmp_path / "partial", tmp_path)
+    smooth = next(one for one in planned if (one.run, one.view) == ("s", "2-views"))
+    first, second = passes.chunks(table.series_id, 1)[:2]
+    for read in smooth.reads:
+        rows = slice(None) if read.view == "identity" else slice(second.stop) if read.run == "a" else first
+        work.values[read][rows] = 0.5
+        work.opened(work.kept[read], 3, np.float16)[rows] = 0
+    assert work.make(smooth, passes.Budget(1e9, lambda: 0.0), device="cpu")
+    assert work.is_done(smooth).tolist() == [True] * first.stop + [False] * (len(table) - first.stop)
+    assert not work.make(smooth, passes.Budget(1e9, lambda: 0.0), device="cpu")
+    np.testing.assert_allclose(work.values[smooth][first], 1 / (1 + np.exp(-0.5)), atol=1e-6)
+
+
+def test_the_last_that_a_second_level_said_counts_and_the_mean_of_a_slice_models_views(packed):
+    content = infer.read_models(packed)
+    values = {one: np.full((3, 6), np.nan, np.float32) for one in passes.plan(content, packed)}
+    for one, part in values.items():
+        is_first = one.view in ("identity", "1-view")
+        if one.fold == 1 and one.run in "bs":
+            part[: 2 if is_first else 1] = 0.2 if is_first else 0.6
+    np.testing.assert_allclose(passes.said(values, "s", 1)[:, 0], [0.6, 0.2, np.nan], rtol=1e-6)
+    np.testing.assert_allclose(passes.said(values, "b", 1)[:, 0], 1 / (1 + np.exp([-0.4, -0.2, np.nan])), rtol=1e-6)
+    assert np.isnan(passes.said(values, "s", 0)).all()
+
+
+def test_a_run_that_is_only_read_stands_in_where_no_other_has_seen_a_slice(packed):
+    content = infer.read_models(packed)
+    content["runs"] = {"b": 0.25, "c": 0.5, "s": 0.25}
+    values = {one: np.full((3, 6), np.nan, np.float32) for one in passes.plan(content, packed)}
+    for one, part in values.items():
+        if (one.fold, one.view) == (0, "identity"):
+            part[: 2 if one.run == "a" else 1] = 1.0 if one.run == "a" else -1.0
+    found = infer.blend(content, values, 3)
+    sure, unsure, mean = 1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1)), content["mean"]
+    np.testing.assert_allclose(found[:2, 0], [unsure, sure], atol=1e-5)
+    np.testing.assert_allclose(found[2, :ANY], mean[:ANY], atol=1e-6)
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "other"])
+def test_a_file_of_a_pass_that_is_damaged_is_named(packed, prepared, tmp_path, damage):
+    content = infer.read_models(packed)
+    table = tables.read_slices(prepared)
+    how = (content, passes.plan(content, packed)[:1], table, tmp_path / "partial", tmp_path)
+    passes.Work(*how)
+    (path,) = (tmp_path / "partial").iterdir()
+    if damage == "other":
+        np.save(path, np.zeros((3, 6), np.float32))
+    else:
+        path.write_bytes(path.read_bytes()[:-8] if damage == "cut" else b"text")
+    with pytest.raises(ValueError, match=rf"{path}: .*: remove it and run the same command again"):
+        passes.Work(*how)
+
+
+def test_chunks_are_whole_series():
+    series = list("aabbbbcdd")
+    assert passes.chunks(series, 3) == [slice(0, 6), slice(6, 9)]
+    assert passes.chunks(series, 100) == [slice(0, 9)]
+    assert passes.chunks([], 3) == []
+
+
+def test_a_stack_is_refused_by_the_packing(made, tmp_path):
+    home = tmp_path / "home"
+    shutil.copytree(made, home)
+    for path in paths.run(home, "s").glob("fold*/options.json"):
+        content = disk.read_json(path)
+        disk.write_json(path, content | {"options": content["options"] | {"model": "stack"}})
+    with pytest.raises(ValueError, match="s is a stack, whose boosters aren't kept: blend without it"):
+        kernel.pack(home, home / "ensemble" / "levels", tmp_path / "out", [])
+
+
+def test_a_second_level_that_reads_another_model_than_it_was_fitted_on_is_named(packed, competition, tmp_path):
+    changed = tmp_path / "changed"
+    shutil.copytree(packed, changed)
+    content = json.loads((changed / infer.MODELS).read_text())
+    content["models"]["g"][0]["reads"] = {"a/fold0/model.pt": "0" * 12}
+    disk.write_json(changed / infer.MODELS, content)
+    with pytest.raises(ValueError, match=r"g\.fold0\.pt"):
+        infer.infer(
+            models_dir=changed,
+            data_dir=competition,
+            work_dir=tmp_path / "work",
+            out=tmp_path / "out" / "submission.csv",
+            hours=8,
+            batch_size=8,
+            device="cpu",
+            workers=1,
+        )
