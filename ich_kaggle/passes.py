@@ -130,6 +130,10 @@ class Work:
         self.values = {one: self.opened(folder / name, len(LABELS), np.float32) for one, name in names.items()}
         readers = [one for one in passes if self.options(one).get("features") == "fold"]
         self.kept = {read: scratch / "embeddings" / names[read] for one in readers for read in one.reads}
+        for one in readers:
+            for read in one.reads:
+                if not self.kept[read].exists() and not self.is_done(one).all():
+                    self.values[read][:] = np.nan  # its embeddings are gone: it is made again
 
     def options(self, one: Pass) -> dict:
         return self.packed["options"][one.run]
@@ -152,11 +156,7 @@ class Work:
         return np.lib.format.open_memmap(path, "r+")
 
     def is_done(self, one: Pass, rows: slice = slice(None)) -> np.ndarray:
-        """Tell of which of the slices `rows` there is all that is kept of a pass: bool (n,)."""
-        done = ~np.isnan(self.values[one][rows, 0])
-        if path := self.kept.get(one):
-            done &= path.exists() and ~np.isnan(np.lib.format.open_memmap(path, "r")[rows, 0])
-        return done
+        return ~np.isnan(self.values[one][rows, 0])
 
     def n_done(self, one: Pass) -> int:
         return int(self.is_done(one).sum())

@@ -142,6 +142,20 @@ def test_a_run_that_is_only_read_stands_in_where_no_other_has_seen_a_slice(packe
     np.testing.assert_allclose(found[2, :ANY], mean[:ANY], atol=1e-6)
 
 
+def test_embeddings_that_are_gone_are_made_again_only_if_they_are_still_to_be_read(packed, prepared, tmp_path):
+    content = infer.read_models(packed)
+    planned = passes.plan(content, packed)
+    table = tables.read_slices(prepared)
+    how = (content, planned, table, tmp_path / "partial", tmp_path)
+    for part in passes.Work(*how).values.values():
+        part[:] = 0
+    assert all(passes.Work(*how).is_done(one).all() for one in planned)
+    reader = next(one for one in planned if one.run == "g")
+    passes.Work(*how).values[reader][0] = np.nan
+    again = passes.Work(*how)
+    assert {one for one in planned if not again.is_done(one).any()} == set(reader.reads)
+
+
 @pytest.mark.parametrize("damage", ["cut", "text", "other"])
 def test_a_file_of_a_pass_that_is_damaged_is_named(packed, prepared, tmp_path, damage):
     content = infer.read_models(packed)
