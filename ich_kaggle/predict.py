@@ -45,6 +45,15 @@ from ich_kaggle import (
 from ich_kaggle.labels import LABELS
 
 VIEWS = ["identity", "hflip"]
+RUN = "tf_efficientnetv2_s"
+OF_RUNS = {  # what says nothing to a pile of scans: each flag's name, and its default
+    "--run": ("run", None),
+    "--fold": ("fold", "all"),
+    "--views": ("views", VIEWS),
+    "--all-slices": ("all_slices", False),
+    "--explain": ("method", None),
+    "--studies": ("studies", None),
+}
 
 
 def predict_rows(
@@ -234,10 +243,11 @@ def command(*, dicom: Path | None, bundle: Path | None, out: Path, rule: str, re
     if dicom is None:
         if report:
             raise ValueError("--report goes with --dicom; of runs it is python -m ich_kaggle.report")
-        predict_run(**options | {"batch_size": options["batch_size"] or 64})
+        predict_run(**options | {"batch_size": options["batch_size"] or 64, "run": options["run"] or RUN})
         return
-    if options["method"] is not None:
-        raise ValueError("--explain goes with --run, not with --dicom")
+    for flag, (name, default) in OF_RUNS.items():
+        if options[name] != default:
+            raise ValueError(f"{flag} is of runs, and says nothing to --dicom: leave one of them out")
     how = {key: options[key] for key in ("batch_size", "device", "workers", "overwrite")}
     scans.predict(dicom, bundle, out, rule=rule, report=report, **how)
 
@@ -256,7 +266,7 @@ def predict_run(*, method: str | None, studies: list[str] | None, n_studies: int
 
 def build_parser():
     flags = ("--data-dir", "--work-dir", "--run", "--fold", "--device", "--workers", "--overwrite")
-    parser = cli.command(__doc__, *flags, run="tf_efficientnetv2_s")
+    parser = cli.command(__doc__, *flags, run=None)
     parser.add_argument(
         "--batch-size", type=cli.POSITIVE, help="slices in a step (default: 64, of --dicom on a CPU what fits)"
     )

@@ -317,7 +317,7 @@ def test_a_study_that_is_not_there_or_of_another_fold_is_named(trained):
     assert f"study {other} is in fold 1" in refused(trained, "--explain", "gradcam", "--studies", other)
     assert "--studies goes with --explain" in refused(trained, "--studies", other)
     elsewhere = ("--dicom", "scans", "--models", "model.zip")
-    assert "--explain goes with --run" in refused(trained, "--explain", "gradcam", *elsewhere)
+    assert "--run is of runs, and says nothing to --dicom" in refused(trained, "--explain", "gradcam", *elsewhere)
 
 
 def test_a_test_study_is_explained_too(trained):

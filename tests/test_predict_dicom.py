@@ -191,6 +191,13 @@ def test_dicom_and_models_go_together(study):
     assert refusal("--models", study) == "error: --dicom and --models go together"
 
 
+@pytest.mark.parametrize("flag", ["--run a", "--fold 1", "--views identity", "--all-slices", "--studies ID_a"])
+def test_a_flag_of_runs_is_refused_beside_a_pile(study, model, flag):
+    name = flag.split()[0]
+    expected = f"error: {name} is of runs, and says nothing to --dicom: leave one of them out"
+    assert refusal("--dicom", study, "--models", model, *flag.split()) == expected
+
+
 def test_a_rule_that_the_models_lack_is_named_before_anything_is_read(study, model, tmp_path):
     message = refusal("--dicom", study, "--models", model, "--out", tmp_path / "out", "--threshold-rule", "best")
     known = "f1, f2, recall_0.95_expected, recall_0.95"
