@@ -5,7 +5,6 @@ JPEG 2000 go through pydicom's plug-ins, from the extra `codecs`. DICOM: https:/
 """
 
 import io
-import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import pydicom
 from pydicom.config import disable_value_validation
-from pydicom.dataelem import RawDataElement
 from pydicom.encaps import get_frame
 from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -24,23 +21,16 @@ from pydicom.uid import (
     UncompressedTransferSyntaxes,
 )
 
-from ich_kaggle import cli, codestreams, paths
+from ich_kaggle import codestreams, elements, paths
 
 AIR = -1024  # HU: what pixels outside the scanner's field of view become
 PADDING_BELOW = -2000  # HU: no tissue lies here; the competition's padding is -2048 and -3024 HU
 HEAD_BYTES = 1 << 13  # more than the headers of plain CT take
 PLAIN = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 LARGEST = 2048  # px: rows or columns; scanners make 512, some 1024
-MOST_BYTES = 1 << 25  # of a file, inflated: four times the pixels of the largest slice
 MOST_RLE = 6 << 20  # bytes: they unfold 64 times
 MOST_HU = 1 << 24  # float32 holds every whole number up to here
-MOST_READS = 50_000  # of values and what stands before them, while a header is parsed; CT has some hundreds
-LONGEST = 1 << 10  # bytes of a value that is looked at
 UNDEFINED = 0xFFFFFFFF  # the length of what ends with a mark of its own, PS3.5 7.1.1
-
-CHARACTER_SET = (b"\x08\x00\x05\x00", b"\x00\x08\x00\x05")  # its tag, in either byte order
-DEFLATED = DeflatedExplicitVRLittleEndian.encode()
-INFLATED = ExplicitVRLittleEndian.encode().ljust(len(DEFLATED), b"\0")
 
 # What one CT slice has (PS3.3 C.8.2.1): keyword, the values allowed, what it is where the tag is absent.
 PLAIN_CT = (
@@ -74,69 +64,13 @@ class Plain(NamedTuple):
     code: Encoding
 
 
-class _Stream(io.BytesIO):
-    """A file of which no more is parsed than the header of a slice can hold; and pydicom inflates none of it.
-
-    Raises ValueError for more than MOST_READS; a character set counts by the byte, for each name in one takes long.
-    """
-
-    n_reads = 0
-
-    def read(self, size: int | None = -1) -> bytes:
-        at = self.tell()
-        if size == -1:  # only what is deflated is read to its end: `_inflated` would have done it
-            raise ValueError("deflated, but the length of its meta information does not say where")
-        head = self.getbuffer()[max(0, at - 12) : at].tobytes()
-        self.n_reads += size if any(tag in head for tag in CHARACTER_SET) else 1
-        if self.n_reads > MOST_READS:
-            raise ValueError("its header has no end")
-        return super().read(size)
-
-
-def _inflated(content: bytes, name: str) -> bytes:
-    """Return a deflated file as the Explicit VR Little Endian one that was deflated (PS3.5 A.5), others as they are."""
-    start = 144 + int.from_bytes(content[140:144], "little")  # behind the group length, which comes first: PS3.10 7.1
-    meta = content[:start]
-    if DEFLATED not in meta:
-        return content
-    unpacker = zlib.decompressobj(-15)
-    try:
-        body = unpacker.decompress(content[start:], MOST_BYTES)
-    except zlib.error as error:
-        raise ValueError(f"{name}: can't be inflated ({error}): get it again") from error
-    if not unpacker.eof:
-        raise ValueError(f"{name}: truncated, or more than {MOST_BYTES} bytes when inflated")
-    return meta.replace(DEFLATED, INFLATED) + body
-
-
-def _broken(error: Exception, name: str, what: str) -> ValueError:
-    """Return what to raise for an `error` of pydicom, which meets damaged bytes with errors of nearly every type."""
-    if isinstance(error, MemoryError):
-        raise error
-    return ValueError(f"{name}: {what} ({shown(error)})")
-
-
-def shown(value) -> str:
-    """Return what a file says as a few words that can be printed."""
-    return cli.printable(str(value), 100)
-
-
-def parse(content: bytes, name: str, **how) -> pydicom.Dataset:
-    """Return the data set in `content`, `how` as pydicom.dcmread. Raises ValueError naming a file that is not DICOM."""
-    content = _inflated(content, name)
-    try:
-        return pydicom.dcmread(_Stream(content), **how)
-    except Exception as error:
-        raise _broken(error, name, "not a readable DICOM file, get it again") from error
-
-
 def _plain_head(content: bytes) -> tuple[pydicom.Dataset, int, int] | None:
     """Return the header, and where its pixels begin and how many bytes they have, of a slice stored plainly.
 
     None if it is stored otherwise, or its pixels begin beyond HEAD_BYTES.
     """
     content = content[:HEAD_BYTES]
-    if DEFLATED in content:
+    if elements.DEFLATED in content:
         return None
     stream = io.BytesIO(content)
     try:
@@ -161,7 +95,7 @@ def read_head(data: paths.Data, member: paths.Member) -> tuple[pydicom.Dataset, 
     Compressed pixels are decoded once. Raises ValueError naming the file if it is not DICOM, or ends before its pixels
     do, RuntimeError if it takes a package that is missing.
     """
-    if member.size > MOST_BYTES:
+    if member.size > elements.MOST_BYTES:
         raise ValueError(f"{member.path}: {member.size} bytes: not a CT slice")
     if (plain := _plain_head(data.read(member, HEAD_BYTES))) is None:
         return read_slice(data.read(member), member.path)[0], 0
@@ -173,7 +107,7 @@ def read_head(data: paths.Data, member: paths.Member) -> tuple[pydicom.Dataset, 
 
 def shape_of(dataset: pydicom.Dataset, name: str) -> tuple[int, int]:
     """Return rows and columns (px). Raises ValueError for more, or fewer, than a CT slice can have."""
-    rows, columns = (whole(dataset, keyword, name) for keyword in ("Rows", "Columns"))
+    rows, columns = (elements.whole(dataset, keyword, name) for keyword in ("Rows", "Columns"))
     if not (0 < rows <= LARGEST and 0 < columns <= LARGEST):
         raise ValueError(f"{name}: {rows} rows and {columns} columns: not 1 to {LARGEST}")
     return rows, columns
@@ -185,59 +119,20 @@ def _check_length(dataset: pydicom.Dataset, n_bytes: int, name: str) -> None:
         raise ValueError(f"{name}: truncated: {n_bytes} bytes of pixels, {expected} expected")
 
 
-def optional(dataset: pydicom.Dataset, keyword: str, name: str):
-    """Return the value of a tag, None where it is missing or empty. Raises ValueError naming one that is damaged."""
-    try:
-        if (element := dataset.get_item(keyword)) is None:
-            return None
-        if element.VR == "SQ" or (isinstance(element, RawDataElement) and len(element.value or b"") > LONGEST):
-            raise ValueError("a sequence, or too long")
-        value = dataset.get(keyword)
-    except Exception as error:
-        raise _broken(error, name, f"{keyword} can't be read") from error
-    return None if value == "" else value
-
-
-def tag(dataset: pydicom.Dataset, keyword: str, name: str):
-    """Return the value of a tag. Raises ValueError naming one that is missing or empty."""
-    if (value := optional(dataset, keyword, name)) is None:
-        raise ValueError(f"{name}: no {keyword} in the header")
-    return value
-
-
-def whole(dataset: pydicom.Dataset, keyword: str, name: str) -> int:
-    """Return the whole number of a tag. Raises ValueError naming one that has none."""
-    if not isinstance(value := tag(dataset, keyword, name), int):
-        raise ValueError(f"{name}: {keyword} is {shown(value)}, not a whole number")
-    return int(value)
-
-
-def numbers(dataset: pydicom.Dataset, keyword: str, n: int, name: str) -> np.ndarray:
-    """Return the `n` finite numbers of a tag. Raises ValueError naming one that has others."""
-    value = tag(dataset, keyword, name)
-    try:
-        found = np.array(value, float).reshape(n)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{name}: {keyword} is {shown(value)}, not {n} numbers") from error
-    if not np.isfinite(found).all():
-        raise ValueError(f"{name}: {keyword} is {shown(value)}, not {n} numbers")
-    return found
-
-
 @disable_value_validation()  # the competition's UIDs are none
 def check_ct(dataset: pydicom.Dataset, name: str) -> None:
     """Raise ValueError naming the tag if this is not one plain CT slice: a localizer, a report, a multi-frame ..."""
     for keyword, allowed, absent in PLAIN_CT:
-        found = optional(dataset, keyword, name)
+        found = elements.optional(dataset, keyword, name)
         found = absent if found is None else found
         if found not in allowed:
             wanted = " or ".join(map(str, allowed))
-            raise ValueError(f"{name}: {keyword} is {shown(found)}, not {wanted}: not a CT slice")
-    if "LOCALIZER" in str(optional(dataset, "ImageType", name)):  # PS3.3 C.8.2.1.1.1
+            raise ValueError(f"{name}: {keyword} is {elements.shown(found)}, not {wanted}: not a CT slice")
+    if "LOCALIZER" in str(elements.optional(dataset, "ImageType", name)):  # PS3.3 C.8.2.1.1.1
         raise ValueError(f"{name}: ImageType says LOCALIZER: not a CT slice")
-    bits, high = whole(dataset, "BitsStored", name), optional(dataset, "HighBit", name)
+    bits, high = elements.whole(dataset, "BitsStored", name), elements.optional(dataset, "HighBit", name)
     if not 1 <= bits <= 16 or (high is not None and high != bits - 1):  # PS3.5 8.1.1
-        raise ValueError(f"{name}: BitsStored {bits} with HighBit {shown(high)}: not a CT slice")
+        raise ValueError(f"{name}: BitsStored {bits} with HighBit {elements.shown(high)}: not a CT slice")
 
 
 @disable_value_validation()
@@ -253,16 +148,16 @@ def encoding(dataset: pydicom.Dataset, name: str) -> Encoding:
     if abs(slope) * (1 << 16) + abs(intercept) > MOST_HU:
         raise ValueError(f"{name}: RescaleSlope {slope:g} and RescaleIntercept {intercept:g} give no HU")
     code = Encoding(int(dataset.BitsStored), bool(dataset.PixelRepresentation), slope, intercept)
-    if optional(dataset, "PixelPaddingValue", name) is None:
+    if elements.optional(dataset, "PixelPaddingValue", name) is None:
         return code
     ends = [_stored(dataset, "PixelPaddingValue", code, name)]
-    if optional(dataset, "PixelPaddingRangeLimit", name) is not None:
+    if elements.optional(dataset, "PixelPaddingRangeLimit", name) is not None:
         ends.append(_stored(dataset, "PixelPaddingRangeLimit", code, name))
     return code._replace(padding_low=min(ends), padding_high=max(ends))
 
 
 def _stored(dataset: pydicom.Dataset, keyword: str, code: Encoding, name: str) -> int:
-    if abs(value := numbers(dataset, keyword, 1, name)[0]) >= 1 << 16 or value != int(value):
+    if abs(value := elements.numbers(dataset, keyword, 1, name)[0]) >= 1 << 16 or value != int(value):
         raise ValueError(f"{name}: {keyword} is {value:g}, which 16 bits can't hold")
     return int(_values(np.int64(value), code))
 
@@ -272,11 +167,11 @@ RESCALE = (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
 
 def _rescale(dataset: pydicom.Dataset, keyword: str, identity: float, name: str) -> float:
     # CT must have both (PS3.3 C.8.2.1); without, stored values are HU only where the header says so.
-    if optional(dataset, keyword, name) is None:
-        if optional(dataset, "RescaleType", name) == "HU":
+    if elements.optional(dataset, keyword, name) is None:
+        if elements.optional(dataset, "RescaleType", name) == "HU":
             return identity
         raise ValueError(f"{name}: no {keyword} in the header, nor RescaleType HU: these are not known to be HU")
-    return float(numbers(dataset, keyword, 1, name)[0])
+    return float(elements.numbers(dataset, keyword, 1, name)[0])
 
 
 @lru_cache(maxsize=64)
@@ -314,12 +209,12 @@ def read_slice(content: bytes, name: str) -> tuple[pydicom.Dataset, np.ndarray]:
     They share the memory of `content` if they are stored plainly. Raises ValueError naming the file for pixels that
     are cut short, or are not one CT slice, RuntimeError if they take a package that is missing.
     """
-    if len(content) > MOST_BYTES:
+    if len(content) > elements.MOST_BYTES:
         raise ValueError(f"{name}: {len(content)} bytes: not a CT slice")
     plain = _plain_head(content)
-    dataset = parse(content, name) if plain is None else plain[0]
+    dataset = elements.parse(content, name) if plain is None else plain[0]
     check_ct(dataset, name)
-    syntax = tag(dataset.file_meta, "TransferSyntaxUID", name)
+    syntax = elements.tag(dataset.file_meta, "TransferSyntaxUID", name)
     if plain is None and syntax not in UncompressedTransferSyntaxes:
         return dataset, _decoded(dataset, name)
     pixels = memoryview(content)[plain[1] :][: plain[2]] if plain else _pixels(dataset, name)
@@ -348,7 +243,7 @@ def _decoded(dataset: pydicom.Dataset, name: str) -> np.ndarray:
         if "missing dependencies" in str(error):
             syntax = dataset.file_meta.TransferSyntaxUID.name
             raise RuntimeError(f"{name}: {syntax} takes more packages: pip install 'ich_kaggle[codecs]'") from error
-        raise _broken(error, name, "the pixels can't be decoded") from error
+        raise elements.broken(error, name, "the pixels can't be decoded") from error
     if words.shape != shape_of(dataset, name) or words.itemsize != 2:
         raise ValueError(f"{name}: the compressed pixels are {words.dtype} {words.shape}")
     return np.ascontiguousarray(words).view(np.uint16)
@@ -358,7 +253,7 @@ def _check_compressed(dataset: pydicom.Dataset, name: str) -> None:
     """Raise ValueError if decoding could take far more memory than the pixels of the header do."""
     pixels, (rows, columns) = _pixels(dataset, name, encapsulated=True), shape_of(dataset, name)
     is_rle = dataset.file_meta.TransferSyntaxUID == RLELossless
-    if len(pixels) > min(HEAD_BYTES + 4 * rows * columns, MOST_RLE if is_rle else MOST_BYTES):
+    if len(pixels) > min(HEAD_BYTES + 4 * rows * columns, MOST_RLE if is_rle else elements.MOST_BYTES):
         raise ValueError(f"{name}: {len(pixels)} bytes of compressed pixels for {rows} x {columns}")
     for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):  # there is one frame, where it begins
         dataset.pop(keyword, None)
@@ -366,7 +261,7 @@ def _check_compressed(dataset: pydicom.Dataset, name: str) -> None:
         frame = get_frame(pixels, 0, number_of_frames=1)
         found = (rows, columns, 1) if is_rle else codestreams.shape(frame)
     except Exception as error:
-        raise _broken(error, name, "the pixels can't be decoded") from error
+        raise elements.broken(error, name, "the pixels can't be decoded") from error
     if found != (rows, columns, 1):
         raise ValueError(f"{name}: the compressed pixels are {found}, not {(rows, columns, 1)}")
 
@@ -386,5 +281,5 @@ def read_words(content: bytes, name: str, plain: Plain | None = None) -> tuple[n
 def read_hu(path: Path) -> np.ndarray:
     """Return the slice in the file `path` in HU: int16, or float32 where that can't hold it, (rows, columns)."""
     with path.open("rb") as file:
-        words, code = read_words(file.read(MOST_BYTES + 1), str(path))
+        words, code = read_words(file.read(elements.MOST_BYTES + 1), str(path))
     return hu_table(code)[words]

@@ -7,7 +7,8 @@ import numpy as np
 import pydicom
 from pydicom.config import disable_value_validation
 
-from ich_kaggle.dicom import numbers, shape_of, shown, tag
+from ich_kaggle.dicom import shape_of
+from ich_kaggle.elements import numbers, shown, tag
 
 FARTHEST = 1e5  # mm from the origin; a table moves 2 m
 FINEST, COARSEST = 0.01, 100.0  # mm between pixels

@@ -19,7 +19,7 @@ import numpy as np
 import pydicom
 from pydicom.config import disable_value_validation
 
-from ich_kaggle import archive, cli, convolution, dicom, header, paths, spacing, zips
+from ich_kaggle import archive, cli, convolution, dicom, elements, header, paths, spacing, zips
 
 TILTED = 35.0  # degrees; a gantry tilts by 30
 LONGEST = 500.0  # mm: no head and neck is longer
@@ -125,13 +125,13 @@ def look(data: paths.Data, member: archive.Member) -> Slice:
     name = member.path
     if data.read(member, PREAMBLE)[-4:] != b"DICM":
         raise ValueError("not DICOM")
-    if member.size > dicom.MOST_BYTES:
+    if member.size > elements.MOST_BYTES:
         raise ValueError(f"{member.size} bytes: more than a CT slice has")
-    dataset = dicom.parse(data.read(member), name, stop_before_pixels=True)
-    if dicom.optional(dataset.file_meta, "MediaStorageSOPClassUID", name) == DICOMDIR:
+    dataset = elements.parse(data.read(member), name, stop_before_pixels=True)
+    if elements.optional(dataset.file_meta, "MediaStorageSOPClassUID", name) == DICOMDIR:
         raise ValueError("a DICOMDIR: the files are found without it")
     keywords = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-    found = Slice(member, *(dicom.shown(dicom.tag(dataset, keyword, name)) for keyword in keywords))
+    found = Slice(member, *(elements.shown(elements.tag(dataset, keyword, name)) for keyword in keywords))
     try:
         return axial_slice(found, dataset)
     except ValueError as error:
@@ -143,7 +143,7 @@ def axial_slice(found: Slice, dataset: pydicom.Dataset) -> Slice:
     name = found.member.path
     dicom.check_ct(dataset, name)
     image_type = _words(dataset, "ImageType", name)
-    is_captured = f"{dicom.optional(dataset, 'SOPClassUID', name)}.".startswith(SECONDARY_CAPTURE)
+    is_captured = f"{elements.optional(dataset, 'SOPClassUID', name)}.".startswith(SECONDARY_CAPTURE)
     if is_captured or image_type[:2] == ["DERIVED", "SECONDARY"]:
         raise ValueError("a derived secondary capture")
     if (part := " ".join(_words(dataset, "BodyPartExamined", name))) and not HEAD.search(part):
@@ -166,9 +166,9 @@ def axial_slice(found: Slice, dataset: pydicom.Dataset) -> Slice:
 
 
 def _words(dataset: pydicom.Dataset, keyword: str, name: str) -> list[str]:
-    value = dicom.optional(dataset, keyword, name)
+    value = elements.optional(dataset, keyword, name)
     values = [] if value is None else [value] if isinstance(value, str) else list(value)
-    return [dicom.shown(part).strip().upper() for part in values]
+    return [elements.shown(part).strip().upper() for part in values]
 
 
 def read(path: Path, skip: Path | None = None) -> Pile:

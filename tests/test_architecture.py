@@ -14,9 +14,10 @@ GROUND = {"archive", "codestreams", "disk", "locks"}  # they import nothing of o
 WORDS = {"labels", "windows", "paths", "cli"}
 FILES = {
     *("aggregates", "anatomy", "blending", "bundle", "calibration", "contexts", "convolution", "crop", "data_figures"),
-    *("diary", "dicom", "document", "figures", "formats", "intervals", "kaggle_client", "kernel_check", "leaks"),
+    *("diary", "document", "elements", "figures", "formats", "intervals", "kaggle_client", "kernel_check", "leaks"),
     *("ledger", "metric", "parallel", "png", "sources", "spacing", "spans", "tables", "thresholds", "zips"),
 }
+PIXELS = {"dicom"}  # of one CT slice
 # What is made of several files or scores, or fitted to them.
 METHODS = {
     *("comparison", "data_report", "download", "findings", "header", "hemorrhages", "kaggle_kernels", "packing"),
@@ -33,7 +34,7 @@ PIPELINE = [
     *("phantom", "slices", "folds", "cache", "train", "predict", "sequence", "ensemble", "evaluate", "submit"),
     *("report", "infer", "kernel", "demo"),
 ]
-FLOORS = (GROUND, WORDS, FILES, METHODS, STUDIES, LEARNING, TASKS, READING, PIPELINE)
+FLOORS = (GROUND, WORDS, FILES, PIXELS, METHODS, STUDIES, LEARNING, TASKS, READING, PIPELINE)
 FLOOR = {name: k for k, names in enumerate(FLOORS) for name in names}
 STANDARD = sys.stdlib_module_names | {"numpy", "ich_kaggle", "isal"}  # isal: zlib, faster, where it is installed
 

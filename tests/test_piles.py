@@ -7,7 +7,7 @@ import pytest
 import test_zips
 from pydicom.uid import ExplicitVRBigEndian
 
-from ich_kaggle import dicom, paths, piles
+from ich_kaggle import elements, paths, piles
 
 HEAD = dicom_files.head((32, 32), 10, (16, 16))
 CORONAL = [1, 0, 0, 0, 0, -1]
@@ -81,8 +81,8 @@ def test_what_is_not_a_dicom_slice_is_passed_over_with_the_reason(tmp_path):
 
 def test_a_file_larger_than_a_slice_is_not_read_whole(tmp_path):
     path = dicom_files.write(tmp_path / "large", ct(0))
-    os.truncate(path, dicom.MOST_BYTES + 1)
-    assert piles.read(tmp_path).passed_over == {"large": f"{dicom.MOST_BYTES + 1} bytes: more than a CT slice has"}
+    os.truncate(path, elements.MOST_BYTES + 1)
+    assert piles.read(tmp_path).passed_over == {"large": f"{elements.MOST_BYTES + 1} bytes: more than a CT slice has"}
 
 
 def test_links_to_folders_and_what_is_no_file_are_not_followed(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from dicom_files import NOISE, content, ct, head
 from pydicom.pixels import apply_modality_lut
 
-from ich_kaggle import archive, crop, dicom, paths, render, windows
+from ich_kaggle import archive, crop, dicom, elements, paths, render, windows
 
 HEAD = (head() + 1024).astype(np.uint16)
 
@@ -104,6 +104,6 @@ def test_every_real_pixel_is_within_1_of_a_float64_reference(real_data):
     for size in (512, 256):
         for member in members:
             stored = data.read(member)
-            dataset = dicom.parse(stored, member.path)
+            dataset = elements.parse(stored, member.path)
             image = render.picture(stored, member.path, size).image
             assert np.abs(image - reference(dataset, size)).max() <= 1, member.path
