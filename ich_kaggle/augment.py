@@ -58,7 +58,7 @@ def jitter(image: np.ndarray, augment: Augment, rng: np.random.Generator, n_wind
 
     Its channels are `n_windows` windows of each slice in turn; one window changes alike in all slices.
     """
-    if not augment.window_jitter or not image.size:
+    if not augment.window_jitter:
         return image
     contrast = 1 + augment.window_jitter * rng.uniform(-1, 1, n_windows)
     offset = 255 * augment.window_jitter / 2 * rng.uniform(-1, 1, n_windows)
@@ -84,9 +84,10 @@ def cut(image: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.nda
 def apply(image: np.ndarray, rng: np.random.Generator, augment: Augment, size: int, n_windows: int = 3) -> np.ndarray:
     """Return one random variant of `image` (h, h, c; uint8), c a multiple of `n_windows`, at `size` px square."""
     matrix = draw(augment, rng, len(image), size)
-    if len(image) == size and np.allclose(matrix, np.eye(2, 3)):
-        return cut(jitter(image, augment, rng, n_windows), augment, rng)
-    return cut(warp(jitter(image, augment, rng, n_windows), matrix, size), augment, rng)
+    image = jitter(image, augment, rng, n_windows)
+    if len(image) != size or not np.allclose(matrix, np.eye(2, 3)):
+        image = warp(image, matrix, size)
+    return cut(image, augment, rng)
 
 
 def turned(images: torch.Tensor, *, degrees: float = 0.0, zoom: float = 1.0) -> torch.Tensor:

@@ -50,11 +50,12 @@ TEST_ONLY = Path("work") / "infer"
 
 
 def read_models(folder: Path) -> dict:
-    """Return what is packed in `folder`. Raises FileNotFoundError, or ValueError naming a file that has changed."""
+    """Return what is packed in `folder`. Raises FileNotFoundError, or ValueError naming what has changed."""
     path = folder / MODELS
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: make the folder with python -m ich_kaggle.kernel weights")
     packed = disk.read_json(path)
+    packing.check(packed, path, passes.AGAIN)
     for run in packed["models"].values():
         for model in (model for model in run if "file" in model):
             file = folder / model["file"]

@@ -21,6 +21,7 @@ from ich_kaggle import __version__, aggregates, archive, blending, bundle, disk,
 from ich_kaggle.labels import LABELS
 
 MANIFEST = "models.json"
+AGAIN = "pack the models again"
 FORMAT = 1
 KEYS = (
     *("format", "version", "license", "intended_use", "spacing", "thresholds", "aggregate", "ensemble", "runs"),
@@ -182,6 +183,45 @@ def write_zip(path: Path, packed: dict, files: dict[str, Path]) -> None:
                     shutil.copyfileobj(source, target, 1 << 20)
 
 
+def check(packed: dict, path: Path, again: str) -> None:
+    """Raise ValueError naming `path` and what to do `again`, if what lists the models there does not fit together."""
+    try:
+        before, folds = [], [entry["fold"] for entry in next(iter(packed["models"].values()))]
+        for run, entries in packed["models"].items():
+            if len(set(folds)) < len(folds) or [entry["fold"] for entry in entries] != folds:
+                raise ValueError(f"{run} has other folds")
+            if Path(run).name != run or not _fits(packed, run, entries, before):
+                raise ValueError(f"{run} is not as its options say")
+            before.append(run)
+        _check_blend(packed)
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        raise ValueError(f"{path}: what it lists does not fit together ({error!r}): {again}") from error
+
+
+def _fits(packed: dict, run: str, entries: list[dict], before: list[str]) -> bool:
+    """Tell whether the models of `run` are as its options say; a second level reads runs listed `before` it."""
+    options, has_file = packed["options"][run], ["file" in entry for entry in entries]
+    if "on" not in options:
+        return all(has_file) and len(packed["views"][run]) > 0 and packed["pictures"][run].keys() == {"size", "crop"}
+    is_fitted = options["model"] != "smooth"
+    widths = [len(entry["widths"]) for entry in entries]
+    reads = options["on"] and set(options["on"]) <= set(before) and options["features"] in ("oof", "fold")
+    return bool(reads) and has_file == [is_fitted] * len(entries) and widths == [len(LABELS)] * len(entries)
+
+
+def _check_blend(packed: dict) -> None:
+    if not packed["runs"] or not packed["runs"].keys() <= packed["models"].keys():
+        raise ValueError(f"the runs are {', '.join(packed['runs'])}")
+    pipeline, n = packed["pipeline"], len(LABELS)
+    weights = [pipeline["weights"][run] for run in packed["runs"]]
+    sizes = [(list(packed["runs"].values()), -1), (weights, (-1, n)), (packed["mean"], n), (pipeline["bias"], n)]
+    for values, shape in [*sizes, (pipeline["calibration_parameters"], (n, 3)), (pipeline["clip"], 1)]:
+        if not np.isfinite(np.array(values, float).reshape(shape)).all():
+            raise ValueError("a number of the blend is none")
+    if pipeline["space"] not in ("probability", "logit"):
+        raise ValueError(f"the space is {pipeline['space']}")
+
+
 @dataclass(frozen=True)
 class Bundle:
     """What `export` wrote, its members checked."""
@@ -216,6 +256,7 @@ def read(path: Path) -> Bundle:
         raise ValueError(f"{path}: {MANIFEST} is not that of a bundle ({error!r}): {again}") from error
     if form != FORMAT:
         raise ValueError(f"{path}: its format is {form}, not {FORMAT}: {again}")
+    check(packed, path, again)
     for entry in (entry for run in packed["models"].values() for entry in run if "file" in entry):
         file = entry["file"]
         if file not in members:

@@ -13,7 +13,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
 def keep_memory() -> None:
-    """Let this process keep the memory that it frees, where it runs on glibc.
+    """Let this process keep the memory that it frees, where it runs on glibc: it never shrinks below its peak.
 
     Images and activations are given back and asked for anew at every step, and fresh pages take up to a quarter of it.
     """

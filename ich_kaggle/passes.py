@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from ich_kaggle import augment, disk, levels, models, runs, sequence_models, spans, tables, tasks, training
+from ich_kaggle import augment, disk, levels, models, packing, runs, sequence_models, spans, tables, tasks, training
 from ich_kaggle.labels import LABELS
 
+AGAIN = "pack it again with python -m ich_kaggle.kernel weights"
 CHUNK = 2048  # slices, and the rest of their series: what is done of a pass is kept in steps of it
 
 
@@ -61,7 +62,7 @@ def plan(packed: dict, folder: Path) -> list[Pass]:
 
 def by_weight(packed: dict) -> list[str]:
     """Return all runs, those of the greatest weight first. What a second level weighs, the runs it reads weigh too."""
-    weight = dict.fromkeys(packed["models"], 0.0) | packed["runs"]
+    weight = dict.fromkeys(packed["models"], 0.0) | {run: abs(part) for run, part in packed["runs"].items()}
     for run in reversed(packed["models"]):  # each stands behind those that it reads
         for read in packed["options"][run].get("on", []):
             weight[read] += weight[run]
@@ -75,10 +76,12 @@ def n_turns(packed: dict, run: str) -> int:
 
 def new_pass(packed: dict, folder: Path, run: str, entry: dict, turn: int, before: list[Pass]) -> Pass:
     on, path = packed["options"][run].get("on"), folder / entry["file"] if "file" in entry else None
-    if on is None:
-        return Pass(run, entry["fold"], packed["views"][run][turn], path, entry["hash"])
+    if not on:
+        if (view := packed["views"][run][turn]) not in augment.VIEWS:
+            raise ValueError(f"{folder / packing.MANIFEST}: {run} has seen a view {view}, which is unknown: {AGAIN}")
+        return Pass(run, entry["fold"], view, path, entry["hash"])
     reads = tuple(one for one in before if one.run in on and one.fold == entry["fold"])
-    made_by = json.dumps([packed["options"][run], entry, [(str(one), one.digest) for one in reads]])
+    made_by = json.dumps([packed["options"][run], entry, sorted((str(one), one.digest) for one in reads)])
     digest = hashlib.sha256(made_by.encode()).hexdigest()[:12]
     return Pass(run, entry["fold"], f"{turn + 1}-view" + "s" * (turn > 0), path, digest, reads)
 
@@ -120,7 +123,7 @@ class Work:
     """What passes have made of the slices of `table`, in files that are named after what they are made by and of.
 
     `values` are logits, of second levels probabilities, float32 (n_slices, 6) in `folder`, NaN where a pass has not
-    been. Of the passes whose embeddings a second level reads, these are in `scratch`: float16 (n_slices, d).
+    been. The embeddings that a network is still to read, float16 (n_slices, d), are in `scratch`.
     """
 
     def __init__(self, packed: dict, passes: list[Pass], table: pd.DataFrame, folder: Path, scratch: Path):
@@ -128,17 +131,20 @@ class Work:
         same = tables.slices_hash(table)
         names = {one: f"{one.run}-fold{one.fold}-{one.view}-{one.digest}-{same}.npy" for one in passes}
         self.values = {one: self.opened(folder / name, len(LABELS), np.float32) for one, name in names.items()}
-        readers = [one for one in passes if self.options(one).get("features") == "fold"]
-        self.kept = {read: scratch / "embeddings" / names[read] for one in readers for read in one.reads}
-        for one in readers:
-            for read in one.reads:
-                if not self.kept[read].exists() and not self.is_done(one).all():
-                    self.values[read][:] = np.nan  # its embeddings are gone: it is made again
+        self.readers = {}  # the networks that read the embeddings of a pass
+        for one in passes:
+            for read in one.reads if self.reads_embeddings(one) else ():
+                self.readers.setdefault(read, []).append(one)
+        self.kept = {one: scratch / "embeddings" / names[one] for one in self.readers}
+        self.is_lost = {one: self.still_to_be_read(one) & ~self.has_embeddings(one) for one in self.readers}
 
     def options(self, one: Pass) -> dict:
         return self.packed["options"][one.run]
 
-    def opened(self, path: Path, width: int, dtype: type) -> np.ndarray:
+    def reads_embeddings(self, one: Pass) -> bool:
+        return one.path is not None and self.options(one).get("features") == "fold"
+
+    def opened(self, path: Path, width: int | None, dtype: type) -> np.ndarray:
         """Return the array (n_slices, width) in the file `path`, which is made if it is missing.
 
         Raises ValueError naming a file that holds something else.
@@ -150,16 +156,36 @@ class Work:
             found = np.lib.format.open_memmap(path, "r")  # to write to, it would fill a file cut short with zeros
         except Exception as error:  # damaged bytes meet errors of every type
             raise ValueError(f"{path}: damaged ({error}): remove it and run the same command again") from error
-        if found.shape != (len(self.table), width) or found.dtype != dtype:
-            what = f"{found.dtype} {found.shape}, not {np.dtype(dtype)} {(len(self.table), width)}"
+        wanted = len(self.table), width or found.shape[-1]
+        if found.shape != wanted or found.dtype != dtype:
+            what = f"{found.dtype} {found.shape}, not {np.dtype(dtype)} {wanted}"
             raise ValueError(f"{path}: {what}: remove it and run the same command again")
         return np.lib.format.open_memmap(path, "r+")
+
+    def embeddings(self, one: Pass, width: int | None = None) -> np.ndarray:
+        return self.opened(self.kept[one], width, np.float16)
+
+    def has_embeddings(self, one: Pass) -> np.ndarray:
+        if not self.kept[one].exists():
+            return np.zeros(len(self.table), bool)
+        return ~np.isnan(self.embeddings(one)[:, 0])
+
+    def still_to_be_read(self, one: Pass) -> np.ndarray:
+        """Tell the embeddings of which slices some network has not read yet: bool (n_slices,)."""
+        return ~np.all([self.is_done(reader) for reader in self.readers[one]], axis=0)
 
     def is_done(self, one: Pass, rows: slice = slice(None)) -> np.ndarray:
         return ~np.isnan(self.values[one][rows, 0])
 
     def n_done(self, one: Pass) -> int:
         return int(self.is_done(one).sum())
+
+    def is_whole(self, one: Pass, rows: slice) -> bool:
+        is_lost = one in self.is_lost and self.is_lost[one][rows].any()
+        return bool(self.is_done(one, rows).all()) and not is_lost
+
+    def may_make(self, one: Pass, rows: slice) -> bool:
+        return all(self.is_whole(read, rows) for read in one.reads)
 
     def make(self, one: Pass, budget: Budget, **how) -> bool:
         """Make what a pass lacks, chunk by chunk while there is time, and tell whether any was made.
@@ -168,25 +194,30 @@ class Work:
         of `slice_model`.
         """
         parts = chunks(self.table.series_id, CHUNK)
-        todo = [rows for rows in parts if not self.is_done(one, rows).all() and self.may_make(one, rows)]
-        if not todo:
-            return False
-        before = self.n_done(one)
+        todo = [rows for rows in parts if not self.is_whole(one, rows) and self.may_make(one, rows)]
+        n_rows = [rows.stop - rows.start for rows in todo]
+        if not todo or not budget.allows(one.run, n_rows[0]):
+            return False  # before anything is loaded for it
         ask = self.second_level(one, how["device"]) if one.reads else self.slice_model(one, budget, **how)
-        for rows in todo:
-            n_rows = rows.stop - rows.start
-            if not budget.allows(one.run, n_rows):
+        n_made = 0
+        for rows, n in zip(todo, n_rows, strict=True):
+            if not budget.allows(one.run, n):
                 break
             began = budget.now()
             found = ask(rows)
             if found is None:
                 break
             self.values[one][rows] = found
-            budget.rates[one.run] = (budget.now() - began) / n_rows
-        return self.n_done(one) > before
+            budget.rates[one.run] = (budget.now() - began) / n
+            n_made += 1
+        for read in one.reads:
+            self.tidy(read)
+        return n_made > 0
 
-    def may_make(self, one: Pass, rows: slice) -> bool:
-        return all(self.is_done(read, rows).all() for read in one.reads)
+    def tidy(self, one: Pass) -> None:
+        """Remove the embeddings of a pass once no network is to read them any more: they are by far the largest."""
+        if one in self.kept and not self.still_to_be_read(one).any():
+            self.kept[one].unlink(missing_ok=True)
 
     def slice_model(
         self, one: Pass, budget: Budget, *, cached: Callable, batch_size: int, workers: int, device
@@ -197,7 +228,7 @@ class Work:
         """
         model = models.load(one.path, device)
         folder = cached(model.config)
-        kept = self.opened(self.kept[one], model.embedding_size, np.float16) if one in self.kept else None
+        kept = self.embeddings(one, model.embedding_size) if one in self.kept else None
 
         def ask(rows: slice) -> np.ndarray | None:
             table, found = self.table.iloc[rows], []
@@ -208,7 +239,7 @@ class Work:
                     return None
             logits, embeddings = map(np.concatenate, zip(*found, strict=True))
             if kept is not None:
-                kept[rows] = embeddings
+                kept[rows], self.is_lost[one][rows] = embeddings, False
             return logits
 
         return ask
@@ -217,24 +248,23 @@ class Work:
         """Return what gives the probabilities of rows by a second level."""
         options = self.options(one)
         (entry,) = (entry for entry in self.packed["models"][one.run] if entry["fold"] == one.fold)
-        networks = sequence_models.load(one.path, entry["reads"], device) if one.path else []
-        reads_embeddings = options["features"] == "fold"
-        heads = {read.run: models.load(read.path) for read in one.reads} if reads_embeddings else {}
+        networks = sequence_models.load(one.path, entry["reads"], device, AGAIN) if one.path else []
+        kept = {read: self.embeddings(read) for read in one.reads} if self.reads_embeddings(one) else {}
 
-        def read(run: str, rows: slice) -> tuple[np.ndarray | None, np.ndarray]:
-            if run not in heads:
-                known = {read: self.values[read] for read in one.reads}
-                return None, runs.logits(said(known, run, one.fold, rows))
-            paths = [self.kept[read] for read in one.reads if read.run == run]
-            seen = mean_of_known([np.lib.format.open_memmap(path, "r")[rows] for path in paths]).astype(np.float16)
-            return seen, models.head_logits(heads[run], seen)
+        def logits(run: str, rows: slice) -> np.ndarray:
+            known = {read: self.values[read][rows] for read in one.reads if read.run == run}
+            if options["features"] == "fold":  # those of the mean embedding: the head of a network is linear
+                return mean_of_known(list(known.values()))
+            return runs.logits(said(known, run, one.fold))
+
+        def embeddings(run: str, rows: slice) -> np.ndarray:
+            return mean_of_known([part[rows] for read, part in kept.items() if read.run == run]).astype(np.float16)
 
         def ask(rows: slice) -> np.ndarray:
             table = self.table.iloc[rows]
-            embeddings, logits = zip(*(read(run, rows) for run in options["on"]), strict=True)
             return levels.ask(
-                list(embeddings) if heads else [],
-                np.stack(logits, axis=1),
+                [embeddings(run, rows) for run in options["on"]] if kept else [],
+                np.stack([logits(run, rows) for run in options["on"]], axis=1),
                 table.position.to_numpy(float),
                 spans.number(table.series_id),
                 widths=np.array(entry["widths"]),

@@ -22,6 +22,7 @@ except ImportError:  # Kaggle's image has no isal
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GRAY, RGB = 0, 2  # colour types
 START = len(SIGNATURE) + 25  # bytes up to the first chunk after IHDR
+RATIO = 1032  # bytes that deflate packs into one at the most
 RAW = -15  # zlib's wbits of a stream without header and checksum
 
 
@@ -65,14 +66,18 @@ def _decode_plain(content: bytes) -> np.ndarray | None:
     """Return the image if one IDAT chunk of rows with filter 0 holds it, as `encode` writes it."""
     if content[:8] != SIGNATURE or content[START + 4 : START + 8] != b"IDAT":
         return None
+    packed = memoryview(content)
+    if zlib.crc32(packed[12 : START - 4]) != struct.unpack_from(">I", content, START - 4)[0]:
+        raise ValueError("damaged PNG (the checksum of its header is wrong)")
     width, height, depth, color, _, _, interlaced = struct.unpack_from(">IIBBBBB", content, 16)
     start = START + 8
     end = start + struct.unpack_from(">I", content, START)[0]
-    if depth != 8 or color not in (GRAY, RGB) or interlaced or content[end + 8 : end + 12] != b"IEND":
-        return None
     channels = 3 if color == RGB else 1
     size = height * (1 + width * channels)
-    packed = memoryview(content)
+    if depth != 8 or color not in (GRAY, RGB) or interlaced or content[end + 8 : end + 12] != b"IEND":
+        return None
+    if size > RATIO * (end - start):
+        raise ValueError(f"damaged PNG ({end - start} bytes can't hold {width} x {height} px)")
     # The checksum of the packed bytes vouches for the unpacked ones, whose own takes ten times as long.
     if zlib.crc32(packed[START + 4 : end]) != struct.unpack_from(">I", content, end)[0]:
         raise ValueError("damaged PNG (its checksum is wrong)")

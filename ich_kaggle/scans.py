@@ -170,7 +170,7 @@ class Reader:
         return self.frame.back(probability).astype(np.float32)
 
     def networks(self, entry: dict) -> list:
-        return sequence_models.load(self.bundle.open(entry["file"]), entry["reads"], self.device)
+        return sequence_models.load(self.bundle.open(entry["file"]), entry["reads"], self.device, packing.AGAIN)
 
     def by_fold(self, k: int) -> dict[str, np.ndarray]:
         """Return the probabilities, float32 (n, 6), of every run by its models of fold `k`."""

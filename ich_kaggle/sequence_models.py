@@ -18,6 +18,7 @@ from ich_kaggle.labels import LABELS
 
 LOGIT_SCALE = 4.0  # brings logits to the size of the other inputs
 DILATIONS = (1, 2, 4)
+OTHER = "give another --run, or --overwrite"
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,9 @@ def save(path: Path, models: list[SequenceModel], reads: dict[str, str]) -> None
         torch.save(content, file)
 
 
-def load(path: Path | BinaryIO, reads: dict[str, str], device: torch.device | str = "cpu") -> list[SequenceModel]:
+def load(
+    path: Path | BinaryIO, reads: dict[str, str], device: torch.device | str = "cpu", remedy: str = OTHER
+) -> list[SequenceModel]:
     """Return the models in `path`, on `device`.
 
     Raises ValueError naming a damaged file, or a file of `reads` whose hash isn't the one they were fitted on.
@@ -183,5 +186,5 @@ def load(path: Path | BinaryIO, reads: dict[str, str], device: torch.device | st
     except Exception as error:  # damaged bytes meet errors of every type
         kind, again = type(error).__name__, "remove it and run python -m ich_kaggle.sequence"
         raise ValueError(f"{path}: not a whole sequence model ({kind}): {again}") from error
-    disk.same_settings(path, found, reads, "give another --run, or --overwrite")
+    disk.same_settings(path, found, reads, remedy)
     return [model.to(device).eval() for model in models]

@@ -109,8 +109,7 @@ def test_a_second_level_waits_for_all_that_it_reads_of_a_series(packed, prepared
     first, second = passes.chunks(table.series_id, 1)[:2]
     for read in smooth.reads:
         rows = slice(None) if read.view == "identity" else slice(second.stop) if read.run == "a" else first
-        work.values[read][rows] = 0.5
-        work.opened(work.kept[read], 3, np.float16)[rows] = 0
+        work.values[read][rows], work.is_lost[read][rows] = 0.5, False
     assert work.make(smooth, passes.Budget(1e9, lambda: 0.0), device="cpu")
     assert work.is_done(smooth).tolist() == [True] * first.stop + [False] * (len(table) - first.stop)
     assert not work.make(smooth, passes.Budget(1e9, lambda: 0.0), device="cpu")
@@ -142,18 +141,99 @@ def test_a_run_that_is_only_read_stands_in_where_no_other_has_seen_a_slice(packe
     np.testing.assert_allclose(found[2, :ANY], mean[:ANY], atol=1e-6)
 
 
-def test_embeddings_that_are_gone_are_made_again_only_if_they_are_still_to_be_read(packed, prepared, tmp_path):
+def test_embeddings_that_are_gone_are_made_again_where_they_are_still_to_be_read(packed, prepared, tmp_path):
     content = infer.read_models(packed)
     planned = passes.plan(content, packed)
     table = tables.read_slices(prepared)
     how = (content, planned, table, tmp_path / "partial", tmp_path)
     for part in passes.Work(*how).values.values():
         part[:] = 0
-    assert all(passes.Work(*how).is_done(one).all() for one in planned)
+    first, *rest = passes.chunks(table.series_id, 1)
+    assert all(passes.Work(*how).is_whole(one, slice(None)) for one in planned)
     reader = next(one for one in planned if one.run == "g")
-    passes.Work(*how).values[reader][0] = np.nan
+    passes.Work(*how).values[reader][first] = np.nan
     again = passes.Work(*how)
-    assert {one for one in planned if not again.is_done(one).any()} == set(reader.reads)
+    for one in planned:
+        assert again.is_whole(one, first) == (one not in (reader, *reader.reads))
+        assert all(again.is_whole(one, rows) for rows in rest)
+        assert again.is_done(one).all() or one == reader  # what is known is not forgotten
+
+
+def test_one_output_in_two_work_folders_ends_in_the_same_bytes(predict, packed, competition, tmp_path, monkeypatch):
+    monkeypatch.setattr(passes, "CHUNK", 8)
+    whole, _ = predict()
+    (tmp_path / "cut").mkdir()
+    for n_looks in (60, 110, 160):
+        predict("cut", now=Stops(n_looks))
+        (tmp_path / "cut" / "work").rename(tmp_path / "cut" / f"kept{n_looks}")
+        predict("cut", now=Stops(n_looks + 40))
+        shutil.rmtree(tmp_path / "cut" / "work")
+        (tmp_path / "cut" / f"kept{n_looks}").rename(tmp_path / "cut" / "work")
+        found, line = predict("cut")
+        assert line.endswith("30 of 30 passes over 19 slices")
+        assert np.array_equal(found, whole), n_looks
+        for folder in ("work", "out"):
+            shutil.rmtree(tmp_path / "cut" / folder)
+
+
+def test_embeddings_are_removed_once_all_have_read_them(predict, tmp_path):
+    predict()
+    assert list((tmp_path / "one" / "work" / "embeddings").iterdir()) == []
+
+
+def test_when_the_time_is_up_no_model_is_loaded_for_a_look(predict, monkeypatch):
+    loaded = []
+    load = passes.models.load
+    monkeypatch.setattr(passes.models, "load", lambda *args: loaded.append(1) or load(*args))
+    predict(hours=0)
+    assert not loaded
+
+
+def test_other_weights_change_the_order_and_not_what_a_pass_is(packed):
+    content = infer.read_models(packed)
+    digests = {}
+    for weights in ({"b": 0.9, "c": 0.1, "s": -0.3}, {"b": 0.1, "c": 0.9, "s": 1.3}):
+        planned = passes.plan(content | {"runs": weights}, packed)
+        assert all(planned.index(read) < planned.index(one) for one in planned for read in one.reads)
+        assert {one.run: {read.run for read in one.reads} for one in planned}["g"] == set("ab")
+        digests[str(weights)] = {(one.run, one.fold, one.view): one.digest for one in planned}
+    assert len({str(sorted(found.items())) for found in digests.values()}) == 1
+
+
+EDITS = {
+    "on names nobody": lambda c: c["options"]["g"].update(on=["x"]),
+    "on is none": lambda c: c["options"]["g"].update(on=None),
+    "reads itself": lambda c: c["options"]["g"].update(on=["g"]),
+    "unknown view": lambda c: c["views"].update(a=["upside down"]),
+    "no views": lambda c: c.update(views={}),
+    "no models": lambda c: c["models"].update(a=None),
+    "no model": lambda c: c["models"].update(a=[]),
+    "a weight in words": lambda c: c["runs"].update(b="much"),
+    "a weight that is none": lambda c: c["runs"].update(b=float("nan")),
+    "no mean": lambda c: c.update(mean=None),
+    "no pipeline": lambda c: c.pop("pipeline"),
+    "a fold is missing": lambda c: c["models"]["g"].pop(),
+    "a fold twice": lambda c: [run.append(run[0]) for run in c["models"].values()],
+    "no file": lambda c: c["models"]["a"][0].pop("file"),
+    "no file of a network": lambda c: c["models"]["g"][0].pop("file"),
+    "another order": lambda c: c.update(models=dict(reversed(c["models"].items()))),
+    "a run of a path": lambda c: c.update(json.loads(json.dumps(c).replace('"a"', '"../a"'))),
+    "no runs": lambda c: c.update(runs={}),
+    "runs that are not there": lambda c: c.update(runs={"x": 1.0}),
+    "another space": lambda c: c["pipeline"].update(space="log"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_list_of_models_that_does_not_fit_together_is_refused_in_one_line(packed, tmp_path, edit):
+    changed = tmp_path / "changed"
+    shutil.copytree(packed, changed)
+    content = json.loads((changed / infer.MODELS).read_text())
+    EDITS[edit](content)
+    (changed / infer.MODELS).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"models\.json: .*: pack (it|the models) again") as error:
+        passes.plan(infer.read_models(changed), changed)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "other"])
@@ -194,7 +274,7 @@ def test_a_second_level_that_reads_another_model_than_it_was_fitted_on_is_named(
     content = json.loads((changed / infer.MODELS).read_text())
     content["models"]["g"][0]["reads"] = {"a/fold0/model.pt": "0" * 12}
     disk.write_json(changed / infer.MODELS, content)
-    with pytest.raises(ValueError, match=r"g\.fold0\.pt"):
+    with pytest.raises(ValueError, match=r"g\.fold0\.pt .*: pack it again with python -m ich_kaggle.kernel weights"):
         infer.infer(
             models_dir=changed,
             data_dir=competition,

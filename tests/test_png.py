@@ -1,4 +1,5 @@
 import io
+import struct
 import zlib
 
 import cv2
@@ -67,11 +68,34 @@ def test_a_damaged_file_is_refused_with_its_name(damage, tmp_path):
         png.read(tmp_path / "one.png")
 
 
-def test_a_bit_that_flips_in_the_packed_pixels_is_noticed():
-    whole = png.encode(NOISE[:5, :7])
-    length = int.from_bytes(whole[png.START : png.START + 4], "big")
-    for bit in range(8 * (png.START + 8), 8 * (png.START + 12 + length)):  # with the checksum
+@pytest.mark.parametrize("image", [NOISE[:5, :7], NOISE[:5, :7, 0]])
+def test_a_bit_that_flips_is_noticed_or_changes_nothing(image):
+    whole = png.encode(image)
+    end = len(whole) - 12  # the last chunk says nothing
+    for bit in range(8 * end):
         content = bytearray(whole)
         content[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(ValueError, match="damaged PNG"):
-            png.decode(bytes(content))
+        try:
+            found = png.decode(bytes(content))
+        except ValueError:
+            continue
+        assert bit < 8 * png.START and np.array_equal(found, image), bit
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_a_size_that_the_packed_pixels_cannot_have_is_refused_before_memory_is_taken():
+    header = struct.pack(">IIBBBBB", 1 << 30, 1 << 30, 8, png.RGB, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0" * 99)) + chunk(b"IEND", b"")
+    with pytest.raises(ValueError, match="damaged PNG .* can't hold 1073741824 x 1073741824 px"):
+        png.decode(png.SIGNATURE + content)
+
+
+@pytest.mark.parametrize(("depth", "interlaced"), [(16, 0), (8, 1)])
+def test_what_others_pack_otherwise_is_left_to_opencv(depth, interlaced):
+    rows = np.zeros((4, 1 + 4 * 3 * depth // 8), np.uint8)
+    header = struct.pack(">IIBBBBB", 4, 4, depth, png.RGB, 0, 0, interlaced)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows.tobytes())) + chunk(b"IEND", b"")
+    assert png._decode_plain(png.SIGNATURE + content) is None
