@@ -1,19 +1,21 @@
 """The diary of submissions, submissions/history.csv: one line a submission, failures too."""
 
 import csv
+import math
 import re
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ich_kaggle import disk, locks, paths
+from ich_kaggle import cli, disk, locks, paths
 
 COLUMNS = [
     *("time", "name", "file", "sha256", "commit", "runs", "oof"),
     *("tag", "ref", "status", "public", "private", "note"),
 ]
-SHOWN = ["time", "name", "oof", "public", "private", "status", "ref"]
+SHOWN = ["time", "name", "oof", "public", "private", "status", "ref", "note"]
+WIDEST = 120  # letters of a cell
 SIDE, MARGIN = 480, 70  # px of the plot
 
 
@@ -29,6 +31,9 @@ def read(path: Path) -> list[dict[str, str]]:
         raise ValueError(f"{path}: damaged ({error}): mend or move it") from error
     if columns != COLUMNS or any(None in row or None in row.values() for row in rows):
         raise ValueError(f"{path}: damaged, each row has {len(COLUMNS)} columns, {','.join(COLUMNS)}: mend or move it")
+    for line, row in enumerate(rows, 2):
+        if wrong := [key for key in ("oof", "public", "private") if not _is_number(row[key])]:
+            raise ValueError(f"{path}: damaged, {wrong[0]} in row {line} is {row[wrong[0]]!r}: mend or move it")
     return rows
 
 
@@ -93,7 +98,7 @@ def already_sent(rows: list[dict[str, str]], file: str, digest: str) -> dict[str
 
 def table(rows: list[dict[str, str]], columns: list[str]) -> str:
     """Return `rows` as text in aligned columns."""
-    lines = [columns, *([row[column] or "-" for column in columns] for row in rows)]
+    lines = [columns, *([cli.printable(row[column], WIDEST) or "-" for column in columns] for row in rows)]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
@@ -101,6 +106,13 @@ def table(rows: list[dict[str, str]], columns: list[str]) -> str:
 def points(rows: list[dict[str, str]]) -> list[tuple[float, float]]:
     """Return (out-of-fold, private) log loss of the rows that have both."""
     return [(float(row["oof"]), float(row["private"])) for row in rows if row["oof"] and row["private"]]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text or 0))
+    except ValueError:
+        return False
 
 
 def plot(path: Path, points: list[tuple[float, float]]) -> None:

@@ -69,7 +69,7 @@ def read_models(folder: Path) -> dict:
 def test_table(data: paths.Data, work_dir: Path, workers: int) -> pd.DataFrame:
     """Return the slice table of the test slices alone, which makes `cache.ensure` cache no others.
 
-    Raises ValueError if that of `work_dir` holds training slices.
+    Raises ValueError if that of `work_dir` is damaged, holds training slices, or is of other data.
     """
     path = paths.slices(work_dir)
     if not path.exists():
@@ -77,9 +77,15 @@ def test_table(data: paths.Data, work_dir: Path, workers: int) -> pd.DataFrame:
         slices.write_defects(work_dir, table.loc[table.defect.notna(), slices.DEFECT_COLUMNS])
         table = table.drop(columns=["defect", "action"]).assign(**dict.fromkeys(LABELS, np.float32(np.nan)))
         tables.write_slices(work_dir, table, {"data_dir": str(data.root.absolute())})
-    table = tables.read_slices(work_dir)
+    try:
+        table = tables.read_slices(work_dir)
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged: remove it and run the same command again") from error
     if (table.split != "test").any():
         raise ValueError(f"{path} holds training slices: give another --work-dir")
+    wanted = tables.read_long(data, paths.SAMPLE_CSV)[0]
+    if len(gone := np.setdiff1d(wanted, table.slice_id.to_numpy(str))):
+        raise ValueError(f"{path} lacks {gone[0]} of {data.root}: it is of other data: give another --work-dir")
     return table
 
 
@@ -120,7 +126,7 @@ def write(out: Path, work_dir: Path, data: paths.Data, slice_ids: np.ndarray, pr
     """Write the submission `out`, which is replaced once the new one is verified."""
     draft = work_dir / out.name
     tables.write_submission(draft, data, slice_ids, probability)
-    submit.verify(draft, data)
+    submit.verify(draft, data, quiet=True)
     with disk.writing(out) as temporary:
         shutil.copyfile(draft, temporary)
 
@@ -172,7 +178,7 @@ def build_parser():
     flags = ("--data-dir", "--work-dir", "--batch-size", "--device", "--workers")
     parser = cli.command(__doc__, *flags, work_dir=TEST_ONLY, batch_size=64)
     parser.add_argument("--models", dest="models_dir", type=Path, required=True, help="the folder of the models")
-    parser.add_argument("--hours", type=float, default=8.0, help="time for all of it")
+    parser.add_argument("--hours", type=cli.within(0), default=8.0, help="time for all of it")
     parser.add_argument("--out", type=Path, default=Path("submission.csv"), help="the submission")
     return parser
 

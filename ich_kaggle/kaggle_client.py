@@ -31,6 +31,7 @@ TOKEN_FILES = ("~/.kaggle/access_token", "~/.kaggle/access_token.txt")
 NEW_TOKEN = f"make a token at https://www.kaggle.com/settings and save it as {TOKEN_FILES[0]}"
 SITE = f"https://www.kaggle.com/competitions/{paths.SLUG}"
 RULES = f"accept the rules at {SITE}/rules (a wrong competition name is answered in the same way)"
+DENIED = "this account may not: look at the name, and at whose it is"
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,12 @@ class Connection:
     def competitions(self) -> Any:
         return self.client.competitions.competition_api_client
 
-    def call(self, method: Callable, *, safe: bool = True, hint: str = AGAIN, **fields) -> Any:
+    def call(self, method: Callable, *, safe: bool = True, hint: str = DENIED, **fields) -> Any:
         """Return Kaggle's answer to `method` of the client, its request filled with `fields`.
 
         After a fault of the server or a lost reply only a `safe` call is sent again: another may have been done. `hint`
-        ends the message of a refusal. Raises PermissionError (401, 403), RuntimeError (any other refusal) and
-        ConnectionError (no answer, or a fault of the server).
+        ends the message where the account is refused (403). Raises PermissionError (401, 403), RuntimeError (any other
+        refusal) and ConnectionError (no answer, or a fault of the server).
         """
         request = method.__annotations__["request"]()
         for name, value in fields.items():
@@ -87,7 +88,8 @@ def connect(*, sleep: Callable[[float], None] = time.sleep, timeout: float = TIM
     except ImportError as error:
         raise ImportError(f"Kaggle's client can't be imported ({error}): pip install 'kaggle>=2.2.4,<3' six") from error
     except SystemExit:
-        fault = f"Kaggle does not accept the token in {found}" if found else "no Kaggle credentials"
+        fault = f"no Kaggle credentials that it can read in {_key_file()}" if _key_file() else "no Kaggle credentials"
+        fault = f"Kaggle does not accept the token in {found}" if found else fault
         raise PermissionError(f"{fault}: {NEW_TOKEN}") from None
     if found and api.config_values["auth_method"] == "LEGACY_API_KEY":
         # The client falls back on the key, and goes on to send the token.
@@ -117,11 +119,25 @@ def _tamed(timeout: float) -> Iterator[None]:
 
 
 def _token_source() -> str:
-    """Return where a token is, which wins over every key; empty if there is none."""
-    if os.environ.get("KAGGLE_API_TOKEN"):
-        return "the environment variable KAGGLE_API_TOKEN"
-    files = {name: Path(name).expanduser() for name in TOKEN_FILES}
-    return next((name for name, file in files.items() if file.is_file() and file.read_text().strip()), "")
+    """Return where a token is, which wins over every key; empty if there is none.
+
+    Raises PermissionError if it is no plain text.
+    """
+    places = {"the environment variable KAGGLE_API_TOKEN": os.environ.get("KAGGLE_API_TOKEN", "").encode()}
+    for name in TOKEN_FILES:
+        file = Path(name).expanduser()
+        places[name] = file.read_bytes().strip() if file.is_file() else b""
+    found = next((place for place, token in places.items() if token), "")
+    if found and not (places[found].isascii() and places[found].decode("ascii", "replace").isprintable()):
+        raise PermissionError(f"{found} holds something else than a token in plain text: {NEW_TOKEN}")
+    return found
+
+
+def _key_file() -> str:
+    """Return the file of a key that the client would read; empty if there is none."""
+    folders = (os.environ.get("KAGGLE_CONFIG_DIR", ""), "~/.kaggle", "~/.config/kaggle")
+    files = [Path(folder).expanduser() / "kaggle.json" for folder in folders if folder]
+    return next((str(file) for file in files if file.is_file()), "")
 
 
 def _source(api: Any) -> str:
@@ -197,10 +213,11 @@ def _reason(error: Exception) -> str:
 def _explained(error: Exception, what: str, hint: str) -> Exception:
     status = _status(error)
     hints = {401: f"the credentials are not accepted: {NEW_TOKEN}", 429: f"wait {delay(error, TRIES):.0f} s"}
+    hints |= {403: hint, 404: "look at the name, and at whose it is"}
     if status is None or status >= 500:
         return ConnectionError(f"{what}: {_reason(error)}: {AGAIN} later")
     kind = PermissionError if status in (401, 403) else RuntimeError
-    return kind(f"{what}: {_reason(error)}: {hints.get(status, hint)}")
+    return kind(f"{what}: {_reason(error)}: {hints.get(status, 'mend that, and run the command again')}")
 
 
 def preflight(kaggle: Connection) -> str:
@@ -264,7 +281,7 @@ def create(kaggle: Connection, token: str, message: str, tag: str) -> int:
                 problem = RuntimeError(f"Kaggle gave no number, but: {answer.message}")
             except ConnectionError as error:
                 problem = error
-            log.info("no reply to submission [%s]: looking whether it is at Kaggle", tag)
+            log.info("submission [%s] was not confirmed: looking whether it is at Kaggle", tag)
             if ref := _look(kaggle, tag, delay(problem.__cause__, attempt)):
                 return ref
     except (OSError, RuntimeError) as error:

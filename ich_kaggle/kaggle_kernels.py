@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def _refuse(name: str, answer: Any) -> None:
         raise RuntimeError(f"{name}: Kaggle refused it: {answer.error}")
     if dropped := [f"{what} {', '.join(found)}" for what in INVALID if (found := getattr(answer, f"invalid_{what}"))]:
         raise RuntimeError(
-            f"{name}: Kaggle left out {'; '.join(dropped)}: mend the metadata, cancel version {answer.version_number}"
+            f"{name}: Kaggle left out {'; '.join(dropped)}: cancel version {answer.version_number}, and make what is "
+            "missing (of models: python -m ich_kaggle.kernel weights), or mend the metadata"
         )
     if not answer.version_number:
         raise RuntimeError(f"{name}: Kaggle gave no version number: nothing was pushed")
@@ -82,25 +84,26 @@ def wait(kaggle: Connection, name: str) -> None:
 def fetch(kaggle: Connection, name: str, folder: Path) -> list[Path]:
     """Return the output of kernel `name`, written into `folder`: its files, and its log as <name>.log.
 
-    Raises ValueError naming a file that would not lie in `folder`.
+    What was there, of the version before, is removed. Raises ValueError naming a file that would not lie in `folder`.
     """
     owner, slug = split(name)
-    method, token, log_text, files = kaggle.client.kernels.kernels_api_client.list_kernel_session_output, "", "", []
+    method, token, log_text, found = kaggle.client.kernels.kernels_api_client.list_kernel_session_output, "", "", []
     while True:
         fields = dict(user_name=owner, kernel_slug=slug, page_size=100, page_token=token)
         answer = kaggle.call(method, **fields)
         log_text, token = log_text or answer.log, answer.next_page_token
-        for file in answer.files:
-            path = inside(folder, file.file_name)
-            content = get(kaggle, file.url, file.file_name)
-            with disk.writing(path) as temporary:
-                temporary.write_bytes(content)
-            files.append(path)
+        found += answer.files
         if not token:
             break
+    shutil.rmtree(folder, ignore_errors=True)  # of another version
     log_path = folder / f"{slug}.log"
     with disk.writing(log_path) as temporary:
         temporary.write_text(readable(log_text), encoding="utf-8")
+    files = [inside(folder, file.file_name) for file in found]
+    for path, file in zip(files, found, strict=True):
+        content = get(kaggle, file.url, file.file_name)
+        with disk.writing(path) as temporary:
+            temporary.write_bytes(content)
     return [*files, log_path]
 
 

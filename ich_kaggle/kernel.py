@@ -18,7 +18,9 @@ Example: python -m ich_kaggle.kernel weights --user NAME --ensemble b0+b4
 
 import json
 import os
+import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,13 +39,20 @@ def build(source: Path, out: Path, *, user: str, attached: bool) -> Path:
     filled = json.loads(json.dumps(metadata).replace(kernel_check.PLACEHOLDER, user or kernel_check.PLACEHOLDER))
     template = (source.parent / "unpack.py").read_text(encoding="utf-8")
     unpack = bundle.unpacking(template, None if attached else bundle.wheel())
-    code = (source / "main.py").read_text(encoding="utf-8")
+    code = read_code(source / "main.py")
     make = bundle.notebook if metadata.get("kernel_type") == "notebook" else bundle.script
     name = Path(str(metadata.get("code_file", "main.py"))).name
     with disk.writing(out / name) as temporary:
         temporary.write_text(make(code, unpack), encoding="utf-8", newline="\n")
     disk.write_json(out / kernel_check.METADATA, filled)
     return out
+
+
+def read_code(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} can't be read: {error}") from error
 
 
 def check(folder: Path) -> None:
@@ -62,17 +71,37 @@ def choose_ensemble(work_dir: Path, name: str | None) -> Path:
 def pack(work_dir: Path, ensemble: Path, out: Path, extra: list[Path]) -> Path:
     """Return `out` with the models of `ensemble`, how to blend them, the package and the `extra` files.
 
-    Raises ValueError and FileNotFoundError as packing.gather does.
+    What was there before is replaced once all of it is packed. Raises ValueError and FileNotFoundError as
+    packing.gather does, and ValueError for an extra file that is called like another one.
     """
-    if out.exists():
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
     packed, files = packing.gather(work_dir, ensemble, packing.kept(ensemble, NOTHING))
-    for source, name in [*((path, name) for name, path in files.items()), *((path, path.name) for path in extra)]:
-        shutil.copyfile(source, out / name)
-    (out / bundle.WHEEL_NAME).write_bytes(bundle.wheel())
-    disk.write_json(out / packing.MANIFEST, packed)
+    for path in extra:
+        if path.name in (*files, packing.MANIFEST, bundle.WHEEL_NAME):
+            raise ValueError(f"--extra {path}: another file of the dataset is called so: rename it")
+        files[path.name] = path
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
+        draft = Path(temporary) / out.name
+        draft.mkdir()
+        for name, path in files.items():
+            shutil.copyfile(path, draft / name)
+        (draft / bundle.WHEEL_NAME).write_bytes(bundle.wheel())
+        disk.write_json(draft / packing.MANIFEST, packed)
+        shutil.rmtree(out, ignore_errors=True)
+        draft.rename(out)
     return out
+
+
+def check_dataset(name: str, kernels_dir: Path) -> None:
+    """Raise ValueError unless `name` can be that of a dataset, and of its folder beside those of the kernels."""
+    if not re.fullmatch("[a-z0-9][a-z0-9-]{4,48}[a-z0-9]", name):
+        raise ValueError(f"--dataset {name}: a dataset is called by 6 to 50 of a-z, 0-9 and -, without its owner")
+    if name in known_kernels(kernels_dir):
+        raise ValueError(f"--dataset {name}: a kernel is called so: give another")
+
+
+def known_kernels(kernels_dir: Path) -> list[str]:
+    return sorted(path.parent.name for path in kernels_dir.glob(f"*/{kernel_check.METADATA}"))
 
 
 def upload(kaggle: kaggle_client.Connection, user: str, dataset: str, folder: Path) -> None:
@@ -117,14 +146,15 @@ def kernel(
     if not user and action not in ("build", "check") and not dry_run:
         raise ValueError(f"{action}: whose? give --user, your name at Kaggle")
     if action == "weights":
+        check_dataset(dataset, kernels_dir)
         folder = pack(work_dir, choose_ensemble(work_dir, ensemble), out_dir / dataset, extra)
         cli.say(f"{folder}: {len(list(folder.iterdir()))} files")
         if not dry_run:
             upload(connect(), user, dataset, folder)
         return
     if name is None or Path(name).name != name:
-        known = ", ".join(sorted(path.parent.name for path in kernels_dir.glob(f"*/{kernel_check.METADATA}")))
-        raise ValueError(f"{action}: which kernel? {kernels_dir} has {known or 'none'}")
+        known = ", ".join(known_kernels(kernels_dir)) or "none"
+        raise ValueError(f"{action}: which kernel? {kernels_dir} has {known}")
     action = "check" if dry_run else action
     run_kernel(action, kernels_dir / name, out_dir / name, user=user, attached=attached, connect=connect)
 

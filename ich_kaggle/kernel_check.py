@@ -73,6 +73,9 @@ def _shape(metadata: dict) -> Iterator[str]:
                 yield f"{key} is missing: Kaggle's own default for it is not to be relied on"
             elif not isinstance(metadata[key], kind):
                 yield f"{key} is {json.dumps(metadata[key])}, not {what}"
+    for key in OPTIONAL:
+        if not isinstance(metadata.get(key, ""), str):
+            yield f"{key} is {json.dumps(metadata[key])}, not a text"
     for key in LISTS:
         if isinstance(metadata.get(key), list) and not all(isinstance(item, str) for item in metadata[key]):
             yield f"{key} holds something else than texts"

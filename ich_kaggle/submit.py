@@ -83,7 +83,7 @@ def sending(submissions_dir: Path) -> Path:
     return submissions_dir / "sending"
 
 
-def verify(path: Path, data: paths.Data, mean: np.ndarray | None = None) -> str:
+def verify(path: Path, data: paths.Data, mean: np.ndarray | None = None, *, quiet: bool = False) -> str:
     """Return the SHA-256 of the submission `path`, read back and compared with the sample submission.
 
     Warns where a label's mean is far from `mean` (6,). Raises ValueError naming the row or the id of the first fault.
@@ -97,7 +97,8 @@ def verify(path: Path, data: paths.Data, mean: np.ndarray | None = None) -> str:
     check_values(path, slice_ids, probability)
     if mean is not None:
         warn_of_means(path, probability.mean(axis=0), mean)
-    cli.say(f"{path}: verified, {len(values)} rows")
+    if not quiet:
+        cli.say(f"{path}: verified, {len(values)} rows")
     return digest
 
 
@@ -183,7 +184,9 @@ def deliver(
             raise RuntimeError(f"{error}; or upload {path} in the browser at {kaggle_client.SITE}/submit") from error
         row = cut_short or row
         ref = int(row["ref"] or 0) or (kaggle_client.find(kaggle, row["tag"]) if cut_short else 0)
-        if not ref:
+        if ref:
+            cli.say(f"{path}: was sent before, and is not sent again")
+        else:
             log.info("%s", kaggle_client.preflight(kaggle))
             ref = send(kaggle, path, row, history_csv)
         row = row | {"ref": str(ref), "status": "PENDING"}

@@ -461,7 +461,12 @@ def test_an_error_page_is_not_saved_as_a_file(run, kaggle_server):
     kaggle_server.fail("GET", fake.status(403))
     with pytest.raises(PermissionError, match=r"a\.csv: Kaggle answered 403"):
         fetched(run, kaggle_server, fake.Output("COMPLETE", {"a.csv": b"2"}))
-    assert Path("build/kernels/ich-infer/output/a.csv").read_bytes() == b"1"
+    assert [path.name for path in Path("build/kernels/ich-infer/output").iterdir()] == ["ich-infer.log"]
+
+
+def test_nothing_of_the_version_before_stays_beside_what_is_fetched(run, kaggle_server):
+    fetched(run, kaggle_server, fake.Output("COMPLETE", {"submission.csv": b"1", "old/more": b"1"}))
+    assert fetched(run, kaggle_server, fake.Output("ERROR", {"new": b"2"})).keys() == {"new", "ich-infer.log"}
 
 
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/../../evil", "a\\..\\evil", "."])
@@ -529,6 +534,29 @@ def test_a_file_whose_upload_fails_for_good_stops_before_the_dataset_is_made(run
     kaggle_server.fail("PUT", fake.status(500), fake.cut_body(1000))
     weights(run, home)
     assert len(kaggle_server.datasets["tester/ich-models"].files) == 6
+
+
+@pytest.mark.parametrize("name", ["..", "../..", "/tmp/models", "", "a b/c", "tester/ich-models", "ich-infer", "short"])
+def test_the_name_of_a_dataset_leads_nowhere_else(run, home, name):
+    with pytest.raises(ValueError, match="^--dataset .*: a (dataset|kernel) is called"):
+        weights(run, home, "--dry-run", "--dataset", name)
+    assert not Path("build").exists()
+
+
+def test_a_pack_that_fails_leaves_the_one_before(run, home, tmp_path):
+    weights(run, home, "--dry-run")
+    folder = Path("build/kernels/ich-models")
+    before = image.files_in(folder)
+    extra = folder / "more.whl"
+    extra.write_bytes(b"wheel")
+    weights(run, home, "--dry-run", "--extra", str(extra))  # from where it is to go
+    assert image.files_in(folder) == before | {"more.whl": b"wheel"}
+    for name in ("gone.whl", "test_resnet.fold0.pt", infer.MODELS):
+        (tmp_path / name).write_bytes(b"") if name != "gone.whl" else None
+        with pytest.raises((ValueError, FileNotFoundError), match=name):
+            weights(run, home, "--dry-run", "--extra", str(tmp_path / name))
+    assert image.files_in(folder) == before | {"more.whl": b"wheel"}
+    assert [path.name for path in folder.parent.iterdir()] == ["ich-models"]
 
 
 def test_a_dry_run_packs_and_asks_nobody(run, kaggle_server, home, tmp_path):
@@ -703,6 +731,21 @@ def test_a_model_file_outside_the_folder_is_not_read(packed, tmp_path, predict):
     (tmp_path / "evil.pt").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"lists \.\./evil\.pt"):
         predict(models_dir=changed)
+
+
+def test_a_work_folder_of_other_data_or_a_damaged_one_is_refused(predict, competition, tmp_path):
+    predict(hours=0)
+    other = tmp_path / paths.SLUG
+    other.mkdir()
+    for name in (paths.SAMPLE_CSV, paths.TRAIN_CSV):
+        (other / name).write_text((competition / name).read_text().replace("ID_0", "ID_f"))
+    for split in paths.SPLITS:
+        (other / f"stage_2_{split}").mkdir()
+    with pytest.raises(ValueError, match=r"slices.parquet lacks ID_f.*: it is of other data: give another --work-dir"):
+        infer.test_table(paths.find_data(other), tmp_path / "work", 1)
+    (tmp_path / "work" / "slices.parquet").write_bytes(b"text")
+    with pytest.raises(ValueError, match=r"slices.parquet: damaged: remove it and run the same command again"):
+        infer.test_table(paths.find_data(competition), tmp_path / "work", 1)
 
 
 def test_a_work_folder_with_training_slices_is_refused(home, competition):

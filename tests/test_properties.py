@@ -16,9 +16,9 @@ from ich_kaggle import (
     cli,
     contexts,
     folds,
-    infer,
     labels,
     metric,
+    passes,
     paths,
     png,
     spans,
@@ -365,7 +365,7 @@ def test_spans_part_the_table_and_places_run_from_0_to_1(series):
 def test_chunks_part_the_table_into_whole_series(series, size):
     """Chunks follow on each other, cover all rows, cut no series, and have `size` rows or more, all but the last."""
     ids, _ = series
-    found = infer.chunks(ids, size)
+    found = passes.chunks(ids, size)
     assert [row for rows in found for row in range(rows.start, rows.stop)] == list(range(len(ids)))
     assert all(ids[rows.stop - 1] != ids[rows.stop] for rows in found[:-1])
     assert all(rows.stop - rows.start >= size for rows in found[:-1])

@@ -335,11 +335,12 @@ def assert_arrived_once(done: Outcome, server) -> None:
 
 
 RULES = f"accept the rules at https://www.kaggle.com/competitions/{paths.SLUG}/rules"
+MISSING, MEND = "look at the name, and at whose it is", "mend that, and run the command again"
 REFUSALS = {
     (401, "Unauthenticated"): f"the credentials are not accepted: {kaggle_client.NEW_TOKEN}",
     (403, "Permission 'competitions.participate' was denied"): RULES,
-    (404, "Not Found"): RULES,
-    (400, "Submission not allowed: daily limit"): RULES,
+    (404, "Not Found"): MISSING,
+    (400, "Submission not allowed: daily limit"): MEND,
 }
 
 
@@ -766,6 +767,27 @@ def test_a_stale_token_alone_is_named(project, proxied_server, no_network):
     assert_untold(done)
 
 
+@pytest.mark.parametrize("token", ["\ufeffKGAT_stale", "KGAT_stäle", "KGAT\n_stale"])
+def test_a_token_that_is_no_plain_text_is_named_and_nobody_asked(project, proxied_server, no_network, token):
+    put_token(no_network, token)
+    done = shell(*BLEND)
+    assert done.stderr.startswith(
+        f"error: ~/.kaggle/access_token holds something else than a token in plain text: {kaggle_client.NEW_TOKEN}"
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert not proxied_server.calls("IntrospectToken")
+    assert_untold(done)
+
+
+def test_a_damaged_key_is_named(project, proxied_server, no_network):
+    put_key(no_network)
+    path = no_network / ".kaggle" / "kaggle.json"
+    path.write_text("{broken")
+    done = shell(*BLEND)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert f"no Kaggle credentials that it can read in {path}" in done.stderr
+
+
 def test_a_token_that_kaggle_refuses_outright_is_named(run, kaggle_server, monkeypatch):
     monkeypatch.setenv("KAGGLE_API_TOKEN", "KGAT_stale")
     kaggle_server.fail("IntrospectToken", *[fake.status(401, "Unauthenticated")] * 9)
@@ -825,11 +847,22 @@ def put_history(*scores: tuple[str, str]) -> None:
 def test_history_shows_the_out_of_fold_loss_beside_the_private_score(run):
     put_history(("0.05230", "0.04891"), ("0.05110", ""))
     header, first, second, picture = run("--history").out.splitlines()
-    assert header.split() == ["time", "name", "oof", "public", "private", "status", "ref"]
-    assert first.split()[1:] == ["blend0", "0.05230", "-", "0.04891", "COMPLETE", str(REF)]
-    assert second.split()[1:] == ["blend1", "0.05110", "-", "-", "COMPLETE", str(REF + 1)]
+    assert header.split() == ["time", "name", "oof", "public", "private", "status", "ref", "note"]
+    assert first.split()[1:] == ["blend0", "0.05230", "-", "0.04891", "COMPLETE", str(REF), "-"]
+    assert second.split()[1:] == ["blend1", "0.05110", "-", "-", "COMPLETE", str(REF + 1), "-"]
     assert picture.startswith("submissions/history.png: ")
     assert picture.endswith("1 submissions")
+
+
+def test_a_score_in_the_history_that_is_no_number_is_named(run):
+    put_history(("0.05230", "0.04891"), ("0.05110", "abc"))
+    assert f"error: {HISTORY}: damaged, private in row 3 is 'abc': mend or move it" in run("--history").error
+
+
+def test_what_a_message_holds_can_not_steer_the_terminal():
+    row = dict.fromkeys(diary.SHOWN, "") | {"note": "one\n\x1b[31mtwo"}
+    assert all(line.isprintable() for line in diary.table([row], diary.SHOWN).splitlines())
+    assert diary.table([row], diary.SHOWN).splitlines()[1].endswith("one ?[31mtwo")
 
 
 def test_the_plot_puts_a_better_submission_lower_and_further_left(run):
