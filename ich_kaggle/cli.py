@@ -24,10 +24,10 @@ def _fold(text: str) -> int | str:
 
 
 def within(low: float, high: float = math.inf, kind: type = float) -> Callable[[str], float]:
-    """Return the `type` of a flag that takes a number from `low` to `high`, both included."""
+    """Return the `type` of a flag that takes a finite number from `low` to `high`, both included."""
 
     def read(text: str) -> float:
-        if not low <= (value := kind(text)) <= high:
+        if not (low <= (value := kind(text)) <= high and math.isfinite(value)):
             raise argparse.ArgumentTypeError(
                 f"{text} is not {low} " + ("or more" if high == math.inf else f"to {high}")
             )
@@ -49,7 +49,7 @@ FLAGS = {
     "--work-dir": dict(type=Path, default=Path("work"), help="everything made from the data"),
     "--run": dict(help="name of a folder in work/runs (default: the recipe's or the architecture's name)"),
     "--recipe": dict(help="name of a recipe, or a TOML file: sets defaults, a flag wins over it"),
-    "--arch": dict(default="tf_efficientnetv2_s", help="any timm architecture"),
+    "--arch": dict(default="tf_efficientnetv2_s", help="a timm architecture that ends in one linear layer"),
     "--fold": dict(type=_fold, default="all", help="a fold, or all"),
     "--folds": dict(dest="n_folds", type=within(2, kind=int), default=5, help="number of folds"),
     "--image-size": dict(type=within(8, 4096, int), default=512, help="px, square"),
@@ -57,7 +57,7 @@ FLAGS = {
     "--batch-size": dict(type=POSITIVE, default=32, help="slices in a step"),
     "--lr": dict(type=within(0), default=2e-4, help="highest learning rate"),
     "--weights": dict(default="imagenet", help="imagenet, none, or a file to start from"),
-    "--seed": dict(type=int, default=0, help="every random draw comes from it"),
+    "--seed": dict(type=within(0, 2**63 - 1, int), default=0, help="every random draw comes from it"),
     "--device": dict(default="auto", help="auto, cpu, cuda, cuda:1"),
     "--workers": dict(type=within(0, kind=int), default=os.cpu_count(), help="processes"),
     "--backend": dict(choices=("loky", "dask"), default="loky", help="this machine's cores, or a Dask cluster"),
@@ -87,8 +87,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
     if getattr(options, "recipe", None) is None:
         return options
     path = recipe_path(options.recipe)
-    _apply(parser, read_recipe(path), path)
     parser.set_defaults(run=path.stem)
+    _apply(parser, read_recipe(path), path)
     return parser.parse_args(argv)
 
 

@@ -4,14 +4,22 @@ import logging
 
 import torch
 
-from ich_kaggle import parallel
+from ich_kaggle import cli, parallel
 
 log = logging.getLogger(__name__)
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device called `name`; auto is the first GPU on which an operation runs, else the CPU."""
-    device = torch.device(name) if name != "auto" else _first_that_runs()
+    """Return the device called `name`; auto is the first GPU on which an operation runs, else the CPU.
+
+    Raises ValueError for a device that there is not.
+    """
+    try:
+        device = torch.device(name) if name != "auto" else _first_that_runs()
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        told = cli.printable(str(error).strip().partition("\n")[0], 200)
+        raise ValueError(f"--device {name}: {told}: give auto or cpu") from error
     if device.type == "cpu":
         parallel.keep_memory()
     return device

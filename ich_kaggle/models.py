@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import nn
 
-from ich_kaggle import archive, disk, windows
+from ich_kaggle import archive, cli, disk, windows
 from ich_kaggle.labels import LABELS
 
 CHUNK = 65536  # slices whose embeddings are in memory at once
@@ -58,11 +58,11 @@ class SliceModel(nn.Module):
         if config.output_stride != STRIDE:
             extra["output_stride"] = config.output_stride
         n_channels, n_logits = len(config.windows) * len(config.offsets), len(LABELS) * config.n_targets
-        self.backbone = timm.create_model(
-            config.arch, num_classes=n_logits, in_chans=n_channels, global_pool="avg", **extra
-        )
+        self.backbone = _backbone(config, num_classes=n_logits, in_chans=n_channels, global_pool="avg", **extra)
         if config.arch.startswith("vgg"):
             _drop_hidden_layers(self.backbone, n_logits)
+        if not isinstance(self.head, nn.Linear):
+            raise ValueError(f"{config.arch} does not end in one linear layer: choose another architecture")
         self.embedding_size = self.head.in_features
         for name in ("mean", "std"):
             # One value for all channels: they are windows, not colours.
@@ -88,6 +88,20 @@ class SliceModel(nn.Module):
         """Return the logits (n, 6) of the slice itself and the embeddings (n, d)."""
         embedding = self.embed(images)
         return self.head(embedding)[:, self.config.own], embedding
+
+
+def _backbone(config: SliceConfig, **options) -> nn.Module:
+    """Return timm's network. Raises ValueError if it can't be made in this way."""
+    if getattr(timm.get_pretrained_cfg(config.arch), "fixed_input_size", False):
+        options["img_size"] = config.image_size
+    try:
+        return timm.create_model(config.arch, **options)
+    except Exception as error:  # each architecture has errors of its own
+        special = ("drop_path_rate", "output_stride", "img_size")
+        given = ", ".join(f"{key} {options[key]}" for key in special if key in options) or "these options"
+        raise ValueError(
+            f"timm has no {config.arch} with {given} ({cli.printable(str(error) or type(error).__name__, 200)})"
+        ) from error
 
 
 def head_logits(model: SliceModel, embeddings: np.ndarray) -> np.ndarray:

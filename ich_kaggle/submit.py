@@ -23,6 +23,7 @@ from ich_kaggle.labels import ANY, LABELS
 
 log = logging.getLogger(__name__)
 
+LONGEST = 300  # letters of a message
 MEAN_FACTOR = 2  # a label predicted this much more or less often than out of fold is worth a warning
 
 
@@ -160,7 +161,8 @@ def send(kaggle: kaggle_client.Connection, path: Path, row: dict[str, str], hist
     diary.record(history_csv, row)
     try:
         token = kaggle_client.upload(kaggle, path.name, content, path.stat().st_mtime)
-        return kaggle_client.create(kaggle, token, f"{row['note']} [{row['tag']}]", row["tag"])
+        message = f"{cli.printable(row['note'], LONGEST)} [{row['tag']}]"  # short, so that the tag is not cut off
+        return kaggle_client.create(kaggle, token, message, row["tag"])
     except TimeoutError:
         raise  # Kaggle may have it: the row stays SENDING
     except (OSError, RuntimeError) as error:

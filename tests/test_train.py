@@ -123,7 +123,7 @@ def test_a_loss_that_is_no_number_names_the_slices_of_the_batch(work, monkeypatc
 
 @pytest.mark.parametrize("context, n_channels", [("windows", 3), ("slices", 3), ("both", 9)])
 def test_each_context_trains_and_predicts_from_the_one_cache(work, context, n_channels):
-    run(work, "--context", context, "--stride", "2", "--epochs", "1")
+    run(work, "--context", context, "--epochs", "1", *(["--stride", "2"] if context != "windows" else []))
     predict.main(["--work-dir", str(work), "--run", "a", "--fold", "0", "--workers", "0"])
     model = models.load(work / "runs" / "a" / "fold0" / "model.pt")
     assert next(model.backbone.parameters()).shape[1] == n_channels
@@ -176,6 +176,66 @@ def test_a_dry_run_tells_time_and_memory_and_leaves_nothing(work, capsys):
     assert not (work / "runs").exists()
 
 
+def test_a_dry_run_measures_the_costliest_step_and_counts_the_folds_that_are_open(work, capsys, monkeypatch):
+    run(work)
+    updated = []
+    update = training.Fit._update
+    monkeypatch.setattr(training.Fit, "_update", lambda fit: updated.append(fit.is_frozen) or update(fit))
+    flags = ["--freeze", "1", "--accumulate", "9", "--dry-run"]
+    train.main([*TINY, "--work-dir", str(work), "--run", "a", *flags])
+    assert updated == [False] * 3
+    assert "folds to fit: 2" in capsys.readouterr().out
+
+
+def test_settings_that_made_nothing_yet_may_be_changed(work, monkeypatch):
+    monkeypatch.setattr(train.tasks, "new_model", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(work, "--lr", "0.5")
+    monkeypatch.undo()
+    run(work)
+    options = disk.read_json(work / "runs" / "a" / "fold0" / "options.json")["options"]
+    assert options["lr"] == 2e-4
+
+
+def test_no_log_is_written_before_an_epoch_has_ended(tmp_path):
+    train.write_log(tmp_path / "log.csv", [])
+    assert not (tmp_path / "log.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--side-weight 0.9", "--side-weight 0.9 does nothing without --context slices or both"),
+        ("--stride 2", "--stride 2 does nothing without --context slices or both"),
+        ("--swap 0.5", "--swap 0.5 does nothing without --context slices or both"),
+        ("--window brain --context both", "--window brain does nothing without --context slices"),
+        ("--per-study 9", "--per-study 9 does nothing without --sampler study"),
+        ("--weights nope.pth", "nope.pth: no such weights"),
+        ("--arch vgg11 --drop-path 0.1", "timm has no vgg11 with drop_path_rate 0.1"),
+        ("--arch dpn68", "dpn68 does not end in one linear layer"),
+        ("--device cuda:77", "--device cuda:77: "),
+        ("--device gpu", "--device gpu: "),
+    ],
+)
+def test_what_can_not_be_is_said_before_anything_is_cached(work, flags, message):
+    cached = set((work / "cache").iterdir())
+    assert message in refused(work, "--cache-size", "32", *flags.split())
+    assert set((work / "cache").iterdir()) == cached and not (work / "runs").exists()
+
+
+def test_a_clip_of_0_does_not_clip(work):
+    log = run(work, "--clip", "0", "--lr", "0.01", name="free")
+    assert not equal(
+        weights_of(work, "free"), run(work, "--lr", "0", name="still") is not None and weights_of(work, "still")
+    )
+    assert log.equals(run(work, "--clip", "1e9", "--lr", "0.01", name="loose"))
+
+
+def test_an_architecture_of_a_fixed_size_is_made_for_the_size_asked_for(work):
+    run(work, "--arch", "test_vit", "--epochs", "1")
+    assert models.load(work / "runs" / "a" / "fold0" / "model.pt").backbone.patch_embed.img_size == (32, 32)
+
+
 def test_what_a_killed_process_left_half_written_is_removed(work):
     folder = work / "runs" / "a" / "fold0"
     folder.mkdir(parents=True)
@@ -193,6 +253,17 @@ def test_tensorboard_gets_the_log(work):
     log = run(work, "--tensorboard")
     events = EventAccumulator(str(work / "runs" / "a" / "fold0" / "tensorboard")).Reload()
     assert [event.value for event in events.Scalars("valid_loss")] == pytest.approx(log.valid_loss.tolist())
+
+
+def test_tensorboard_gets_each_epoch_once_of_a_run_gone_on_from(work, monkeypatch):
+    told, save = [], models.save
+    monkeypatch.setattr(train.gauges, "board", lambda folder: lambda row: told.append(row["epoch"]))
+    monkeypatch.setattr(train.models, "save", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(work, "--tensorboard")
+    monkeypatch.setattr(train.models, "save", save)
+    run(work, "--tensorboard")
+    assert told == [0, 1]
 
 
 KILLED = [*TINY, "--checkpoint-every", "0", "--accumulate", "2"]
@@ -254,6 +325,7 @@ def test_two_processes_score_the_held_out_slices_as_one_does(work):
     one, two = (pd.read_csv(work / "runs" / name / "fold0" / "log.csv") for name in ("one", "two"))
     columns = ["valid_loss", *LABELS]
     np.testing.assert_allclose(one[columns], two[columns], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(one.train_loss, two.train_loss, rtol=0.05)  # halves of a batch may differ in size
     assert {path.name for path in (work / "runs" / "two" / "fold0").iterdir()} == LEFT
     assert equal(weights_of(work, "one"), weights_of(work, "two"))
 
@@ -269,7 +341,11 @@ def test_two_processes_train_and_their_model_predicts(work):
     assert log.valid_loss.iloc[-1] == pytest.approx(loss, abs=1e-5)
 
 
-@pytest.mark.parametrize("flags", ["--clip -1", "--ema 1.5", "--flip 2", "--accumulate 0", "--stride 0", "--freeze -1"])
+OUT_OF_RANGE = ["--clip -1", "--ema 1.5", "--flip 2", "--accumulate 0", "--stride 0", "--freeze -1", "--layer-decay 2"]
+OUT_OF_RANGE += ["--rotate inf", "--lr inf", "--lr nan", "--random-crop 0", "--seed -1", f"--seed {2**64}"]
+
+
+@pytest.mark.parametrize("flags", OUT_OF_RANGE)
 def test_a_setting_out_of_its_range_is_refused(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         train.build_parser().parse_args(flags.split())

@@ -130,3 +130,9 @@ def test_a_pickle_that_would_run_code_is_not_opened(tmp_path):
     with pytest.raises(ValueError, match="not a file of weights alone"):
         weights.read(tmp_path / "w.pth")
     assert not (tmp_path / "ran").exists()
+
+
+def test_an_empty_file_is_refused_with_its_name(tmp_path):
+    (tmp_path / "empty.pth").touch()
+    with pytest.raises(ValueError, match=r"empty.pth: not a file of weights alone \(\w"):
+        weights.read(tmp_path / "empty.pth")
