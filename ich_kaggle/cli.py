@@ -23,6 +23,9 @@ def _fold(text: str) -> int | str:
     return text if text == "all" else int(text)
 
 
+_fold.__name__ = "fold"  # of which argparse says that it is invalid
+
+
 def within(low: float, high: float = math.inf, kind: type = float) -> Callable[[str], float]:
     """Return the `type` of a flag that takes a finite number from `low` to `high`, both included."""
 

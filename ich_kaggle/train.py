@@ -140,7 +140,8 @@ def write_log(path: Path, rows: list[dict]) -> None:
         return
     with disk.writing(path) as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False)
-    log.info("epoch %(epoch)d: train %(train_loss).4f, valid %(valid_loss).4f", rows[-1])
+    last = rows[-1]
+    log.info("epoch %d: train %.4f, valid %.4f", last["epoch"] + 1, last["train_loss"], last["valid_loss"])
 
 
 def start_fold(folder: Path, options: dict, *, overwrite: bool) -> bool:
