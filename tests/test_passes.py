@@ -200,6 +200,39 @@ def test_other_weights_change_the_order_and_not_what_a_pass_is(packed):
     assert len({str(sorted(found.items())) for found in digests.values()}) == 1
 
 
+def test_a_second_level_follows_the_run_with_the_most_views(packed):
+    content = infer.read_models(packed)
+    content["views"]["a"] = ["identity"]
+    found = [(one.run, one.view, len(one.reads)) for one in passes.plan(content, packed) if one.fold == 0]
+    assert [one for one in found if one[0] in "gs"] == [("g", "1-view", 2), ("s", "1-view", 2)] + [
+        ("g", "2-views", 3),
+        ("s", "2-views", 3),
+    ]
+
+
+@pytest.mark.parametrize("change", ["options", "widths", "what it reads", "slices"])
+def test_a_file_is_named_after_all_that_its_pass_is_made_by(packed, prepared, tmp_path, change):
+    content, table = infer.read_models(packed), tables.read_slices(prepared)
+
+    def names() -> set[str]:
+        shutil.rmtree(tmp_path / "partial", ignore_errors=True)
+        passes.Work(content, passes.plan(content, packed), table, tmp_path / "partial", tmp_path)
+        return {path.name for path in (tmp_path / "partial").glob("s-*")}
+
+    before = names()
+    if change == "options":
+        content["options"]["s"]["features"] = "fold"
+    elif change == "widths":
+        for entry in content["models"]["s"]:
+            entry["widths"] = [1.0] * len(LABELS)
+    elif change == "what it reads":
+        for entry in content["models"]["a"]:
+            entry["hash"] = "0"
+    else:
+        table = table.iloc[::-1]
+    assert len(before) == 6 and not before & names()
+
+
 EDITS = {
     "on names nobody": lambda c: c["options"]["g"].update(on=["x"]),
     "on is none": lambda c: c["options"]["g"].update(on=None),
