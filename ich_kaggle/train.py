@@ -11,10 +11,9 @@ Example: python -m ich_kaggle.train --recipe cpu --fold 0
 import argparse
 import contextlib
 import logging
-import math
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -27,10 +26,10 @@ from ich_kaggle import (
     augment,
     cache,
     cli,
-    contexts,
     devices,
     disk,
     distributed,
+    flags,
     folds,
     gauges,
     metric,
@@ -39,40 +38,9 @@ from ich_kaggle import (
     tables,
     tasks,
     training,
-    weights,
 )
 
 log = logging.getLogger(__name__)
-
-
-HELP = {
-    augment.Augment: {
-        "flip": "probability of a left-right flip",
-        "vflip": "probability of a top-bottom flip",
-        "rotate": "degrees to either side",
-        "scale": "share of the size, to either side",
-        "shift": "share of the size, to either side",
-        "random_crop": "smallest share of the area that a random crop keeps",
-        "window_jitter": "share of a window's width, to either side",
-        "cutout": "probability of a blackened rectangle",
-        "swap": "probability that the order of neighbouring slices is turned round",
-    },
-    training.Recipe: {
-        "weight_decay": "of AdamW, none on biases and norms",
-        "warmup": "share of all steps that lead up to --lr",
-        "ema": "share the averaged weights keep in a step",
-        "clip": "norm that a gradient is cut to; 0: not cut",
-        "accumulate": "batches in a step of the optimizer",
-        "freeze": "first epochs in which only the head learns",
-        "layer_decay": "learning rate of a layer, as a share of the next one's",
-    },
-    tasks.Task: {
-        "per_study": "slices of a study in an epoch of --sampler study",
-        "soften": "share by which labels move to their neighbours' where a lesion ends",
-        "focal": "power of the focal loss",
-        "side_weight": "weight of the neighbours' labels, learned beside the slice's own; for --context slices or both",
-    },
-}
 
 
 def chosen_folds(fold: np.ndarray, wanted: int | str) -> list[int]:
@@ -182,10 +150,6 @@ def rehearse(model: models.SliceModel, loaders: tuple, loss: Callable, *, recipe
     )
 
 
-def _take(kind: type, settings: dict):
-    return kind(**{field.name: settings.pop(field.name) for field in fields(kind) if field.name in settings})
-
-
 def _ready(data_dir: Path | None, work_dir: Path, config: models.SliceConfig, workers: int) -> tuple:
     """Return the slice table, the fold of every slice and the folder of their cache, made where they are missing."""
     workers = max(1, workers)  # 0: load in this process
@@ -215,8 +179,8 @@ def train(
     `settings` are fields of training.Recipe, augment.Augment and tasks.Task, and arguments of tasks.slice_config.
     """
     models.check_arch(arch)
-    check(settings)
-    recipe, move, task = (_take(kind, settings) for kind in (training.Recipe, augment.Augment, tasks.Task))
+    flags.check(settings)
+    recipe, move, task = (flags.take(kind, settings) for kind in (training.Recipe, augment.Augment, tasks.Task))
     config = tasks.slice_config(arch, side_weight=task.side_weight, **settings)
     models.SliceModel(config)  # what can't be made is said before anything is cached
     with distributed.processes(device) as name:
@@ -243,27 +207,6 @@ def train(
                 fit_fold(model, loaders, loss, seen, held_out, folder, **same, **rest)
 
 
-USES = {  # a setting that does something only where another one is as it says
-    "side_weight": ("context", ("slices", "both")),
-    "stride": ("context", ("slices", "both")),
-    "swap": ("context", ("slices", "both")),
-    "window": ("context", ("slices",)),
-    "per_study": ("sampler", ("study",)),
-}
-
-
-def check(settings: dict) -> None:
-    """Raise ValueError for a setting that would do nothing, FileNotFoundError for weights that are not there."""
-    weights.check(settings.get("weights", "none"))
-    defaults = vars(build_parser().parse_args([]))
-    for name, (other, values) in USES.items():
-        if settings.get(name, defaults[name]) != defaults[name] and settings.get(other, defaults[other]) not in values:
-            flag, need = name.replace("_", "-"), " or ".join(values)
-            raise ValueError(
-                f"--{flag} {settings[name]} does nothing without --{other} {need}: leave it out, or give that"
-            )
-
-
 def _is_open(folder: Path, options: dict, overwrite: bool) -> bool:
     with distributed.first() as is_first:
         is_open = start_fold(folder, options, overwrite=overwrite and is_first)
@@ -278,50 +221,11 @@ class _ListRecipes(argparse.Action):
         parser.exit()
 
 
-SHARES = {
-    *("flip", "vflip", "scale", "shift", "random_crop", "window_jitter", "cutout", "swap", "warmup", "ema", "soften"),
-    "layer_decay",
-}
-LEAST = {"accumulate": 1, "per_study": 1, "random_crop": 0.01, "layer_decay": 0.01}
-
-
-def _range(name: str, kind: type) -> Callable:
-    """Return what reads the number of a setting."""
-    return cli.within(LEAST.get(name, 0), 1 if name in SHARES else math.inf, kind)
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--cache-size", type=cli.within(8, 4096, int), default=512, help="px of the cached slices that are read")
-    add(
-        "--context",
-        choices=tasks.CONTEXTS,
-        default="windows",
-        help="three windows of a slice, three slices of one, or nine",
-    )
-    add("--stride", type=cli.POSITIVE, default=1, help="positions between the slices of a context")
-    add("--window", choices=list(tasks.WINDOWS), default="subdural", help="what --context slices shows")
-    add(
-        "--output-stride",
-        type=int,
-        choices=(8, 16, 32),
-        default=models.STRIDE,
-        help="px to a pixel of the last features: 8, 16 dilate",
-    )
-    add("--drop-path", type=cli.within(0, 1), default=0.0, help="stochastic depth")
-    add("--sampler", choices=contexts.SAMPLERS, default="all", help="all slices, balanced patients, mid-study")
-    add("--compile", action="store_true", help="with torch.compile")
-    for kind, texts in HELP.items():
-        for name, text in texts.items():
-            default = getattr(kind, name)
-            add(f"--{name.replace('_', '-')}", type=_range(name, type(default)), default=default, help=text)
-
-
 def build_parser():
-    flags = ("--data-dir", "--work-dir", "--run", "--recipe", "--arch", "--fold", "--image-size", "--epochs")
-    flags += ("--batch-size", "--lr", "--weights", "--seed", "--device", "--workers", "--overwrite")
-    parser = cli.command(__doc__, *flags, image_size=384)
-    _add_settings(parser)
+    shared = ("--data-dir", "--work-dir", "--run", "--recipe", "--arch", "--fold", "--image-size", "--epochs")
+    shared += ("--batch-size", "--lr", "--weights", "--seed", "--device", "--workers", "--overwrite")
+    parser = cli.command(__doc__, *shared, image_size=384)
+    flags.add(parser)
     add = parser.add_argument
     add("--checkpoint-every", type=cli.within(0), default=600.0, help="seconds")
     add("--tensorboard", action="store_true", help="write the log for TensorBoard too")

@@ -29,12 +29,12 @@ LEARNING = {
     *("training", "weights"),
 }
 TASKS = {"levels", "report_scores", "report_studies", "tasks"}  # what the commands are made of
-READING = {"passes", "scans"}  # what the models of an ensemble say of slices: of the competition's, of any
+JOBS = {"flags", "passes", "scans"}  # what is made of tasks and levels, or asked for
 PIPELINE = [
     *("phantom", "slices", "folds", "cache", "train", "predict", "sequence", "ensemble", "evaluate", "submit"),
     *("report", "infer", "kernel", "demo"),
 ]
-FLOORS = (GROUND, WORDS, FILES, PIXELS, METHODS, STUDIES, LEARNING, TASKS, READING, PIPELINE)
+FLOORS = (GROUND, WORDS, FILES, PIXELS, METHODS, STUDIES, LEARNING, TASKS, JOBS, PIPELINE)
 FLOOR = {name: k for k, names in enumerate(FLOORS) for name in names}
 STANDARD = sys.stdlib_module_names | {"numpy", "ich_kaggle", "isal"}  # isal: zlib, faster, where it is installed
 

@@ -1,0 +1,36 @@
+import argparse
+
+import pytest
+
+from ich_kaggle import augment, flags, tasks, train, training
+
+OUT_OF_RANGE = ["--clip -1", "--ema 1.5", "--flip 2", "--accumulate 0", "--stride 0", "--freeze -1", "--layer-decay 2"]
+OUT_OF_RANGE += ["--rotate inf", "--lr inf", "--lr nan", "--random-crop 0", "--seed -1", f"--seed {2**64}"]
+
+
+@pytest.mark.parametrize("wrong", OUT_OF_RANGE)
+def test_a_setting_out_of_its_range_is_refused(wrong, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.build_parser().parse_args(wrong.split())
+    assert stop.value.code == 2
+    assert f"argument {wrong.split()[0]}: {wrong.split()[1]} is not" in capsys.readouterr().err
+
+
+def test_the_flags_of_training_default_to_its_own_defaults():
+    parser = argparse.ArgumentParser()
+    flags.add(parser)
+    settings = vars(parser.parse_args([]))
+    for kind in (training.Recipe, augment.Augment, tasks.Task):
+        assert flags.take(kind, settings) == kind()
+    assert tasks.slice_config("resnet18", **settings | {"cache_size": 512}) == tasks.slice_config("resnet18")
+
+
+@pytest.mark.parametrize("name", flags.USES)
+def test_a_setting_that_would_do_nothing_is_refused_and_taken_where_it_does_something(name):
+    other, values = flags.USES[name]
+    changed = {name: "brain" if name == "window" else 3}
+    with pytest.raises(ValueError, match=f"^--{name.replace('_', '-')} .* does nothing without --{other} {values[0]}"):
+        flags.check(changed)
+    for value in values:
+        flags.check(changed | {other: value})
+    flags.check({})
