@@ -14,14 +14,19 @@ def pick_device(name: str) -> torch.device:
 
     Raises ValueError for a device that there is not.
     """
+    device = _first_that_runs() if name == "auto" else _named(name)
+    if device.type == "cpu":
+        parallel.keep_memory()
+    return device
+
+
+def _named(name: str) -> torch.device:
     try:
-        device = torch.device(name) if name != "auto" else _first_that_runs()
+        device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         told = cli.printable(str(error).strip().partition("\n")[0], 200)
         raise ValueError(f"--device {name}: {told}: give auto or cpu") from error
-    if device.type == "cpu":
-        parallel.keep_memory()
     return device
 
 
