@@ -30,7 +30,7 @@ def within(low: float, high: float = math.inf, kind: type = float) -> Callable[[
     """Return the `type` of a flag that takes a finite number from `low` to `high`, both included."""
 
     def read(text: str) -> float:
-        if not (low <= (value := kind(text)) <= high and math.isfinite(value)):
+        if not low <= (value := kind(text)) <= high or value == math.inf:
             raise argparse.ArgumentTypeError(
                 f"{text} is not {low} " + ("or more" if high == math.inf else f"to {high}")
             )

@@ -24,7 +24,7 @@ def _named(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         told = cli.printable(str(error).strip().partition("\n")[0], 200)
         raise ValueError(f"--device {name}: {told}: give auto or cpu") from error
     return device

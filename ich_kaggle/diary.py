@@ -68,8 +68,8 @@ def scored(row: dict[str, str], submission: Any) -> dict[str, str]:
     return row | {
         "ref": str(submission.ref),
         "status": submission.status.name,
-        "public": submission.public_score or "",
-        "private": submission.private_score or "",
+        "public": _number(submission.public_score),
+        "private": _number(submission.private_score),
         "note": row["note"] + reason,
     }
 
@@ -106,6 +106,10 @@ def table(rows: list[dict[str, str]], columns: list[str]) -> str:
 def points(rows: list[dict[str, str]]) -> list[tuple[float, float]]:
     """Return (out-of-fold, private) log loss of the rows that have both."""
     return [(float(row["oof"]), float(row["private"])) for row in rows if row["oof"] and row["private"]]
+
+
+def _number(text: str | None) -> str:
+    return text if text and _is_number(text) else ""
 
 
 def _is_number(text: str) -> bool:

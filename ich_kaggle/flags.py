@@ -75,16 +75,20 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def check(settings: dict) -> None:
-    """Raise ValueError for a setting that would do nothing, FileNotFoundError for weights that are not there."""
+    """Raise ValueError for settings that would do nothing, FileNotFoundError for weights that are not there."""
     weights.check(settings.get("weights", "none"))
     parser = argparse.ArgumentParser()
     add(parser)
     defaults = vars(parser.parse_args([]))
     given = defaults | settings
+    idle, cures = [], []
     for name, (other, values) in USES.items():
         if given[name] != defaults[name] and given[other] not in values:
             flag, need = f"--{name.replace('_', '-')}", f"--{other} {' or '.join(values)}"
-            raise ValueError(f"{flag} {given[name]} does nothing without {need}: leave it out, or give that")
+            idle.append(f"{flag} {given[name]} does nothing without {need}")
+            cures.append(f"{flag} {defaults[name]}")
+    if idle:
+        raise ValueError(f"{', '.join(idle)}: give that, or {' '.join(cures)}")
 
 
 def take(kind: type, settings: dict):

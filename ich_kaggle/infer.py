@@ -13,6 +13,7 @@ Writes:  submission.csv, verified (at once, with the means alone; then anew afte
 Example: python -m ich_kaggle.infer --models /kaggle/input/datasets/NAME/ich-models --hours 8
 """
 
+import itertools
 import logging
 import shutil
 import time
@@ -69,21 +70,23 @@ def read_models(folder: Path) -> dict:
 def test_table(data: paths.Data, work_dir: Path, workers: int) -> pd.DataFrame:
     """Return the slice table of the test slices alone, which makes `cache.ensure` cache no others.
 
-    Raises ValueError if that of `work_dir` is damaged, holds training slices, or is of other data.
+    Raises ValueError if a slice is missing, or if that of `work_dir` is damaged, holds training slices, or is of other
+    data.
     """
-    path = paths.slices(work_dir)
+    path, wanted = paths.slices(work_dir), tables.read_long(data, paths.SAMPLE_CSV)[0]
     if not path.exists():
-        table = slices.scan(data, "test", workers).sort_values(slices.ORDER, ignore_index=True)
+        table = slices.scan(data, "test", max(1, workers)).sort_values(slices.ORDER, ignore_index=True)
+        if len(gone := np.setdiff1d(wanted, table.slice_id.to_numpy(str))):
+            raise ValueError(f"{data.root}: {paths.SAMPLE_CSV} has {gone[0]}, stage_2_test has not: get it again")
         slices.write_defects(work_dir, table.loc[table.defect.notna(), slices.DEFECT_COLUMNS])
         table = table.drop(columns=["defect", "action"]).assign(**dict.fromkeys(LABELS, np.float32(np.nan)))
         tables.write_slices(work_dir, table, {"data_dir": str(data.root.absolute())})
     try:
         table = tables.read_slices(work_dir)
     except ValueError as error:
-        raise ValueError(f"{path}: damaged: remove it and run the same command again") from error
+        raise ValueError(f"{path}: damaged ({error}): remove it and run the same command again") from error
     if (table.split != "test").any():
         raise ValueError(f"{path} holds training slices: give another --work-dir")
-    wanted = tables.read_long(data, paths.SAMPLE_CSV)[0]
     if len(gone := np.setdiff1d(wanted, table.slice_id.to_numpy(str))):
         raise ValueError(f"{path} lacks {gone[0]} of {data.root}: it is of other data: give another --work-dir")
     return table
@@ -161,13 +164,14 @@ def infer(
     work = passes.Work(packed, planned, table, out.parent / "partial", work_dir)
 
     def cached(config: models.SliceConfig) -> Path:
-        return cache.ensure(None, work_dir, config.cache_size, workers, config.crop)
+        return cache.ensure(None, work_dir, config.cache_size, max(1, workers), config.crop)
 
     began = now()
     write(out, work_dir, data, table.slice_id, blend(packed, work.values, len(table)))
     budget.end -= 2 * (now() - began)  # for the last time it is written
-    for one in planned:
-        if work.make(one, budget, cached=cached, batch_size=batch_size, workers=workers, device=on):
+    how = dict(cached=cached, batch_size=batch_size, workers=workers, device=on)
+    for again, one in itertools.product((False, True), planned):  # what was lost once nothing else is left to make
+        if work.make(one, budget, again=again, **how):
             write(out, work_dir, data, table.slice_id, blend(packed, work.values, len(table)))
             n, ms, left = work.n_done(one), 1000 * budget.rates[one.run], gauges.duration(budget.left)
             log.info("%s: %d of %d slices, %.1f ms each; %s left", one, n, len(table), ms, left)

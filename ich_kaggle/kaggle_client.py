@@ -27,6 +27,7 @@ LOOKS = (10, 20)  # s before each further look for a submission whose reply was 
 POLLS, POLL_PAUSE = 360, 10  # times, s
 
 AGAIN = "run the command again"
+LONGEST_PATH = 255  # letters
 TOKEN_FILES = ("~/.kaggle/access_token", "~/.kaggle/access_token.txt")
 NEW_TOKEN = f"make a token at https://www.kaggle.com/settings and save it as {TOKEN_FILES[0]}"
 SITE = f"https://www.kaggle.com/competitions/{paths.SLUG}"
@@ -123,7 +124,10 @@ def _token_source() -> str:
 
     Raises PermissionError if it is no plain text.
     """
-    places = {"the environment variable KAGGLE_API_TOKEN": os.environ.get("KAGGLE_API_TOKEN", "").encode()}
+    given = os.environ.get("KAGGLE_API_TOKEN", "")  # a token, or the path of a file that holds it
+    places = {"the environment variable KAGGLE_API_TOKEN": os.fsencode(given)}
+    if given and len(given) < LONGEST_PATH and Path(given).is_file():
+        places["the environment variable KAGGLE_API_TOKEN"] = Path(given).read_bytes().strip()
     for name in TOKEN_FILES:
         file = Path(name).expanduser()
         places[name] = file.read_bytes().strip() if file.is_file() else b""

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ def wait(kaggle: Connection, name: str) -> None:
 def fetch(kaggle: Connection, name: str, folder: Path) -> list[Path]:
     """Return the output of kernel `name`, written into `folder`: its files, and its log as <name>.log.
 
-    What was there, of the version before, is removed. Raises ValueError naming a file that would not lie in `folder`.
+    What was there, of the version before, is replaced once all is here, the log at once. Raises ValueError naming a
+    file that would not lie in `folder`.
     """
     owner, slug = split(name)
     method, token, log_text, found = kaggle.client.kernels.kernels_api_client.list_kernel_session_output, "", "", []
@@ -95,15 +97,19 @@ def fetch(kaggle: Connection, name: str, folder: Path) -> list[Path]:
         found += answer.files
         if not token:
             break
-    shutil.rmtree(folder, ignore_errors=True)  # of another version
     log_path = folder / f"{slug}.log"
-    with disk.writing(log_path) as temporary:
+    with disk.writing(log_path) as temporary:  # whatever comes of the rest
         temporary.write_text(readable(log_text), encoding="utf-8")
     files = [inside(folder, file.file_name) for file in found]
-    for path, file in zip(files, found, strict=True):
-        content = get(kaggle, file.url, file.file_name)
-        with disk.writing(path) as temporary:
-            temporary.write_bytes(content)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        draft = Path(temporary) / folder.name
+        shutil.copytree(folder, draft, ignore=lambda _, names: set(names) - {log_path.name})
+        for path, file in zip(files, found, strict=True):
+            target = draft / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(get(kaggle, file.url, file.file_name))
+        shutil.rmtree(folder)
+        draft.rename(folder)
     return [*files, log_path]
 
 

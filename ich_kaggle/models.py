@@ -94,6 +94,7 @@ def _backbone(config: SliceConfig, **options) -> nn.Module:
     """Return timm's network. Raises ValueError if it can't be made in this way."""
     if getattr(timm.get_pretrained_cfg(config.arch), "fixed_input_size", False):
         options["img_size"] = config.image_size
+        del options["global_pool"]  # transformers pool as their weights were fitted
     try:
         return timm.create_model(config.arch, **options)
     except Exception as error:  # each architecture has errors of its own

@@ -187,14 +187,14 @@ class Work:
     def may_make(self, one: Pass, rows: slice) -> bool:
         return all(self.is_whole(read, rows) for read in one.reads)
 
-    def make(self, one: Pass, budget: Budget, **how) -> bool:
+    def make(self, one: Pass, budget: Budget, *, again: bool = False, **how) -> bool:
         """Make what a pass lacks, chunk by chunk while there is time, and tell whether any was made.
 
-        A second level is asked of those chunks alone of which all is known that it reads. `how` are further arguments
-        of `slice_model`.
+        A second level is asked of those chunks alone of which all is known that it reads; what is known, and has lost
+        its embeddings alone, is made `again` only if that is said. `how` are further arguments of `slice_model`.
         """
-        parts = chunks(self.table.series_id, CHUNK)
-        todo = [rows for rows in parts if not self.is_whole(one, rows) and self.may_make(one, rows)]
+        parts = [rows for rows in chunks(self.table.series_id, CHUNK) if self.may_make(one, rows)]
+        todo = [rows for rows in parts if not (self.is_whole(one, rows) if again else self.is_done(one, rows).all())]
         n_rows = [rows.stop - rows.start for rows in todo]
         if not todo or not budget.allows(one.run, n_rows[0]):
             return False  # before anything is loaded for it

@@ -120,10 +120,11 @@ def start_fold(folder: Path, options: dict, *, overwrite: bool) -> bool:
     if overwrite and folder.exists():
         shutil.rmtree(folder)
     path = folder / "options.json"
-    if path.exists() and any(file != path for file in folder.iterdir()):  # else nothing was made with them yet
+    if path.exists() and any(file.name not in (path.name, "tensorboard") for file in folder.iterdir()):
         remedy = "give another --run, or --overwrite"
         disk.same_settings(path, disk.read_json(path)["options"], options, remedy)
-    else:
+    else:  # nothing was made yet
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         versions = {name: version(name) for name in ("ich_kaggle", "torch", "timm", "numpy")}
         versions["opencv"] = cv2.__version__  # its package has several names
         disk.write_json(path, {"options": options, "versions": versions, "commit": paths.git_commit()})
@@ -179,7 +180,8 @@ def train(
     `settings` are fields of training.Recipe, augment.Augment and tasks.Task, and arguments of tasks.slice_config.
     """
     models.check_arch(arch)
-    flags.check(settings)
+    if overwrite or not any(paths.run(work_dir, run or arch).glob("fold*/options.json")):
+        flags.check(settings)  # else it goes on with what it was begun with
     recipe, move, task = (flags.take(kind, settings) for kind in (training.Recipe, augment.Augment, tasks.Task))
     config = tasks.slice_config(arch, side_weight=task.side_weight, **settings)
     models.SliceModel(config)  # what can't be made is said before anything is cached

@@ -111,7 +111,7 @@ def fill(backbone: nn.Module, source: dict[str, torch.Tensor], name: str) -> str
     wrong = [f"{key} {shape}" for key, value in own.items() if (shape := _misfit(value, source.get(key)))]
     if wrong:
         raise ValueError(
-            f"{name}: {len(wrong)} of {len(own)} weights do not fit: {_some(wrong)}: another architecture?"
+            f"{name}: {len(wrong)} of {len(own)} weights do not fit: {_some(wrong)}: of another architecture, or size?"
         )
     backbone.load_state_dict({key: source[key] for key in own}, strict=False)
     left = [key for key in source if key not in own]

@@ -34,3 +34,10 @@ def test_a_setting_that_would_do_nothing_is_refused_and_taken_where_it_does_some
     for value in values:
         flags.check(changed | {other: value})
     flags.check({})
+
+
+def test_all_that_would_do_nothing_is_named_at_once_with_what_takes_it_back():
+    expected = "--side-weight 0.2 does nothing without --context slices or both, "
+    expected += "--swap 0.5 does nothing without --context slices or both: give that, or --side-weight 0.0 --swap 0.0"
+    with pytest.raises(ValueError, match=f"^{expected}$"):
+        flags.check({"context": "windows", "side_weight": 0.2, "swap": 0.5})

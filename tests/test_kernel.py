@@ -461,12 +461,13 @@ def test_an_error_page_is_not_saved_as_a_file(run, kaggle_server):
     kaggle_server.fail("GET", fake.status(403))
     with pytest.raises(PermissionError, match=r"a\.csv: Kaggle answered 403"):
         fetched(run, kaggle_server, fake.Output("COMPLETE", {"a.csv": b"2"}))
-    assert [path.name for path in Path("build/kernels/ich-infer/output").iterdir()] == ["ich-infer.log"]
+    assert image.files_in(Path("build/kernels/ich-infer/output")) == {"a.csv": b"1", "ich-infer.log": b""}
 
 
 def test_nothing_of_the_version_before_stays_beside_what_is_fetched(run, kaggle_server):
     fetched(run, kaggle_server, fake.Output("COMPLETE", {"submission.csv": b"1", "old/more": b"1"}))
     assert fetched(run, kaggle_server, fake.Output("ERROR", {"new": b"2"})).keys() == {"new", "ich-infer.log"}
+    assert [path.name for path in Path("build/kernels/ich-infer").iterdir()] == ["output"]
 
 
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/../../evil", "a\\..\\evil", "."])
@@ -737,14 +738,20 @@ def test_a_work_folder_of_other_data_or_a_damaged_one_is_refused(predict, compet
     predict(hours=0)
     other = tmp_path / paths.SLUG
     other.mkdir()
+    gone = next(iter(sorted((competition / "stage_2_test").iterdir()))).stem
     for name in (paths.SAMPLE_CSV, paths.TRAIN_CSV):
         (other / name).write_text((competition / name).read_text().replace("ID_0", "ID_f"))
     for split in paths.SPLITS:
         (other / f"stage_2_{split}").mkdir()
     with pytest.raises(ValueError, match=r"slices.parquet lacks ID_f.*: it is of other data: give another --work-dir"):
         infer.test_table(paths.find_data(other), tmp_path / "work", 1)
+    less = shutil.copytree(competition, tmp_path / "less" / paths.SLUG)
+    (less / "stage_2_test" / f"{gone}.dcm").unlink()
+    with pytest.raises(ValueError, match=rf"{paths.SAMPLE_CSV} has {gone}, stage_2_test has not: get it again"):
+        infer.test_table(paths.find_data(less), tmp_path / "new", 0)
+    assert not (tmp_path / "new" / "slices.parquet").exists()
     (tmp_path / "work" / "slices.parquet").write_bytes(b"text")
-    with pytest.raises(ValueError, match=r"slices.parquet: damaged: remove it and run the same command again"):
+    with pytest.raises(ValueError, match=r"slices.parquet: damaged \(.*: remove it and run the same command again"):
         infer.test_table(paths.find_data(competition), tmp_path / "work", 1)
 
 

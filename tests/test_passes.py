@@ -176,6 +176,21 @@ def test_one_output_in_two_work_folders_ends_in_the_same_bytes(predict, packed, 
             shutil.rmtree(tmp_path / "cut" / folder)
 
 
+def test_sessions_that_lose_their_scratch_go_on_to_what_is_new(predict, tmp_path, monkeypatch):
+    monkeypatch.setattr(passes, "CHUNK", 8)
+    n_done = [0]
+    while n_done[-1] < 30:
+        _, line = predict("cut", now=Stops(60))
+        n_done.append(int(line.split(" of 30 passes")[0].split()[-1]))
+        shutil.rmtree(tmp_path / "cut" / "work" / "embeddings", ignore_errors=True)
+        assert len(n_done) < 40
+        if n_done[-1] == n_done[-2]:  # all that can be made without what was lost
+            break
+    found, line = predict("cut")
+    assert n_done[-1] > 10 and line.endswith("30 of 30 passes over 19 slices")
+    assert np.array_equal(found, predict()[0])
+
+
 def test_embeddings_are_removed_once_all_have_read_them(predict, tmp_path):
     predict()
     assert list((tmp_path / "one" / "work" / "embeddings").iterdir()) == []

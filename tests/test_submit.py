@@ -859,6 +859,25 @@ def test_a_score_in_the_history_that_is_no_number_is_named(run):
     assert f"error: {HISTORY}: damaged, private in row 3 is 'abc': mend or move it" in run("--history").error
 
 
+def test_a_score_of_kaggles_that_is_no_number_does_not_damage_the_history(tmp_path):
+    class Submission:
+        ref, error_description, public_score, private_score = 1, "", "nan", "0.05"
+        status = type("Status", (), {"name": "COMPLETE"})
+
+    diary.record(tmp_path / "history.csv", diary.scored(diary.new_row(""), Submission()))
+    (row,) = diary.read(tmp_path / "history.csv")
+    assert (row["public"], row["private"]) == ("", "0.05")
+
+
+def test_a_token_may_be_the_path_of_a_file(tmp_path, monkeypatch, no_network):
+    (tmp_path / "schlüssel").write_text(f"{fake.TOKEN}\n")
+    monkeypatch.setenv("KAGGLE_API_TOKEN", str(tmp_path / "schlüssel"))
+    assert kaggle_client._token_source() == "the environment variable KAGGLE_API_TOKEN"
+    (tmp_path / "schlüssel").write_text("schlüssel")
+    with pytest.raises(PermissionError, match="holds something else than a token in plain text"):
+        kaggle_client._token_source()
+
+
 def test_what_a_message_holds_can_not_steer_the_terminal():
     row = dict.fromkeys(diary.SHOWN, "") | {"note": "one\n\x1b[31mtwo"}
     assert all(line.isprintable() for line in diary.table([row], diary.SHOWN).splitlines())

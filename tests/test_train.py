@@ -197,6 +197,14 @@ def test_settings_that_made_nothing_yet_may_be_changed(work, monkeypatch):
     assert options["lr"] == 2e-4
 
 
+def test_a_run_that_was_begun_goes_on_with_settings_that_do_nothing(work, monkeypatch):
+    monkeypatch.setattr(train.flags, "check", lambda settings: None)
+    run(work, "--swap", "0.5")
+    monkeypatch.undo()
+    run(work, "--swap", "0.5", fold=1)
+    assert "--swap 0.5 does nothing" in refused(work, "--swap", "0.5", "--overwrite")
+
+
 def test_no_log_is_written_before_an_epoch_has_ended(tmp_path):
     train.write_log(tmp_path / "log.csv", [])
     assert not (tmp_path / "log.csv").exists()
