@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,27 @@ def writing(path: Path, *, sweep: bool = True) -> Iterator[Path]:
     for left in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*") if sweep else ():
         if left.suffix[1:].isdigit() and not _is_running(int(left.suffix[1:])):
             left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Give a new folder; move it into the place of `folder` if all went well, else remove it.
+
+    `folder` stays as it was until then. One process at a time: what another has left beside it is removed.
+    """
+    new, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+    except BaseException:
+        shutil.rmtree(new)
+        raise
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager

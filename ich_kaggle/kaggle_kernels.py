@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -101,15 +100,12 @@ def fetch(kaggle: Connection, name: str, folder: Path) -> list[Path]:
     with disk.writing(log_path) as temporary:  # whatever comes of the rest
         temporary.write_text(readable(log_text), encoding="utf-8")
     files = [inside(folder, file.file_name) for file in found]
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        draft = Path(temporary) / folder.name
-        shutil.copytree(folder, draft, ignore=lambda _, names: set(names) - {log_path.name})
+    with disk.replacing(folder) as draft:
+        shutil.copyfile(log_path, draft / log_path.name)
         for path, file in zip(files, found, strict=True):
             target = draft / path.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(get(kaggle, file.url, file.file_name))
-        shutil.rmtree(folder)
-        draft.rename(folder)
     return [*files, log_path]
 
 

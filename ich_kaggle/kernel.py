@@ -20,7 +20,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,16 +78,11 @@ def pack(work_dir: Path, ensemble: Path, out: Path, extra: list[Path]) -> Path:
         if path.name in (*files, packing.MANIFEST, bundle.WHEEL_NAME):
             raise ValueError(f"--extra {path}: another file of the dataset is called so: rename it")
         files[path.name] = path
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-        draft = Path(temporary) / out.name
-        draft.mkdir()
+    with disk.replacing(out) as draft:
         for name, path in files.items():
             shutil.copyfile(path, draft / name)
         (draft / bundle.WHEEL_NAME).write_bytes(bundle.wheel())
         disk.write_json(draft / packing.MANIFEST, packed)
-        shutil.rmtree(out, ignore_errors=True)
-        draft.rename(out)
     return out
 
 

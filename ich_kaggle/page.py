@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from ich_kaggle import locks
+from ich_kaggle import disk, locks
 
 WEB = Path(__file__).parent / "web"
 SCRIPTS = ("core.js", "charts.js", "overview.js", "strips.js", "viewer.js", "worst.js", "start.js")
@@ -74,23 +74,11 @@ def write(folder: Path, content: dict, studies: Iterable[Study], *, images: str 
     would be larger than browsers open. A page without `plots` does without Plotly.
     """
     plotly = plotly_script() if plots else ""
-    with locks.locked(folder):
-        new, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
-        new.mkdir(parents=True)
-        try:
-            (_embed if images == "embed" else _unfold)(new, content, studies, plotly, images)
-        except BaseException:
-            shutil.rmtree(new)
-            raise
+    with locks.locked(folder), disk.replacing(folder) as new:
+        (_embed if images == "embed" else _unfold)(new, content, studies, plotly, images)
         for other in folder.glob("*.html"):  # the data report, which another command wrote
             if other.name != "index.html":
                 shutil.copyfile(other, new / other.name)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _unfold(new: Path, content: dict, studies: Iterable[Study], plotly: str, images: str) -> None:
