@@ -36,6 +36,7 @@ from ich_kaggle import (
 )
 from ich_kaggle.archive import Member
 from ich_kaggle.dicom import Encoding, Plain
+from ich_kaggle.project import Project
 
 BATCH = 32  # slices in a task of one worker
 CROPS = ("none", "study")
@@ -157,19 +158,19 @@ def folder_of(work_dir: Path, image_size: int, crop: str) -> Path:
     return paths.cache(work_dir, f"{image_size}" if crop == "none" else f"{image_size}-{crop}")
 
 
-def ensure(data_dir: Path | None, work_dir: Path, image_size: int, workers: int, crop: str = "none") -> Path:
+def ensure(project: Project, image_size: int, crop: str = "none") -> Path:
     """Return the folder of the cache of `image_size` px, completed where it was not whole, see `make`."""
-    return make(data_dir, work_dir, image_size, workers, crop)[0]
+    return make(project, image_size, crop)[0]
 
 
-def make(data_dir: Path | None, work_dir: Path, image_size: int, workers: int, crop: str) -> tuple[Path, bool]:
+def make(project: Project, image_size: int, crop: str) -> tuple[Path, bool]:
     """Return the folder of a cache, completed where it was not whole, and whether there was anything to do.
 
     A second process waits for the first. Raises ValueError naming both settings if it was made with other windows,
     or from other pixels.
     """
-    table = slices.ensure(data_dir, work_dir, workers)
-    folder, settings = folder_of(work_dir, image_size, crop), settings_of(image_size, crop)
+    table = slices.ensure(project)
+    folder, settings = folder_of(project.work_dir, image_size, crop), settings_of(image_size, crop)
     state, contents = folder / "cache.json", {"slices": ledger.sources_hash(table), "n_slices": len(table)}
     if _is_whole(state, settings, contents):
         return folder, False
@@ -177,9 +178,9 @@ def make(data_dir: Path | None, work_dir: Path, image_size: int, workers: int, c
         if _is_whole(state, settings, contents):  # by the process that this one waited for
             return folder, False
         disk.write_json(state, settings)
-        data = slices.data_of(data_dir, work_dir)
-        complete(data, table, folder, size=image_size, crop_by=crop, workers=workers)
-        note_defects(work_dir, table, folder)
+        data = slices.data_of(project)
+        complete(data, table, folder, size=image_size, crop_by=crop, workers=project.processes)
+        note_defects(project.work_dir, table, folder)
         disk.write_json(state, settings | contents | {"ledger": disk.file_hash(ledger.path_of(folder))})
     cli.say(f"{folder}: {len(table)} slices of {image_size} px")
     return folder, True
@@ -271,7 +272,7 @@ def cache(
     scheduler: str | None,
     overwrite: bool,
 ) -> None:
-    folder = folder_of(work_dir, image_size, crop)
+    folder, project = folder_of(work_dir, image_size, crop), Project(data_dir, work_dir, workers)
     if overwrite and folder.exists():
         with locks.locked(folder):
             shutil.rmtree(folder)
@@ -279,14 +280,14 @@ def cache(
         if verify:
             check(folder, workers)
             return
-        _, is_new = make(data_dir, work_dir, image_size, workers, crop)
+        _, is_new = make(project, image_size, crop)
     if not is_new:
-        table = tables.read_slices(work_dir)
+        table = project.slices
         sources.same_files(sources.find(tables.slices_settings(work_dir), data_dir), table)
         note_defects(work_dir, table, folder)
         cli.say(f"{folder}{cli.THERE}")
     if study is not None:
-        cli.say(f"{show(slices.data_of(data_dir, work_dir), work_dir, folder, study)}")
+        cli.say(f"{show(slices.data_of(project), work_dir, folder, study)}")
 
 
 def build_parser():

@@ -19,11 +19,15 @@ IS_FIRST = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes
 THERE = " is there: nothing to do"  # said of a file that a command would have made
 
 
-def _fold(text: str) -> int | str:
-    return text if text == "all" else int(text)
+class _Folds(argparse.Action):
+    """Turn the words of --fold into numbers, None for all."""
 
-
-_fold.__name__ = "fold"  # of which argparse says that it is invalid
+    def __call__(self, parser, namespace, values, option_string=None):
+        try:
+            folds = None if values == ["all"] else [int(value) for value in values]
+        except ValueError:
+            parser.error(f"argument --fold: {' '.join(values)} is not all, or numbers of folds")
+        setattr(namespace, self.dest, folds)
 
 
 def within(low: float, high: float = math.inf, kind: type = float) -> Callable[[str], float]:
@@ -53,7 +57,7 @@ FLAGS = {
     "--run": dict(help="name of a folder in work/runs (default: the recipe's or the architecture's name)"),
     "--recipe": dict(help="name of a recipe, or a TOML file: sets defaults, a flag wins over it"),
     "--arch": dict(default="tf_efficientnetv2_s", help="a timm architecture that ends in one linear layer"),
-    "--fold": dict(type=_fold, default="all", help="a fold, or all"),
+    "--fold": dict(action=_Folds, nargs="+", metavar="K", help="one or several folds (default: all)"),
     "--folds": dict(dest="n_folds", type=within(2, kind=int), default=5, help="number of folds"),
     "--image-size": dict(type=within(8, 4096, int), default=512, help="px, square"),
     "--epochs": dict(type=POSITIVE, default=4, help="passes over the training slices"),
@@ -84,14 +88,24 @@ def command(doc: str, *flags: str, **defaults) -> argparse.ArgumentParser:
     return parser
 
 
-def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the flags of `argv`; what it leaves out comes from its --recipe, then from the defaults."""
+def parse(
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None = None,
+    recorded: Callable[[argparse.Namespace], dict] | None = None,
+) -> argparse.Namespace:
+    """Return the flags of `argv`; what it leaves out comes from its --recipe, then from the defaults.
+
+    `recorded` gives the settings of a run that exists and is named by the flags: they are defaults, too.
+    """
     options = parser.parse_args(argv)
-    if getattr(options, "recipe", None) is None:
-        return options
-    path = recipe_path(options.recipe)
-    parser.set_defaults(run=path.stem)
-    _apply(parser, read_recipe(path), path)
+    recipe = getattr(options, "recipe", None) and recipe_path(options.recipe)
+    if recipe:
+        parser.set_defaults(run=recipe.stem)
+        _apply(parser, read_recipe(recipe), recipe)
+    if recorded:
+        parser.set_defaults(**recorded(parser.parse_args(argv)))
+        if recipe:
+            _apply(parser, read_recipe(recipe), recipe)
     return parser.parse_args(argv)
 
 
@@ -149,12 +163,17 @@ def _meaning(action: argparse.Action, value):
     return value if action.type is None else action.type(str(value))
 
 
-def run(function: Callable, parser: argparse.ArgumentParser, argv: list[str] | None = None) -> None:
+def run(
+    function: Callable,
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None = None,
+    recorded: Callable[[argparse.Namespace], dict] | None = None,
+) -> None:
     """Call `function` with the parsed flags; what a user can mend ends in one line on stderr and exit code 1."""
     logging.basicConfig(format="%(message)s", level=logging.INFO if IS_FIRST else logging.WARNING, stream=sys.stderr)
     logging.captureWarnings(True)
     try:
-        options = vars(parse(parser, argv))
+        options = vars(parse(parser, argv, recorded))
         options.pop("recipe", None)
         function(**options)
     except (OSError, ValueError, RuntimeError, ImportError) as error:

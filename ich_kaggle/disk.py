@@ -123,7 +123,10 @@ def remedy(path: Path) -> str:
         command = "sequence" if is_second else "predict" if name in PREDICTED else "train"
         what = f"{command} --run {folder.parent.name} --fold {folder.name[len('fold') :]}"
         what += " --all-slices" if name == "embeddings.npy" else ""  # who reads them needs all
-    elif folder.name == "evaluation":
+        return f"run python -m ich_kaggle.{what} --overwrite"  # with the settings of the run
+    if name == "run.json":
+        return f"remove {folder} and train the run anew: its settings are lost"
+    if folder.name == "evaluation":
         what = f"evaluate --{'ensemble' if folder.parents[1].name == 'ensemble' else 'run'} {folder.parent.name}"
     elif folder.parent.name == "ensemble":
         what = f"ensemble --name {folder.name}"

@@ -21,9 +21,11 @@ import pandas as pd
 
 from ich_kaggle import blending, cli, comparison, disk, folds, intervals, metric, packing, paths, selection, tables
 from ich_kaggle.labels import LABELS
-from ich_kaggle.runs import hash_of, read_oof, read_test, written
+from ich_kaggle.project import Project
+from ich_kaggle.runs import Run, hash_of, read_oof, read_test, written
 
 METHODS = ("auto", *blending.METHODS)
+LEAST_FOLDS, N_GROUPS = 3, 5  # runs of fewer folds than the first are nested between that many groups of patients
 
 
 def fit_weights(target: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -60,18 +62,19 @@ def constant(target: np.ndarray, fold: np.ndarray) -> np.ndarray:
     return out
 
 
-def test_predictions(
-    work_dir: Path, runs: list[str], table: pd.DataFrame, fold: np.ndarray, pipeline: selection.Pipeline
-) -> np.ndarray:
-    """Return the ensemble's probabilities of all test slices, float32 (n_test, 6): the mean over the folds.
+def groups_of(fold: np.ndarray, target: np.ndarray, patient: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Return the groups, int (n,), between which fits are nested: the folds, or groups of patients of too few folds.
 
-    Each fold's models are combined as their out-of-fold predictions were.
+    To choose on two groups what is scored on another takes three.
     """
-    per_fold = []
-    for k in np.unique(fold[fold >= 0]):
-        of_runs = [blending.raise_any(read_test(work_dir, run, table, k)) for run in runs]
-        per_fold.append(selection.predict(pipeline, of_runs))
-    return blending.raise_any(np.mean(per_fold, axis=0))
+    if len(np.unique(fold)) >= LEAST_FOLDS:
+        return fold
+    table = pd.DataFrame(target, columns=list(LABELS)).assign(patient_id=patient)
+    n_groups = min(N_GROUPS, table.patient_id.nunique())
+    if n_groups < 2:
+        return np.zeros(len(fold), int)
+    drawn = folds.assign_folds(table, n_folds=n_groups, seed=seed).set_index("patient_id").fold
+    return table.patient_id.map(drawn).to_numpy()
 
 
 def score(
@@ -91,10 +94,12 @@ def score(
     """
     patient = np.arange(len(target)) if patient is None else patient
     data = selection.prepare(target, probabilities, fold, patient, seed)
-    return _scores(data, runs, method, calibrate, seed)[0]
+    return _scores(data, runs, method, calibrate, seed, metric.log_loss(target, constant(target, fold)))[0]
 
 
-def _scores(data: selection.Data, runs: list[str], method: str, calibrate: bool, seed: int) -> tuple:
+def _scores(
+    data: selection.Data, runs: list[str], method: str, calibrate: bool, seed: int, constant_loss: float
+) -> tuple:
     """Return all that weights.json says, the fitted selection.Pipeline, and its plain and its nested predictions."""
     recipe = selection.choose(data, method, calibrate=calibrate)
     honest = selection.honest(data, method, calibrate=calibrate)
@@ -109,7 +114,7 @@ def _scores(data: selection.Data, runs: list[str], method: str, calibrate: bool,
         "nested_log_loss": float(single[-1]),
         "label_losses": dict(zip(LABELS, metric.label_losses(data.target, plain).tolist(), strict=True)),
         "nested_label_losses": dict(zip(LABELS, metric.label_losses(data.target, honest).tolist(), strict=True)),
-        "constant": metric.log_loss(data.target, constant(data.target, data.fold)),
+        "constant": constant_loss,
         "n_slices": len(data.target),
         "n_patients": int((size > 0).sum()),
         **comparison.compare([*runs, "nested"], total, size, n_draws=intervals.N_DRAWS, seed=seed),
@@ -150,121 +155,163 @@ def recipe_line(pipeline: dict) -> str:
     return ", ".join([pipeline["method"], *curves, *([f"clipped at {pipeline['clip']:g}"] if pipeline["clip"] else [])])
 
 
-def default_name(runs: list[str]) -> str:
+def default_name(runs: list[str], fold: list[int] | None = None) -> str:
     name = "+".join(runs)
-    return name if len(name) <= 60 else f"{len(runs)}-runs-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    name = name if len(name) <= 60 else f"{len(runs)}-runs-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name if fold is None else f"{name}-fold{'-'.join(map(str, fold))}"
 
 
-def all_runs(work_dir: Path) -> list[str]:
-    """Return the names of the runs there are, sorted. Raises FileNotFoundError if there is none."""
-    runs = [run for run in paths.run_names(work_dir) if 0 in paths.run_folds(work_dir, run)]
-    if not runs:
-        raise FileNotFoundError(f"{work_dir}: no run to blend: run python -m ich_kaggle.train")
-    return runs
+def choose_runs(project: Project, names: list[str] | None, fold: list[int] | None) -> dict[Run, list[int]]:
+    """Return the runs called `names`, None for all, with those of their folds that are finished and asked for.
+
+    Raises FileNotFoundError for a named run without any, or if there is no run at all.
+    """
+    if names:
+        return {project.run(name): project.finished(project.run(name), fold) for name in names}
+    found = {}
+    for run in project.runs():
+        if of_run := [k for k in project.chosen(fold) if k in run.finished]:
+            found[run] = of_run
+        elif run.begun:
+            cli.say(f"run {run.name}: left out, no finished fold" + ("" if fold is None else " of those asked for"))
+    if not found:
+        raise FileNotFoundError(f"{project.work_dir}: no run to blend: run python -m ich_kaggle.train --fold 0")
+    return found
 
 
-def need_predictions(data_dir: Path | None, work_dir: Path, run: str, folds_of_run: list[int], workers: int) -> dict:
-    """Predict with the folds of `run` that have not; return the hash of each of its files of predictions."""
+def need_predictions(project: Project, run: Run, of_run: list[int]) -> dict[str, str]:
+    """Predict with those folds of `run` that have not; return the hash of each of its files of predictions."""
+    if set(of_run) - set(run.predicted):
+        from ich_kaggle import predict  # imports torch
+
+        predict.ensure(project, run, of_run)
     hashes = {}
-    for k in folds_of_run:
-        folder = paths.fold(work_dir, run, k)
-        if not (folder / "predict.json").exists():
-            disk.require(folder / "model.pt", f"--run {run} --fold {k}")
-            from ich_kaggle import predict  # imports torch
-
-            predict.predict(data_dir=data_dir, work_dir=work_dir, run=run, fold=k, workers=workers)
+    for k in of_run:
         for name in ("oof.parquet", "test.parquet"):
-            path = disk.require(folder / name, f"--run {run} --fold {k} --overwrite")
-            hashes[f"{run}/fold{k}/{name}"] = hash_of(path)
+            path = disk.require(run.fold(k) / name, f"--run {run.name} --fold {k} --overwrite")
+            hashes[f"{run.name}/fold{k}/{name}"] = hash_of(path)
     return hashes
+
+
+def what_changed(then: dict[str, str], now: dict[str, str]) -> str:
+    """Return in words how the files that an ensemble was made from differ from those that exist now."""
+    folds_then, folds_now = (list(dict.fromkeys(name.rpartition("/")[0] for name in files)) for files in (then, now))
+    parts = {
+        "new": [name for name in folds_now if name not in folds_then],
+        "no longer read": [name for name in folds_then if name not in folds_now],
+        "predicted anew": sorted({name.rpartition("/")[0] for name in then if now.get(name, then[name]) != then[name]}),
+    }
+    return "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
+
+
+def blend_runs(
+    project: Project,
+    names: list[str] | None = None,
+    *,
+    name: str | None = None,
+    fold: list[int] | None = None,
+    method: str = "auto",
+    calibrate: bool = True,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Path:
+    """Return the folder of the blend of runs (None: all there are), blended anew where their predictions changed.
+
+    Raises ValueError naming both if it was made of other runs or in another way.
+    """
+    folds.ensure(project)
+    if names and len(set(names)) < len(names):
+        raise ValueError(f"--runs {' '.join(names)}: a run is named twice")
+    runs = choose_runs(project, names, fold)
+    folder = paths.ensemble(project.work_dir, name or default_name([run.name for run in runs], fold))
+    made_from = {}
+    for run, of_run in runs.items():
+        project.check_same(run)
+        cli.say(project.describe(run, of_run))
+        made_from |= need_predictions(project, run, of_run)
+    asked = {"method": method, "calibrate": calibrate, "seed": seed}
+    wanted = {"asked": asked, "blended": {"runs": [run.name for run in runs], "fold": fold}}
+    done = folder / "weights.json"
+    if done.exists() and not overwrite:
+        found, remedy = disk.read_json(done), "give another --name, or run python -m ich_kaggle.ensemble --overwrite"
+        for part, settings in wanted.items():
+            disk.same_settings(done, found.get(part, {}), settings, remedy)
+        if found["made_from"] == made_from:
+            cli.say(f"{folder}{cli.THERE}\n{describe(folder.name, found)}")
+            return folder
+        cli.say(f"{folder}: blended anew ({what_changed(found['made_from'], made_from)})")
+    done.unlink(missing_ok=True)
+    scores = write(folder, project, runs, **asked)
+    disk.write_json(done, scores | wanted | {"made_from": made_from, "files": written(folder)})
+    cli.say(f"{folder}\n{describe(folder.name, scores)}")
+    return folder
+
+
+def shared_rows(probabilities: list[np.ndarray], runs: dict[Run, list[int]]) -> np.ndarray:
+    """Return which training slices all runs have out-of-fold predictions of: bool (n_train,).
+
+    Raises ValueError with the folds of each run if there is none.
+    """
+    has_all = ~np.any([np.isnan(probability[:, 0]) for probability in probabilities], axis=0)
+    if not has_all.any():
+        listed = "; ".join(f"{run.name} has fold {', '.join(map(str, of_run))}" for run, of_run in runs.items())
+        raise ValueError(f"the runs share no finished fold ({listed}): train a fold of all of them, or choose --runs")
+    return has_all
+
+
+def write(
+    folder: Path, project: Project, runs: dict[Run, list[int]], *, method: str, calibrate: bool, seed: int
+) -> dict:
+    """Blend `runs`, write their predictions into `folder`, and return the scores."""
+    table, fold = project.slices, project.fold
+    train, of_train, names = table[project.is_train], fold[project.is_train], [run.name for run in runs]
+    probabilities = [read_oof(run, of_run, table, fold) for run, of_run in runs.items()]
+    rows = shared_rows(probabilities, runs)
+    target, patient = tables.targets(train)[rows], train.patient_id[rows].to_numpy()
+    prevalence = constant(tables.targets(train), of_train)[rows]
+    probabilities = [probability[rows] for probability in probabilities]
+    as_predicted = {run: metric.log_loss(target, p) for run, p in zip(names, probabilities, strict=True)}
+    for probability in probabilities:
+        blending.raise_any(probability)
+    data = selection.prepare(target, probabilities, groups_of(of_train[rows], target, patient, seed), patient, seed)
+    if method not in ("auto", "equal") and len(np.unique(data.fold)) < 2:
+        raise ValueError(f"--method {method}: the shared folds hold one patient, and nothing can be fitted to one")
+    scores, pipeline, plain, honest = _scores(data, names, method, calibrate, seed, metric.log_loss(target, prevalence))
+    scores |= {"as_predicted": as_predicted, "folds": {run.name: of_run for run, of_run in runs.items()}}
+    if method == "auto" and names[1:] and len(np.unique(data.fold)) > 1:
+        scores["methods"] = selection.try_methods(data)
+    test = selection.of_folds(pipeline, [{k: read_test(run, k, table) for k in of_run} for run, of_run in runs.items()])
+    for file, probability in (("oof.parquet", plain), ("nested.parquet", honest)):
+        tables.write_predictions(folder / file, train.slice_id[rows], probability)
+    tables.write_predictions(folder / "test.parquet", table.slice_id[~project.is_train], test)
+    return scores
 
 
 def ensemble(
     *,
     data_dir: Path | None,
     work_dir: Path,
-    runs: list[str] | None = None,
-    name: str | None = None,
-    method: str = "auto",
-    calibrate: bool = True,
-    seed: int = 0,
-    workers: int = 1,
-    overwrite: bool = False,
-) -> Path:
-    """Return the folder of the blend of `runs` (None: all there are), blending them where that is not done.
-
-    Raises ValueError naming both states if it was made from other predictions or in another way.
-    """
-    fold = folds.ensure(data_dir, work_dir, workers)
-    table = tables.read_slices(work_dir)
-    runs = runs or all_runs(work_dir)
-    if len(set(runs)) < len(runs):
-        raise ValueError(f"--runs {' '.join(runs)}: a run is named twice")
-    folder = paths.ensemble(work_dir, name or default_name(runs))
-    made_from = {}
-    for run in runs:
-        made_from |= need_predictions(data_dir, work_dir, run, np.unique(fold[fold >= 0]).tolist(), workers)
-    settings = {"made_from": made_from, "asked": {"method": method, "calibrate": calibrate, "seed": seed}}
-    done = folder / "weights.json"
-    if done.exists() and not overwrite:
-        found, remedy = disk.read_json(done), "give another --name, or run python -m ich_kaggle.ensemble --overwrite"
-        for part, wanted in settings.items():
-            disk.same_settings(done, found.get(part, {}), wanted, remedy)
-        cli.say(f"{folder}{cli.THERE}\n{describe(folder.name, found)}")
-        return folder
-    done.unlink(missing_ok=True)
-    scores = write(folder, work_dir, runs, table, fold, **settings["asked"])
-    disk.write_json(done, scores | settings | {"files": written(folder)})
-    cli.say(f"{folder}\n{describe(folder.name, scores)}")
-    return folder
-
-
-def write(
-    folder: Path,
-    work_dir: Path,
-    runs: list[str],
-    table: pd.DataFrame,
-    fold: np.ndarray,
-    *,
-    method: str,
-    calibrate: bool,
-    seed: int,
-) -> dict:
-    """Blend `runs`, write their predictions into `folder`, and return the scores."""
-    is_train = fold >= 0
-    probabilities = [read_oof(work_dir, run, table, fold) for run in runs]
-    target = tables.targets(table[is_train])
-    as_predicted = {run: metric.log_loss(target, p) for run, p in zip(runs, probabilities, strict=True)}
-    for probability in probabilities:
-        blending.raise_any(probability)
-    data = selection.prepare(target, probabilities, fold[is_train], table.patient_id[is_train], seed)
-    scores, pipeline, plain, honest = _scores(data, runs, method, calibrate, seed)
-    scores |= {"as_predicted": as_predicted} | (
-        {"methods": selection.try_methods(data)} if method == "auto" and runs[1:] else {}
-    )
-    test = test_predictions(work_dir, runs, table, fold, pipeline)
-    ids = table.slice_id[is_train]
-    for file, probability in (("oof.parquet", plain), ("nested.parquet", honest)):
-        tables.write_predictions(folder / file, ids, probability)
-    tables.write_predictions(folder / "test.parquet", table.slice_id[~is_train], test)
-    return scores
-
-
-def command(*, export: Path | None, **options) -> None:
+    workers: int,
+    export: Path | None,
+    runs: list[str] | None,
+    overwrite: bool,
+    **options,
+) -> None:
+    project = Project(data_dir, work_dir, workers)
     if export is None:
-        ensemble(**options)
+        blend_runs(project, runs, overwrite=overwrite, **options)
         return
-    if options["runs"]:
-        raise ValueError("--export packs an ensemble that is there: give its --name, and no --runs")
-    folder = packing.choose_ensemble(options["work_dir"], options["name"])
-    if export.exists() and not (export.is_file() and options["overwrite"]):
-        raise ValueError(f"{export} is there: give another file to --export, or --overwrite")
-    packing.export(options["work_dir"], folder, export)
+    if runs:
+        raise ValueError("--export packs an ensemble that exists: give its --name, and no --runs")
+    folder = packing.choose_ensemble(work_dir, options["name"])
+    if export.exists() and not (export.is_file() and overwrite):
+        raise ValueError(f"{export} exists: give another file to --export, or --overwrite")
+    packing.export(project, folder, export)
     cli.say(f"{export}: {export.stat().st_size / 1e6:.1f} MB, the models of {folder}")
 
 
 def build_parser():
-    parser = cli.command(__doc__, "--data-dir", "--work-dir", "--seed", "--workers", "--overwrite")
+    parser = cli.command(__doc__, "--data-dir", "--work-dir", "--fold", "--seed", "--workers", "--overwrite")
     parser.add_argument("--runs", nargs="+", help="names of folders in work/runs (default: all)")
     parser.add_argument("--name", help="name of the ensemble (default: its runs' names)")
     parser.add_argument("--method", choices=METHODS, default="auto", help="how to blend")
@@ -274,7 +321,7 @@ def build_parser():
 
 
 def main(argv=None):
-    cli.run(command, build_parser(), argv)
+    cli.run(ensemble, build_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ Example: python -m ich_kaggle.evaluate --run cpu --recall 0.95
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from ich_kaggle import (
     blending,
     cli,
     disk,
+    ensemble,
     figures,
     folds,
     intervals,
@@ -34,21 +36,38 @@ from ich_kaggle import (
     thresholds,
 )
 from ich_kaggle.labels import LABELS, SHARE
+from ich_kaggle.project import Project
+from ich_kaggle.runs import Run
 
 
-def read(work_dir: Path, run: str | None, name: str | None, table: pd.DataFrame, fold: np.ndarray) -> tuple:
-    """Return the folder of a run or an ensemble, its honest out-of-fold probabilities, float32 (n_train, 6), and the
-    hashes of the files they came from."""
-    train_ids = table.slice_id[fold >= 0].to_numpy()
+class Source(NamedTuple):
+    """Honest out-of-fold predictions of a run or an ensemble."""
+
+    name: str
+    folder: Path
+    run: Run | None  # None of an ensemble
+    folds: list[int]  # that a run has
+    probability: np.ndarray  # float32 (n_train, 6), NaN where nothing is predicted
+    made_from: dict[str, str]  # hashes of the files they came from
+
+
+def read(project: Project, run_name: str | None, name: str | None, wanted: list[int] | None) -> Source:
+    """Return the predictions of a run, or of an ensemble, on those training slices that have any."""
+    train_ids = project.slices.slice_id[project.is_train].to_numpy()
     if name is not None:
-        folder = paths.ensemble(work_dir, name)
+        run, of_run, folder = None, [], paths.ensemble(project.work_dir, name)
         files = [disk.require(folder / "nested.parquet", f"--name {name} --overwrite")]
-        probability = tables.read_predictions(files[0], train_ids).copy()
+        probability = tables.read_predictions(files[0], train_ids, partial=True)
     else:
-        folder, probability = paths.run(work_dir, run), runs.read_oof(work_dir, run, table, fold)
-        files = [paths.fold(work_dir, run, k) / "oof.parquet" for k in np.unique(fold[fold >= 0])]
+        run = project.run(run_name)
+        of_run, folder = project.finished(run, wanted), run.folder
+        cli.say(project.describe(run, of_run))
+        probability = runs.read_oof(run, of_run, project.slices, project.fold)
+        files = [run.fold(k) / "oof.parquet" for k in of_run]
+    if name is not None and wanted is not None:
+        probability[~np.isin(project.fold[project.is_train], project.chosen(wanted))] = np.nan
     hashes = {str(path.relative_to(folder)): runs.hash_of(path) for path in files}
-    return folder, blending.raise_any(probability), hashes
+    return Source(name or run_name, folder, run, of_run, blending.raise_any(probability.copy()), hashes)
 
 
 def nested_thresholds(target, probability, patient, fold, **wanted) -> dict[str, np.ndarray]:
@@ -106,17 +125,23 @@ def aggregate(target: np.ndarray, largest: np.ndarray, mean: np.ndarray, fold: n
 
 
 def score(table: pd.DataFrame, probability: np.ndarray, fold: np.ndarray, *, wanted: dict, n_draws: int, seed: int):
-    """Return all metrics of the training slices in `table`, and the thresholds of slices and of studies."""
+    """Return all metrics of the training slices in `table`, and the thresholds of slices and of studies.
+
+    What is fitted is nested between the folds, or between groups of patients where there are too few folds.
+    """
     target, patient = tables.targets(table), np.unique(table.patient_id, return_inverse=True)[1]
+    group = ensemble.groups_of(fold, target, patient)
+    if len(np.unique(group)) < 2:
+        raise ValueError("the predictions are of one patient: thresholds take two or more, so train more folds")
     options = {"n_draws": n_draws, "seed": seed}
-    study_target, largest, calibrated, study_patient, study_fold = studies(table, target, probability, patient, fold)
-    of_study = (study_patient, study_fold, wanted)
+    study_target, largest, calibrated, study_patient, study_group = studies(table, target, probability, patient, group)
+    of_study = (study_patient, study_group, wanted)
     metrics = {
         "n_slices": len(table),
         "n_studies": len(study_target),
         "n_patients": int(patient.max()) + 1,
         "log_loss": log_losses(target, probability, patient, fold, **options),
-        "slices": measure_labels(target, probability, patient, fold, wanted, **options),
+        "slices": measure_labels(target, probability, patient, group, wanted, **options),
         "studies_max": measure_labels(study_target, largest, *of_study, **options),
         "studies_aggregate": measure_labels(study_target, calibrated, *of_study, **options),
     }
@@ -140,25 +165,27 @@ def draw(folder: Path, target: np.ndarray, probability: np.ndarray, metrics: dic
     figures.threshold_curves(folder / "thresholds.png", target, probability, chosen["slices"])
 
 
-def with_test(work_dir: Path, run: str | None, name: str | None, table: pd.DataFrame, fold, probability) -> np.ndarray:
-    """Return the probabilities of all slices of `table`, (n, 6): `probability` of the training slices, and the test
-    slices' by the ensemble, or the mean of the run's folds."""
-    is_test = fold < 0
-    if name is not None:
-        path = disk.require(paths.ensemble(work_dir, name) / "test.parquet", f"--name {name} --overwrite")
-        test = tables.read_predictions(path, table.slice_id[is_test].to_numpy())
+def with_test(project: Project, source: Source) -> np.ndarray:
+    """Return the probabilities of all slices, (n, 6): out of fold those of the training slices, and the test slices'
+    by the ensemble, or the mean of the run's folds."""
+    is_test = ~project.is_train
+    if source.run is None:
+        path = disk.require(source.folder / "test.parquet", f"--name {source.name} --overwrite")
+        test = tables.read_predictions(path, project.slices.slice_id[is_test].to_numpy())
     else:
-        test = np.mean([runs.read_test(work_dir, run, table, k) for k in np.unique(fold[~is_test])], axis=0)
-    out = np.empty((len(table), len(LABELS)))
-    out[~is_test], out[is_test] = probability, test
+        test = np.mean([runs.read_test(source.run, k, project.slices) for k in source.folds], axis=0)
+    out = np.empty((len(project.slices), len(LABELS)))
+    out[~is_test], out[is_test] = source.probability, test
     return out
 
 
-def show_shift(folder: Path, work_dir: Path, table: pd.DataFrame, probability: np.ndarray, seed: int) -> None:
-    of_study = shift.features(table, probability, shift.find_cache(work_dir))
+def show_shift(project: Project, source: Source, seed: int) -> None:
+    probability, path = with_test(project, source), source.folder / "evaluation" / "shift.json"
+    known = ~np.isnan(probability[:, 0])
+    of_study = shift.features(project.slices[known], probability[known], shift.find_cache(project.work_dir))
     test, rows = shift.two_sample(of_study, seed), shift.differences(of_study)
-    disk.write_json(folder / "shift.json", plain({**test, "features": rows, "seed": seed}))
-    cli.say(f"{folder / 'shift.json'}\n{shift.describe(test, rows)}")
+    disk.write_json(path, plain({**test, "features": rows, "seed": seed}))
+    cli.say(f"{path}\n{shift.describe(test, rows)}")
 
 
 def plain(content):
@@ -197,6 +224,7 @@ def evaluate(
     work_dir: Path = Path("work"),
     run: str | None = None,
     name: str | None = None,
+    fold: list[int] | None = None,
     beta: float = 2.0,
     recall: float = 0.95,
     confidence: float = 0.95,
@@ -206,40 +234,45 @@ def evaluate(
     workers: int = 1,
     overwrite: bool = False,
 ) -> Path:
-    """Return the folder with the evaluation of a `run` or of the ensemble `name`, made where it is not there.
+    """Return the folder with the evaluation of a `run` or of the ensemble `name`, made where it does not exist.
 
-    Raises ValueError naming both settings if it was made of other predictions or with other wishes.
+    Raises ValueError naming both settings if it was made with other wishes.
     """
     for flag, value in (("--recall", recall), ("--confidence", confidence)):
         if not 0 < value < 1:
             raise ValueError(f"{flag} {value}: give a number between 0 and 1")
-    fold = folds.ensure(data_dir, work_dir, workers)
-    table = tables.read_slices(work_dir)
-    folder, probability, made_from = read(work_dir, run, name, table, fold)
-    folder = folder / "evaluation"
+    project = Project(data_dir, work_dir, workers)
+    folds.ensure(project)
+    source = read(project, run, name, fold)
+    folder = source.folder / "evaluation"
     if compare_splits:
-        show_shift(folder, work_dir, table, with_test(work_dir, run, name, table, fold, probability), seed)
+        show_shift(project, source, seed)
         return folder
     wanted = {"beta": beta, "recall": recall, "confidence": confidence}
-    settings = {"made_from": made_from, "wanted": wanted, "n_draws": n_draws, "seed": seed}
+    settings = {"wanted": wanted, "n_draws": n_draws, "seed": seed}
     done = folder / "metrics.json"
     if done.exists() and not overwrite:
         found = disk.read_json(done)
         disk.same_settings(done, found, settings, "give --overwrite")
-        cli.say(f"{done}{cli.THERE}\n{describe(run or name, found)}")
-        return folder
-    train = table[fold >= 0]
-    metrics, chosen = score(train, probability, fold[fold >= 0], wanted=wanted, n_draws=n_draws, seed=seed)
+        if found["made_from"] == source.made_from:
+            cli.say(f"{done}{cli.THERE}\n{describe(source.name, found)}")
+            return folder
+        cli.say(f"{folder}: scored anew ({ensemble.what_changed(found['made_from'], source.made_from)})")
+    train, of_train = project.slices[project.is_train], project.fold[project.is_train]
+    known = ~np.isnan(source.probability[:, 0])
+    train, probability = train[known].reset_index(drop=True), source.probability[known]
+    metrics, chosen = score(train, probability, of_train[known], wanted=wanted, n_draws=n_draws, seed=seed)
+    settings["made_from"] = source.made_from
     draw(folder, tables.targets(train), probability, metrics, chosen)
     disk.write_json(folder / "thresholds.json", settings | {"n_patients": metrics["n_patients"], **chosen})
     metrics = plain(metrics)
     disk.write_json(done, metrics | settings)
-    cli.say(f"{folder}\n{describe(run or name, metrics)}")
+    cli.say(f"{folder}\n{describe(source.name, metrics)}")
     return folder
 
 
 def build_parser():
-    parser = cli.command(__doc__, "--data-dir", "--work-dir", "--seed", "--workers", "--overwrite")
+    parser = cli.command(__doc__, "--data-dir", "--work-dir", "--fold", "--seed", "--workers", "--overwrite")
     of = parser.add_mutually_exclusive_group(required=True)
     of.add_argument("--run", help="a run, as it was predicted, `any` raised to the largest subtype")
     of.add_argument("--ensemble", dest="name", help="a folder in work/ensemble")

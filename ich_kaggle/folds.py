@@ -18,6 +18,7 @@ import pandas as pd
 from ich_kaggle import cli, dicom, disk, figures, leaks, parallel, paths, slices, tables
 from ich_kaggle.archive import Member
 from ich_kaggle.labels import LABELS
+from ich_kaggle.project import Project
 
 BATCH = 64  # slices in a task of one worker
 SHOWN = 10  # pairs that look the same
@@ -83,14 +84,14 @@ def describe(train: pd.DataFrame, fold: np.ndarray) -> str:
     return table.to_string()
 
 
-def ensure(data_dir: Path | None, work_dir: Path, workers: int) -> np.ndarray:
+def ensure(project: Project) -> np.ndarray:
     """Return the fold of every slice, int (n,), -1 for test slices; patients not yet split are split by default."""
-    if not (path := paths.folds(work_dir)).exists():
-        made = {"folds": 5, "seed": 0} | tables.folds_settings(work_dir)  # of folds that were there, or begun
+    if not (path := paths.folds(project.work_dir)).exists():
+        made = {"folds": 5, "seed": 0} | tables.folds_settings(project.work_dir)  # of folds that were there, or begun
         if "from" in made:
             raise FileNotFoundError(f"{path} is missing: give the file it was taken from to {disk.MAKERS[path.name]}")
-        folds(data_dir=data_dir, work_dir=work_dir, n_folds=made["folds"], seed=made["seed"], workers=workers)
-    return tables.read_folds(work_dir, tables.read_slices(work_dir))
+        make(project, n_folds=made["folds"], seed=made["seed"])
+    return project.fold
 
 
 def _fingerprints(data: paths.Data, first: int, members: list[Member]) -> tuple:
@@ -101,15 +102,15 @@ def _fingerprints(data: paths.Data, first: int, members: list[Member]) -> tuple:
     return (first, found), len(members), sum(member.size for member in members)
 
 
-def fingerprints(data_dir: Path | None, work_dir: Path, table: pd.DataFrame, workers: int) -> pd.DataFrame:
+def fingerprints(project: Project, table: pd.DataFrame) -> pd.DataFrame:
     """Return the fingerprint of every slice in `table`, row by row; those of this very table are read once only."""
-    path, settings = work_dir / "fingerprints.parquet", {"slices": tables.slices_hash(table)}
+    path, settings = project.work_dir / "fingerprints.parquet", {"slices": tables.slices_hash(table)}
     if path.exists() and tables.settings_of(path) == settings:
         return pd.read_parquet(path)
-    data = slices.data_of(data_dir, work_dir)
+    data = slices.data_of(project)
     members = [Member(*where) for where in zip(*(table[field] for field in Member._fields), strict=True)]
     tasks = ((data, i, members[i : i + BATCH]) for i in range(0, len(members), BATCH))
-    found = dict(parallel.work(_fingerprints, tasks, len(table), "fingerprints", workers))
+    found = dict(parallel.work(_fingerprints, tasks, len(table), "fingerprints", project.processes))
     prints = pd.DataFrame([one for first in sorted(found) for one in found[first]]).assign(slice_id=table.slice_id)
     tables.write_parquet(path, prints, settings)
     return prints
@@ -133,34 +134,30 @@ def check(table: pd.DataFrame, fold: np.ndarray, prints: pd.DataFrame) -> tuple[
     return found, alike
 
 
-def run_check(data_dir: Path | None, work_dir: Path, workers: int) -> None:
+def run_check(project: Project) -> None:
     """Print what looks alike. Raises ValueError naming what folds, or train and test, share."""
-    fold = ensure(data_dir, work_dir, workers)
-    table = tables.read_slices(work_dir)
-    found, alike = check(table, fold, fingerprints(data_dir, work_dir, table, workers))
+    fold, table, path = ensure(project), project.slices, paths.folds(project.work_dir)
+    found, alike = check(table, fold, fingerprints(project, table))
     for line in alike[:SHOWN]:
         cli.say(line)
     if found:
         for line in found:
             cli.say(line)
-        raise ValueError(f"{paths.folds(work_dir)}: {len(found)} leaks, the first: {found[0]}")
-    cli.say(f"{paths.folds(work_dir)}: nothing shared between folds, or train and test; {len(alike)} pairs look alike")
+        raise ValueError(f"{path}: {len(found)} leaks, the first: {found[0]}")
+    cli.say(f"{path}: nothing shared between folds, or train and test; {len(alike)} pairs look alike")
 
 
-def folds(
+def make(
+    project: Project,
     *,
-    data_dir: Path | None,
-    work_dir: Path,
     n_folds: int,
     seed: int,
-    workers: int,
     repeats: int = 1,
     source: Path | None = None,
     picture: Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    path = paths.folds(work_dir)
-    table = slices.ensure(data_dir, work_dir, workers)
+    path, table = paths.folds(project.work_dir), slices.ensure(project)
     train = table[table.split == "train"]
     settings = {"folds": n_folds, "seed": seed, "slices": tables.slices_hash(table)}
     if source is not None:
@@ -168,24 +165,25 @@ def folds(
         settings |= {"folds": int(taken.fold.max()) + 1, "seed": None, "from": disk.file_hash(source)}
     if is_there := path.exists() and not overwrite:
         remedy = "give the same, or --overwrite: runs made with the old folds are then refused"
-        disk.same_settings(path, tables.folds_settings(work_dir), settings, remedy)
+        disk.same_settings(path, tables.folds_settings(project.work_dir), settings, remedy)
     else:
         taken = assign_folds(train, n_folds=n_folds, seed=seed) if source is None else taken
-        tables.write_folds(work_dir, taken, settings)
+        tables.write_folds(project.work_dir, taken, settings)
     for i in range(1, repeats):
         with disk.writing(path.with_name(f"folds{i}.csv")) as temporary:
             assign_folds(train, n_folds=n_folds, seed=[seed, i]).to_csv(temporary, index=False)
-    fold = tables.read_folds(work_dir, table)[: len(train)]
+    fold = project.fold[: len(train)]
     if picture is not None:
         figures.folds(picture, tables.targets(train), fold)
     cli.say(f"{path}{cli.THERE if is_there else ''}\n{describe(train, fold)}")
 
 
-def command(*, check: bool, **options) -> None:
+def folds(*, data_dir: Path | None, work_dir: Path, workers: int, check: bool = False, **options) -> None:
+    project = Project(data_dir, work_dir, workers)
     if check:
-        run_check(options["data_dir"], options["work_dir"], options["workers"])
+        run_check(project)
     else:
-        folds(**options)
+        make(project, **options)
 
 
 def build_parser():
@@ -199,7 +197,7 @@ def build_parser():
 
 
 def main(argv=None):
-    cli.run(command, build_parser(), argv)
+    cli.run(folds, build_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from ich_kaggle import (
 )
 from ich_kaggle.labels import LABELS
 from ich_kaggle.passes import Pass
+from ich_kaggle.project import Project
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +95,12 @@ def test_table(data: paths.Data, work_dir: Path, workers: int) -> pd.DataFrame:
 
 def blend(packed: dict, values: dict[Pass, np.ndarray], n_slices: int) -> np.ndarray:
     """Return the ensemble's probabilities, (n_slices, 6): of each slice the mean over the folds that have seen it."""
-    of_fold = []
+    of_fold, folds = [], {run: [entry["fold"] for entry in entries] for run, entries in packed["models"].items()}
     for k in sorted({one.fold for one in values}):
-        of_fold.append(blend_fold(packed, {run: passes.said(values, run, k) for run in packed["models"]}))
+        # A run without this fold stands in with the mean of those that it has.
+        of_runs = {run: [k] if k in own else own for run, own in folds.items()}
+        said = {run: passes.mean_of_known([passes.said(values, run, j) for j in own]) for run, own in of_runs.items()}
+        of_fold.append(blend_fold(packed, said))
     out = passes.mean_of_known(of_fold)
     return blending.raise_any(np.where(np.isnan(out), np.tile(packed["mean"], (n_slices, 1)), out))
 
@@ -160,11 +164,12 @@ def infer(
         sample_ids = tables.read_long(data, paths.SAMPLE_CSV)[0]
         write(out, work_dir, data, sample_ids, np.tile(packed["mean"], (len(sample_ids), 1)))
     table, on = test_table(data, work_dir, workers), devices.pick_device(device)
+    project = Project(None, work_dir, workers)
     planned = passes.plan(packed, models_dir)
     work = passes.Work(packed, planned, table, out.parent / "partial", work_dir)
 
     def cached(config: models.SliceConfig) -> Path:
-        return cache.ensure(None, work_dir, config.cache_size, max(1, workers), config.crop)
+        return cache.ensure(project, config.cache_size, config.crop)
 
     began = now()
     write(out, work_dir, data, table.slice_id, blend(packed, work.values, len(table)))

@@ -19,6 +19,8 @@ import pandas as pd
 
 from ich_kaggle import __version__, aggregates, archive, blending, bundle, disk, paths, spacing, tables
 from ich_kaggle.labels import LABELS
+from ich_kaggle.project import Project
+from ich_kaggle.runs import Run
 
 MANIFEST = "models.json"
 AGAIN = "pack the models again"
@@ -43,16 +45,6 @@ def choose_ensemble(work_dir: Path, name: str | None, flag: str = "--name") -> P
     return disk.require(paths.ensemble(work_dir, name) / "weights.json", f"--name {name}").parent
 
 
-def folds_of(work_dir: Path, run: str) -> list[Path]:
-    """Return the folders of the folds of `run`, in order. Raises FileNotFoundError if it has none."""
-    folders = list(paths.run_folds(work_dir, run).values())
-    return folders or [disk.require(paths.fold(work_dir, run, 0) / "model.pt", f"--run {run}")]
-
-
-def options_of(work_dir: Path, run: str) -> dict:
-    return disk.read_json(folds_of(work_dir, run)[0] / "options.json")["options"]
-
-
 def kept(ensemble: Path, least: float = 0.0) -> dict[str, float]:
     """Return the runs of `ensemble` that weigh more than `least` in any label, with their weights."""
     scores = disk.read_json(ensemble / "weights.json")
@@ -60,38 +52,46 @@ def kept(ensemble: Path, least: float = 0.0) -> dict[str, float]:
     return {run: weight for run, weight in scores["runs"].items() if np.abs(weights[run]).max() > least}
 
 
-def needed(work_dir: Path, runs: list[str]) -> list[str]:
-    """Return `runs` and all that they read, each behind those that it reads."""
+def needed(work_dir: Path, names: list[str]) -> list[str]:
+    """Return `names` of runs and all that they read, each behind those that it reads."""
     found = []
-    for run in runs:
-        found += needed(work_dir, options_of(work_dir, run).get("on", [])) + [run]
+    for name in names:
+        found += needed(work_dir, Run(work_dir, name).settings.get("on", [])) + [name]
     return list(dict.fromkeys(found))
 
 
-def gather(work_dir: Path, ensemble: Path, runs: dict[str, float]) -> tuple[dict, dict[str, Path]]:
-    """Return what lists the models of `runs`, those `kept` of `ensemble`, and each file by its name.
+def gather(work_dir: Path, ensemble: Path, names: dict[str, float]) -> tuple[dict, dict[str, Path]]:
+    """Return what lists the models of the runs called `names`, those `kept` of `ensemble`, and each file by its name.
 
     Raises FileNotFoundError naming a model that is missing, ValueError naming a run that has changed since it was
     blended, or one whose models aren't kept.
     """
     scores = disk.read_json(ensemble / "weights.json")
-    packed = {"ensemble": ensemble.name, "runs": runs, "pipeline": scores["pipeline"], "models": {}, "options": {}}
+    packed = {"ensemble": ensemble.name, "runs": names, "pipeline": scores["pipeline"], "models": {}, "options": {}}
     packed |= {"pictures": {}, "views": {}, "made_with": {}}
     packed["mean"] = pd.read_parquet(ensemble / "oof.parquet")[list(LABELS)].mean().tolist()
-    _same_files(work_dir, ensemble / "weights.json", scores["made_from"], runs, _again(ensemble))
-    files = {}
-    for run in needed(work_dir, list(runs)):
-        folders = folds_of(work_dir, run)
-        about = disk.read_json(folders[0] / "options.json")
-        options = packed["options"][run] = about["options"]
-        packed["made_with"][run] = {key: about.get(key) for key in ("versions", "commit")}
-        if "on" in options:
-            packed["models"][run] = [_level(work_dir, run, folder, options, files) for folder in folders]
+    _same_files(work_dir, ensemble / "weights.json", scores["made_from"], names, _again(ensemble))
+    files, wanted = {}, folds_to_pack(work_dir, scores["folds"])
+    for name in needed(work_dir, list(names)):
+        run = Run(work_dir, name)
+        options = packed["options"][name] = run.settings
+        packed["made_with"][name] = {key: run.record.get(key) for key in ("versions", "commit")}
+        if run.is_second_level:
+            packed["models"][name] = [_level(run, k, files) for k in wanted[name]]
             continue
-        packed["models"][run] = [_slice_model(run, folder, files) for folder in folders]
-        packed["pictures"][run] = {"size": options["cache_size"], "crop": options.get("crop", "none")}
-        packed["views"][run] = disk.read_json(folders[0] / "predict.json")["views"]
+        packed["models"][name] = [_slice_model(run, k, files) for k in wanted[name]]
+        packed["pictures"][name] = {"size": options["cache_size"], "crop": options.get("crop", "none")}
+        packed["views"][name] = run.record["views"]
     return packed, files
+
+
+def folds_to_pack(work_dir: Path, blended: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Return the folds of each run that is blended, or read by one that is, of whose models some are needed."""
+    wanted = {name: set(folds) for name, folds in blended.items()}
+    for name in reversed(needed(work_dir, list(blended))):
+        for read in Run(work_dir, name).settings.get("on", []):
+            wanted.setdefault(read, set()).update(wanted[name])
+    return {name: sorted(folds) for name, folds in wanted.items()}
 
 
 def _same_files(work_dir: Path, listed_in: Path, listed: dict[str, str], runs, remedy: str) -> None:
@@ -105,42 +105,42 @@ def _again(ensemble: Path) -> str:
     return f"run python -m ich_kaggle.ensemble --name {ensemble.name} --overwrite"
 
 
-def _slice_model(run: str, folder: Path, files: dict[str, Path]) -> dict:
-    flags = f"--run {run} --fold {folder.name[4:]}"
-    found = _model(run, folder, files, flags)
-    done = folder / "predict.json"
+def _slice_model(run: Run, k: int, files: dict[str, Path]) -> dict:
+    flags = f"--run {run.name} --fold {k}"
+    found = _model(run, k, files, flags)
+    done = run.fold(k) / "predict.json"
     remedy = f"run python -m ich_kaggle.predict {flags} --overwrite"
     disk.same_settings(done, disk.read_json(done), {"model": found["hash"]}, remedy)
     return found
 
 
-def _model(run: str, folder: Path, files: dict[str, Path], flags: str) -> dict:
-    file = f"{run}.{folder.name}.pt"
-    files[file] = disk.require(folder / "model.pt", flags)
-    return {"fold": int(folder.name[4:]), "file": file, "hash": disk.file_hash(files[file])}
+def _model(run: Run, k: int, files: dict[str, Path], flags: str) -> dict:
+    file = f"{run.name}.fold{k}.pt"
+    files[file] = disk.require(run.fold(k) / "model.pt", flags)
+    return {"fold": k, "file": file, "hash": disk.file_hash(files[file])}
 
 
-def _level(work_dir: Path, run: str, folder: Path, options: dict, files: dict[str, Path]) -> dict:
-    if options["model"] == "stack":
-        raise ValueError(f"{run} is a stack, whose boosters aren't kept: blend without it")
-    done = folder / "predict.json"
+def _level(run: Run, k: int, files: dict[str, Path]) -> dict:
+    kind, done = run.settings["model"], run.fold(k) / "predict.json"
+    if kind == "stack":
+        raise ValueError(f"{run.name} is a stack, whose boosters aren't kept: blend without it")
     if not done.exists():
-        raise FileNotFoundError(f"{done} is missing: finish python -m ich_kaggle.sequence --run {run}")
-    reads, widths = disk.read_json(done)["reads"], disk.read_json(folder / "widths.json")
-    _same_files(work_dir, done, reads, options["on"], f"run python -m ich_kaggle.sequence --run {run} again")
-    found = {"fold": int(folder.name[4:])} if options["model"] == "smooth" else _model(run, folder, files, "")
+        raise FileNotFoundError(f"{done} is missing: finish {run.resume(k)}")
+    reads, widths = disk.read_json(done)["reads"], disk.read_json(run.fold(k) / "widths.json")
+    _same_files(run.work_dir, done, reads, run.settings["on"], f"run {run.resume(k)} again")
+    found = {"fold": k} if kind == "smooth" else _model(run, k, files, "")
     return found | {"widths": [widths[label] for label in LABELS], "reads": reads}
 
 
-def export(work_dir: Path, ensemble: Path, path: Path) -> Path:
+def export(project: Project, ensemble: Path, path: Path) -> Path:
     """Write the bundle of `ensemble` to `path`, the same bytes for the same files."""
-    packed, files = gather(work_dir, ensemble, kept(ensemble))
-    table = tables.read_slices(work_dir)
-    train, nested = table[table.split == "train"], ensemble / "nested.parquet"
+    packed, files = gather(project.work_dir, ensemble, kept(ensemble))
+    train, nested = project.slices[project.is_train], ensemble / "nested.parquet"
     packed |= {"format": FORMAT, "version": __version__, "license": LICENSE, "intended_use": INTENDED_USE}
     packed |= {"spacing": training_spacing(train), "thresholds": read_thresholds(ensemble, nested)}
-    probability = blending.raise_any(tables.read_predictions(nested, train.slice_id.to_numpy()).copy())
-    of_studies = aggregates.of_studies(train.study_id, tables.targets(train), probability)
+    probability = blending.raise_any(tables.read_predictions(nested, train.slice_id.to_numpy(), partial=True).copy())
+    known = ~np.isnan(probability[:, 0])
+    of_studies = aggregates.of_studies(train.study_id[known], tables.targets(train)[known], probability[known])
     packed["aggregate"] = aggregates.fit(*of_studies).tolist()
     write_zip(path, packed, files)
     return path
@@ -186,10 +186,13 @@ def write_zip(path: Path, packed: dict, files: dict[str, Path]) -> None:
 def check(packed: dict, path: Path, again: str) -> None:
     """Raise ValueError naming `path` and what to do `again`, if what lists the models there does not fit together."""
     try:
-        before, folds = [], [entry["fold"] for entry in next(iter(packed["models"].values()))]
+        before, folds = [], {run: [entry["fold"] for entry in entries] for run, entries in packed["models"].items()}
         for run, entries in packed["models"].items():
-            if len(set(folds)) < len(folds) or [entry["fold"] for entry in entries] != folds:
-                raise ValueError(f"{run} has other folds")
+            of_read = [folds[read] for read in packed["options"][run].get("on", [])]
+            if not folds[run] or len(set(folds[run])) < len(folds[run]):
+                raise ValueError(f"{run} has no fold, or one twice")
+            if not all(set(folds[run]) <= set(others) for others in of_read):
+                raise ValueError(f"{run} reads runs of other folds")
             if Path(run).name != run or not _fits(packed, run, entries, before):
                 raise ValueError(f"{run} is not as its options say")
             before.append(run)

@@ -18,6 +18,7 @@ Example: python -m ich_kaggle.predict --run cpu --fold all
          python -m ich_kaggle.predict --dicom scans.zip --models model.zip --report
 """
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -39,17 +40,18 @@ from ich_kaggle import (
     scans,
     tables,
     tasks,
-    train,
     training,
 )
 from ich_kaggle.labels import LABELS
+from ich_kaggle.project import Project
+
+log = logging.getLogger(__name__)
 
 VIEWS = ["identity", "hflip"]
-RUN = "tf_efficientnetv2_s"
 OF_RUNS = {  # what says nothing to a pile of scans: each flag's name, and its default
     "--run": ("run", None),
-    "--fold": ("fold", "all"),
-    "--views": ("views", VIEWS),
+    "--fold": ("fold", None),
+    "--views": ("views", None),
     "--all-slices": ("all_slices", False),
     "--explain": ("method", None),
     "--studies": ("studies", None),
@@ -80,80 +82,83 @@ def predict_rows(
 
 
 def predict_fold(
-    k: int,
-    folder: Path,
-    table: pd.DataFrame,
-    fold: np.ndarray,
-    *,
-    data_dir: Path | None,
-    work_dir: Path,
-    views: list[str],
-    all_slices: bool,
-    batch_size: int,
-    workers: int,
-    device,
+    project: Project, run: runs.Run, k: int, *, views: list[str], all_slices: bool, batch_size: int, device
 ) -> None:
-    """Write the predictions of fold `k`'s model into `folder`. Raises ValueError if it was fitted on other folds."""
-    flags = f"--run {folder.parent.name} --fold {k}"
-    model = models.load(disk.require(folder / "model.pt", flags), device)
-    same = {"slices": tables.slices_hash(table), "folds": tables.folds_hash(fold)}
-    options = folder / "options.json"
-    remedy = f"run python -m ich_kaggle.train {flags} --overwrite"
-    disk.same_settings(options, disk.read_json(options)["options"], same, remedy)
-    cache_dir = cache.ensure(data_dir, work_dir, model.config.cache_size, max(1, workers), model.config.crop)
-    is_test = (table.split == "test").to_numpy()
-    rows = np.arange(len(table)) if all_slices else np.flatnonzero((fold == k) | is_test)
-    loader = tasks.slice_loader(table.iloc[rows], cache_dir, model.config, batch_size=batch_size, workers=workers)
+    """Write the predictions of fold `k`'s model into its folder."""
+    folder, table, fold = run.fold(k), project.slices, project.fold
+    model = models.load(folder / "model.pt", device)
+    cache_dir = cache.ensure(project, model.config.cache_size, model.config.crop)
+    rows = np.arange(len(table)) if all_slices else np.flatnonzero((fold == k) | (fold < 0))
+    loader = tasks.slice_loader(
+        table.iloc[rows], cache_dir, model.config, batch_size=batch_size, workers=project.workers
+    )
     probability = predict_rows(
         model, loader, rows, n_slices=len(table), views=views, device=device, embeddings=folder / "embeddings.npy"
     )
-    tables.write_predictions(folder / "oof.parquet", table.slice_id[fold == k], probability[fold == k])
-    tables.write_predictions(folder / "test.parquet", table.slice_id[is_test], probability[is_test])
+    for name, part in (("oof.parquet", fold == k), ("test.parquet", fold < 0)):
+        tables.write_predictions(folder / name, table.slice_id[part], probability[part])
+
+
+def agree_on_views(run: runs.Run, folds_predicted: list[int], views: list[str] | None) -> list[str]:
+    """Return the views of all predictions of `run`: those recorded, or these `views`, None for the default.
+
+    Raises ValueError naming both if folds other than those `folds_predicted` now were predicted with other views.
+    """
+    known, record = run.record.get("views"), run.record
+    views = views or known or VIEWS
+    kept = [k for k in run.predicted if k not in folds_predicted]
+    if known not in (None, views) and kept:
+        remedy = f"give the same, or --overwrite --fold {' '.join(map(str, sorted({*kept, *folds_predicted})))}"
+        disk.same_settings(run.path, record, {"views": views}, remedy)
+    if known != views:
+        disk.write_json(run.path, record | {"views": views})
+    return views
 
 
 def predict(
+    project: Project,
+    name: str,
+    fold: list[int] | None = None,
     *,
-    data_dir: Path | None,
-    work_dir: Path,
-    run: str,
-    fold: int | str = "all",
-    views: list[str] = VIEWS,
+    views: list[str] | None = None,
     all_slices: bool = False,
     batch_size: int = 64,
     device: str = "auto",
-    workers: int = 1,
     overwrite: bool = False,
 ) -> None:
-    """Predict with the models of `run`, those folds left out that have been predicted with these settings."""
-    of_slice = folds.ensure(data_dir, work_dir, max(1, workers))
-    table = tables.read_slices(work_dir)
-    for k in train.chosen_folds(of_slice, fold):
-        folder = paths.fold(work_dir, run, k)
-        model = disk.require(folder / "model.pt", f"--run {run} --fold {k}")
-        if "on" in disk.read_json(folder / "options.json")["options"]:
-            raise ValueError(f"{folder} is a second level: run python -m ich_kaggle.sequence --run {run}")
-        settings = {"views": views, "all_slices": all_slices, "model": disk.file_hash(model)}
+    """Predict with the finished folds of a run, those left out that have been predicted with these settings."""
+    folds.ensure(project)
+    run = project.run(name)
+    chosen = project.finished(run, fold)
+    if run.is_second_level:
+        raise ValueError(f"{run.folder} is a second level: run python -m ich_kaggle.sequence --run {name}")
+    project.check_same(run)
+    cli.say(project.describe(run, chosen))
+    views = agree_on_views(run, chosen if overwrite else [k for k in chosen if k not in run.predicted], views)
+    for k in chosen:
+        folder = run.fold(k)
+        settings = {"views": views, "all_slices": all_slices, "model": disk.file_hash(folder / "model.pt")}
         done = folder / "predict.json"
         if done.exists() and not overwrite:
             disk.same_settings(done, disk.read_json(done), settings, "give --overwrite")
             cli.say(f"{folder / 'oof.parquet'}{cli.THERE}")
             continue
         done.unlink(missing_ok=True)
-        predict_fold(
-            k,
-            folder,
-            table,
-            of_slice,
-            data_dir=data_dir,
-            work_dir=work_dir,
-            views=views,
-            all_slices=all_slices,
-            batch_size=batch_size,
-            workers=workers,
-            device=devices.pick_device(device),
-        )
+        how = dict(views=views, all_slices=all_slices, batch_size=batch_size, device=devices.pick_device(device))
+        predict_fold(project, run, k, **how)
         disk.write_json(done, settings | {"files": runs.written(folder)})
         cli.say(f"{folder}: predictions of {', '.join(views)}")
+
+
+def ensure(project: Project, run: runs.Run, chosen: list[int], *, all_slices: bool = False) -> None:
+    """Predict with those `chosen` folds of `run` that have not. Raises FileNotFoundError for a second level's."""
+    missing = [k for k in chosen if k not in run.predicted]
+    if missing and run.is_second_level:
+        done = run.fold(missing[0]) / "predict.json"
+        raise FileNotFoundError(f"{done} is missing: finish {run.resume(missing[0])}")
+    if missing:
+        log.info("%s: fold %s is not predicted yet: predicting", run.folder, ", ".join(map(str, missing)))
+        predict(project, run.name, missing, all_slices=all_slices)
 
 
 def chosen_studies(folder: Path, table: pd.DataFrame, n_studies: int) -> list[str]:
@@ -164,77 +169,54 @@ def chosen_studies(folder: Path, table: pd.DataFrame, n_studies: int) -> list[st
 
 
 def explain_fold(
-    folder: Path,
-    table: pd.DataFrame,
-    chosen: np.ndarray,
-    *,
-    method: str,
-    data_dir: Path | None,
-    work_dir: Path,
-    batch_size: int,
-    workers: int,
-    device,
-    overwrite: bool,
+    project: Project, folder: Path, chosen: np.ndarray, *, method: str, batch_size: int, device, overwrite: bool
 ) -> None:
-    """Write where the model in `folder` sees the labels in the `chosen` rows of `table`, whole studies."""
+    """Write where the model in `folder` sees the labels in the `chosen` rows of the slice table, whole studies."""
     out, settings = folder / "explain" / method, {"method": method, "model": disk.file_hash(folder / "model.pt")}
     if overwrite:
         shutil.rmtree(out, ignore_errors=True)
     explain.begin(out, settings)
-    part = table[chosen]
+    part = project.slices[chosen]
     todo = part[~explain.held(out, part)]
     if (out / explain.DONE).exists() and not len(todo):
         cli.say(f"{out / explain.DONE}{cli.THERE}")
         return
     model = models.load(folder / "model.pt", device)
     config = model.config
-    cache_dir = cache.ensure(data_dir, work_dir, config.cache_size, max(1, workers), config.crop)
-    loader = tasks.slice_loader(todo, cache_dir, config, batch_size=batch_size, workers=workers)
+    cache_dir = cache.ensure(project, config.cache_size, config.crop)
+    loader = tasks.slice_loader(todo, cache_dir, config, batch_size=batch_size, workers=project.workers)
     explain.write(out, method, model, training.batches(loader), todo.slice_id.tolist())
-    explain.finish(out, settings | {"cache": cache_dir.name}, table)
+    explain.finish(out, settings | {"cache": cache_dir.name}, project.slices)
     cli.say(f"{out}: maps of {len(todo)} slices of {todo.study_id.nunique()} studies")
 
 
 def explain_run(
-    method: str,
+    project: Project,
+    name: str,
+    fold: list[int] | None,
+    *,
     studies: list[str] | None,
     n_studies: int,
-    *,
-    data_dir: Path | None,
-    work_dir: Path,
-    run: str,
-    fold: int | str,
     device: str,
-    **rest,
+    **how,
 ) -> None:
-    """Explain the models of `run` on `studies` they never saw, or on those of each fold that `explain.choose` names.
+    """Explain the models of a run on `studies` they never saw, or on those of each fold that `explain.choose` names.
 
-    Raises ValueError for a study that is not there, or whose fold is not asked for.
+    Raises ValueError for a study that does not exist, or whose fold is not asked for.
     """
-    table = tables.read_slices(work_dir)
-    of_slice = tables.read_folds(work_dir, table)
-    wanted = train.chosen_folds(of_slice, fold)
-    of_study = dict(zip(table.study_id, of_slice.tolist(), strict=True))
+    run, table = project.run(name), project.slices
+    wanted = project.finished(run, fold)
+    of_study = dict(zip(table.study_id, project.fold.tolist(), strict=True))
     for study in studies or []:
         if study not in of_study:
-            raise ValueError(f"no study {study} in {paths.slices(work_dir)}")
+            raise ValueError(f"no study {study} in {paths.slices(project.work_dir)}")
         if of_study[study] not in (-1, *wanted):
             raise ValueError(f"study {study} is in fold {of_study[study]}: only that fold's model never saw it")
     for k in wanted:
-        folder = paths.fold(work_dir, run, k)
-        named = studies or chosen_studies(folder, table[of_slice == k], n_studies)
-        chosen = np.isin(of_slice, (-1, k)) & table.study_id.isin(named).to_numpy()
+        named = studies or chosen_studies(run.fold(k), table[project.fold == k], n_studies)
+        chosen = np.isin(project.fold, (-1, k)) & table.study_id.isin(named).to_numpy()
         if chosen.any():
-            explain_fold(
-                folder,
-                table,
-                chosen,
-                method=method,
-                data_dir=data_dir,
-                work_dir=work_dir,
-                device=devices.pick_device(device),
-                **rest,
-            )
+            explain_fold(project, run.fold(k), chosen, device=devices.pick_device(device), **how)
 
 
 def command(*, dicom: Path | None, bundle: Path | None, out: Path, rule: str, report: bool, **options) -> None:
@@ -243,7 +225,12 @@ def command(*, dicom: Path | None, bundle: Path | None, out: Path, rule: str, re
     if dicom is None:
         if report:
             raise ValueError("--report goes with --dicom; of runs it is python -m ich_kaggle.report")
-        predict_run(**options | {"batch_size": options["batch_size"] or 64, "run": options["run"] or RUN})
+        predict_run(
+            **options
+            | {
+                "batch_size": options["batch_size"] or 64,
+            }
+        )
         return
     for flag, (name, default) in OF_RUNS.items():
         if options[name] != default:
@@ -252,16 +239,28 @@ def command(*, dicom: Path | None, bundle: Path | None, out: Path, rule: str, re
     scans.predict(dicom, bundle, out, rule=rule, report=report, **how)
 
 
-def predict_run(*, method: str | None, studies: list[str] | None, n_studies: int, **options) -> None:
+def predict_run(
+    *,
+    data_dir: Path | None,
+    work_dir: Path,
+    workers: int,
+    run: str | None,
+    fold: list[int] | None,
+    method: str | None,
+    studies: list[str] | None,
+    n_studies: int,
+    **options,
+) -> None:
     if method is None and studies:
         raise ValueError("--studies goes with --explain")
-    if method is not None:
-        path = next(paths.run(options["work_dir"], options["run"]).glob("fold*/options.json"), None)
-        explain.check(method, disk.read_json(path)["options"].get("arch", "") if path else "")
-    predict(**options)
+    project = Project(data_dir, work_dir, workers)
+    run = run or project.only_run()
+    if method is not None and project.run(run).begun:
+        explain.check(method, project.run(run).settings.get("arch", ""))
+    predict(project, run, fold, **options)
     if method is not None:
         rest = {key: value for key, value in options.items() if key not in ("views", "all_slices")}
-        explain_run(method, studies, n_studies, **rest)
+        explain_run(project, run, fold, method=method, studies=studies, n_studies=n_studies, **rest)
 
 
 def build_parser():
@@ -270,7 +269,8 @@ def build_parser():
     parser.add_argument(
         "--batch-size", type=cli.POSITIVE, help="slices in a step (default: 64, of --dicom on a CPU what fits)"
     )
-    parser.add_argument("--views", nargs="+", choices=list(augment.VIEWS), default=VIEWS, help="averaged (TTA)")
+    averaged = f"averaged (TTA; default: those of the run's predictions, else {' '.join(VIEWS)})"
+    parser.add_argument("--views", nargs="+", choices=list(augment.VIEWS), help=averaged)
     parser.add_argument("--all-slices", action="store_true", help="embed the slices of the other folds as well")
     add = parser.add_argument
     add("--explain", dest="method", choices=explain.METHODS, help="also write maps of where each label is seen")

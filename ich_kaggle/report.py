@@ -46,6 +46,7 @@ from ich_kaggle import (
     tables,
 )
 from ich_kaggle.labels import LABELS
+from ich_kaggle.project import Project
 
 SHOWN = ("time", "name", "runs", "oof", "public", "private", "status", "note")  # of a submission
 
@@ -128,11 +129,11 @@ def render_studies(
     return parallel.work(render_bone, tasks, sum(map(len, parts.values())), "bone window", workers)
 
 
-def find_pixels(data_dir: Path | None, work_dir: Path, table: pd.DataFrame) -> paths.Data | None:
+def find_pixels(project: Project) -> paths.Data | None:
     """Return the competition's data if the DICOM files that the slice table lists are there."""
     try:
-        data = slices.data_of(data_dir, work_dir)
-        data.read(cache.batch_of(table.iloc[:1])[0][1], 1)
+        data = slices.data_of(project)
+        data.read(cache.batch_of(project.slices.iloc[:1])[0][1], 1)
     except FileNotFoundError:
         return None
     return data
@@ -212,6 +213,7 @@ def report(
     submissions_dir: Path = Path("submissions"),
     runs: list[str] | None = None,
     name: str | None = None,
+    fold: list[int] | None = None,
     cache_name: str | None = None,
     n_studies: int = 200,
     bone: bool = True,
@@ -220,11 +222,12 @@ def report(
     workers: int = 1,
 ) -> Path:
     """Return the report's index.html, made anew."""
-    table = slices.ensure(data_dir, work_dir, workers)
+    project = Project(data_dir, work_dir, workers)
+    table = slices.ensure(project)
     is_train, has_folds = (table.split == "train").to_numpy(), paths.folds(work_dir).exists()
-    fold = tables.read_folds(work_dir, table) if has_folds else np.where(is_train, 0, -1)
-    train, of_train = table[is_train].reset_index(drop=True), fold[is_train]
-    sources = report_scores.read_sources(work_dir, runs, name, table, fold)
+    of_slice = project.fold if has_folds else np.where(is_train, 0, -1)
+    train, of_train = table[is_train].reset_index(drop=True), of_slice[is_train]
+    sources = report_scores.read_sources(work_dir, runs, name, table, of_slice, fold)
     sources, scores = scores_of(sources, train, of_train, seed)
     studies = report_studies.Studies(
         train,
@@ -238,9 +241,9 @@ def report(
     chosen = report_studies.choose(
         studies.target, studies.loss, studies.number, n_studies=n_studies, seed=seed, explained=explained
     )
-    data = find_pixels(data_dir, work_dir, table) if bone and cache_dir is not None else None
+    data = find_pixels(project) if bone and cache_dir is not None else None
     content, pages = pages_of(studies, chosen, maps, cache_dir, data, workers)
-    content |= overview(work_dir, submissions_dir, table, fold) | {"sources": scores}
+    content |= overview(work_dir, submissions_dir, table, of_slice) | {"sources": scores}
     content |= compared(work_dir, sources, studies.target, of_train)
     folder = work_dir / "report"
     page.write(folder, evaluate.plain(content), pages, images=images)
@@ -250,7 +253,7 @@ def report(
 
 
 def build_parser():
-    parser = cli.command(__doc__, "--data-dir", "--work-dir", "--seed", "--workers")
+    parser = cli.command(__doc__, "--data-dir", "--work-dir", "--fold", "--seed", "--workers")
     parser.add_argument("--submissions-dir", type=Path, default=Path("submissions"), help="where history.csv is")
     parser.add_argument("--runs", nargs="+", help="names of folders in work/runs (default: all with predictions)")
     parser.add_argument("--ensemble", dest="name", help="one folder in work/ensemble (default: all)")

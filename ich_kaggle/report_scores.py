@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from ich_kaggle import blending, comparison, disk, page, paths, ranking, tables
-from ich_kaggle.labels import LABELS
+from ich_kaggle import blending, comparison, disk, page, paths, ranking, runs, tables
 
 # In steps of about 0.05 in logit, so that both ends of a curve are fine.
 THRESHOLDS = np.unique(expit(np.linspace(-9.2, 9.2, 369)).round(4))
@@ -22,19 +21,13 @@ class Source(NamedTuple):
     probability: np.ndarray  # float32 (n_train, 6), NaN where nothing is predicted
 
 
-def read_run(work_dir: Path, run: str, table: pd.DataFrame, fold: np.ndarray) -> np.ndarray:
-    """Return the out-of-fold probabilities of the training slices, float32 (n_train, 6), NaN in folds without any."""
-    out = np.full((int((fold >= 0).sum()), len(LABELS)), np.nan, np.float32)
-    for k in np.unique(fold[fold >= 0]):
-        path = paths.fold(work_dir, run, k) / "oof.parquet"
-        if path.exists():
-            ids = table.slice_id[fold == k].to_numpy()
-            out[fold[fold >= 0] == k] = tables.read_predictions(path, ids, f"--run {run} --fold {k} --overwrite")
-    return blending.raise_any(out)
-
-
 def read_sources(
-    work_dir: Path, runs: list[str] | None, name: str | None, table: pd.DataFrame, fold: np.ndarray
+    work_dir: Path,
+    names: list[str] | None,
+    name: str | None,
+    table: pd.DataFrame,
+    fold: np.ndarray,
+    wanted: list[int] | None = None,
 ) -> list[Source]:
     """Return the ensembles and the runs that have predictions, or those asked for.
 
@@ -44,13 +37,16 @@ def read_sources(
     ids = table.slice_id[fold >= 0].to_numpy()
     for one in paths.ensemble_names(work_dir) if name is None else [name]:
         path = disk.require(paths.ensemble(work_dir, one) / "nested.parquet", f"--name {one}")
-        found.append(Source(one, "ensemble", tables.read_predictions(path, ids, f"--name {one} --overwrite")))
-    for one in runs or paths.run_names(work_dir):
-        probability = read_run(work_dir, one, table, fold)
-        if not np.isnan(probability).all():
-            found.append(Source(one, "run", probability))
-        elif runs:
-            disk.require(paths.fold(work_dir, one, 0) / "oof.parquet", f"--run {one}")
+        found.append(Source(one, "ensemble", tables.read_predictions(path, ids, partial=True)))
+    for one in names or paths.run_names(work_dir):
+        run = runs.Run(work_dir, one)
+        predicted = [k for k in run.predicted if wanted is None or k in wanted]
+        if predicted:
+            probability = runs.read_oof(run, predicted, table, fold)
+            found.append(Source(one, "run", blending.raise_any(probability)))
+        elif names:
+            k = (wanted or [0])[0]
+            disk.require(run.fold(k) / "oof.parquet", f"--run {one} --fold {k}")
     return found
 
 

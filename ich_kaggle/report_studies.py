@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import disk, metric, paths, spans, tables
+from ich_kaggle import disk, metric, paths, runs, spans, tables
 from ich_kaggle.labels import ANY, LABELS, SHARE
 from ich_kaggle.page import Study, numbers
 
@@ -187,8 +187,7 @@ def find_maps(work_dir: Path, crop: str) -> list[Maps]:
             content = disk.read_json(path)
             if content["labels"] != list(LABELS):
                 raise ValueError(f"{path}: the labels are not {', '.join(LABELS)}: explain again")
-            options = disk.read_json(disk.require(fold / "options.json"))["options"]
-            if options.get("crop", "none") == crop:
+            if runs.Run(work_dir, run).settings.get("crop", "none") == crop:
                 method = path.parent.name
                 one = found.setdefault((run, method), Maps(run, method, {}, set()))
                 one.folders[k] = path.parent

@@ -17,7 +17,6 @@ from scipy.special import expit
 
 from ich_kaggle import (
     augment,
-    blending,
     cli,
     datasets,
     devices,
@@ -173,10 +172,12 @@ class Reader:
         return sequence_models.load(self.bundle.open(entry["file"]), entry["reads"], self.device, packing.AGAIN)
 
     def by_fold(self, k: int) -> dict[str, np.ndarray]:
-        """Return the probabilities, float32 (n, 6), of every run by its models of fold `k`."""
+        """Return the probabilities, float32 (n, 6), of every run that has a model of fold `k`."""
         known, seen = {}, {}
         for run, options in self.bundle.packed["options"].items():
-            (entry,) = (entry for entry in self.bundle.packed["models"][run] if entry["fold"] == k)
+            entry = next((entry for entry in self.bundle.packed["models"][run] if entry["fold"] == k), None)
+            if entry is None:
+                continue
             if "on" in options:
                 known[run] = self.by_level(run, entry, known, seen)
             else:
@@ -184,14 +185,12 @@ class Reader:
         return known
 
     def blend(self) -> np.ndarray:
-        """Return the ensemble's probabilities, float32 (n, 6), blended as in ensemble.test_predictions."""
+        """Return the ensemble's probabilities, float32 (n, 6), blended as its test predictions are."""
         packed = self.bundle.packed
-        names, per_fold = list(packed["runs"]), []
-        pipeline = selection.from_json(packed["pipeline"], names)
-        for k in sorted({entry["fold"] for entry in packed["models"][names[0]]}):
-            known = self.by_fold(k)
-            per_fold.append(selection.predict(pipeline, [blending.raise_any(known[name].copy()) for name in names]))
-        return blending.raise_any(np.mean(per_fold, axis=0))
+        names = list(packed["runs"])
+        by_fold = {k: self.by_fold(k) for k in sorted({one["fold"] for run in names for one in packed["models"][run]})}
+        of_runs = [{k: known[name] for k, known in by_fold.items() if name in known} for name in names]
+        return selection.of_folds(selection.from_json(packed["pipeline"], names), of_runs)
 
 
 def probabilities(bundle: packing.Bundle, scans: list[Scan], **how) -> list[np.ndarray]:

@@ -84,6 +84,20 @@ def predict(pipeline: Pipeline, probabilities: Sequence[np.ndarray], rows: np.nd
     return finish(blending.combine(pipeline.blend, probabilities, rows), pipeline.calibration, pipeline.clip)
 
 
+def of_folds(pipeline: Pipeline, of_runs: list[dict[int, np.ndarray]]) -> np.ndarray:
+    """Return the ensemble's probabilities, float32 (n, 6): the mean over the folds of its runs.
+
+    `of_runs` holds the probabilities (n, 6) of each run by fold. Each fold's models are combined as their out-of-fold
+    predictions were; a run without some fold stands in with the mean of the folds that it has.
+    """
+    means = [blending.raise_any(np.mean(list(of_run.values()), axis=0)) for of_run in of_runs]
+    per_fold = []
+    for k in sorted(set().union(*of_runs)):
+        combined = [of_run.get(k, mean) for of_run, mean in zip(of_runs, means, strict=True)]
+        per_fold.append(predict(pipeline, [blending.raise_any(part.copy()) for part in combined]))
+    return blending.raise_any(np.mean(per_fold, axis=0))
+
+
 def nested(data: Data, recipe: Recipe, left_out: frozenset = frozenset()) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the rows of each fold not `left_out` and their probabilities, fitted without that fold and those."""
     for k in _without(data.fold, left_out):

@@ -12,13 +12,14 @@ options make them again.
 
 Reads:   work/runs/<run>/fold<k>/  oof.parquet, test.parquet, and for --features fold model.pt, embeddings.npy
          (predicted first where nothing is)
-Writes:  work/runs/<run>/fold<k>/  options.json, widths.json (mm), oof.parquet, test.parquet, predict.json, and for
-         gru and conv model.pt, log.csv
+Writes:  work/runs/<run>/run.json  (the settings that all folds share)
+         work/runs/<run>/fold<k>/  widths.json (mm), oof.parquet, test.parquet, predict.json, and for gru and conv
+         model.pt, log.csv
 Example: python -m ich_kaggle.sequence --on cpu resnet50 --model gru --seeds 4
 """
 
-import logging
-from dataclasses import asdict
+import shutil
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -34,77 +35,102 @@ from ich_kaggle import (
     locks,
     metric,
     models,
-    paths,
     predict,
     runs,
     sequence_models,
     series,
     spans,
     tables,
-    train,
+    training,
 )
+from ich_kaggle.project import Project
+from ich_kaggle.runs import Run
 
-log = logging.getLogger(__name__)
-
+READS = "reads.json"  # of a fold that is not finished: what predict.json says of one that is
 NETWORK = ("seed", "seeds", "epochs", "batch_size", "lr", "ema", "hidden", "dropout")
 SETTINGS = {"gru": NETWORK, "conv": NETWORK, "stack": ("seed", "seeds", "rounds"), "smooth": ()}  # flags of each model
 
 
-def read_inputs(
-    work_dir: Path, on: list[str], k: int, features: str, table: pd.DataFrame, fold: np.ndarray
-) -> series.Inputs:
-    """Return what fold `k` reads of the runs `on`."""
+@dataclass(frozen=True)
+class Part:
+    """The slices that a second level works on: those of some folds, and the test slices."""
+
+    table: pd.DataFrame  # rows of the slice table
+    fold: np.ndarray  # (n,)
+    rows: np.ndarray  # (n,), where they stand in the slice table
+
+
+def part_of(project: Project, folds_read: list[int]) -> Part:
+    rows = np.flatnonzero(np.isin(project.fold, (-1, *folds_read)))
+    return Part(project.slices.iloc[rows].reset_index(drop=True), project.fold[rows], rows)
+
+
+def read_inputs(on: list[Run], k: int, features: str, folds_read: list[int], part: Part) -> series.Inputs:
+    """Return what fold `k` reads of the runs `on`, of whose out-of-fold predictions it reads `folds_read`."""
     if features == "oof":
-        embeddings, logits = [], [runs.oof_logits(work_dir, run, k, table, fold) for run in on]
-    else:
-        embeddings = [runs.embeddings(work_dir, run, k, table) for run in on]
-        models_of = [paths.fold(work_dir, run, k) / "model.pt" for run in on]
-        logits = [models.head_logits(models.load(path), part) for path, part in zip(models_of, embeddings, strict=True)]
+        embeddings, logits = [], [runs.oof_logits(run, k, folds_read, part.table, part.fold) for run in on]
+    else:  # of all slices
+        embeddings = [runs.embeddings(run, k, part.table) for run in on]
+        models_of = [run.fold(k) / "model.pt" for run in on]
+        logits = [
+            models.head_logits(models.load(path), of_run) for path, of_run in zip(models_of, embeddings, strict=True)
+        ]
     return series.Inputs(
         embeddings,
         np.stack(logits, axis=1),
         np.mean(logits, axis=0),
-        tables.targets(table),
-        table.position.to_numpy(float),
-        spans.number(table.series_id),
-        spans.number(table.study_id),
+        tables.targets(part.table),
+        part.table.position.to_numpy(float),
+        spans.number(part.table.series_id),
+        spans.number(part.table.study_id),
     )
 
 
-def need_predictions(
-    data_dir: Path | None, work_dir: Path, run: str, wanted: list[int], features: str, same: dict, workers: int
-) -> None:
-    """Predict with those `wanted` folds of `run` that have not.
+def folds_to_read(
+    project: Project, on: list[Run], features: str, wanted: list[int] | None
+) -> tuple[list[int], list[int]]:
+    """Return the folds whose predictions are read, and those to be fitted: finished in all of the runs `on`.
 
-    Raises FileNotFoundError naming a fold that isn't fitted, ValueError for a run on other slices or folds (`same`
-    holds their hashes), and for the embeddings of a run that has none.
+    Raises ValueError if these are too few for `features`.
     """
-    for k in wanted:
-        folder, flags = paths.fold(work_dir, run, k), f"--run {run} --fold {k}"
-        done = folder / "predict.json"
-        if not done.exists():
-            disk.require(folder / "model.pt", flags)
-        options = disk.read_json(folder / "options.json")["options"]
-        disk.same_settings(folder / "options.json", options, same, f"fit {run} again with --overwrite")
-        is_second = "on" in options
-        if is_second and features == "fold":
-            raise ValueError(f"{run} is a second level and has no embeddings: read it with --features oof")
-        if is_second and not done.exists():
-            raise FileNotFoundError(f"{done} is missing: finish python -m ich_kaggle.sequence {flags}")
-        if not done.exists():
-            log.info("%s: not predicted yet: predicting", folder)
-            predict.predict(
-                data_dir=data_dir, work_dir=work_dir, run=run, fold=k, all_slices=features == "fold", workers=workers
-            )
-        if features == "fold":
-            disk.require(folder / "embeddings.npy", f"{flags} --all-slices")
+    shared = [k for k in project.folds if all(k in run.finished for run in on)]
+    for run in on:
+        cli.say(project.describe(run, project.finished(run)))
+    chosen = shared if wanted is None else project.chosen(wanted)
+    if lacking := [k for k in chosen if k not in shared]:
+        run = next(run for run in on if lacking[0] not in run.finished)
+        raise FileNotFoundError(f"{run.fold(lacking[0])} is not finished: run {run.resume(lacking[0])}")
+    if not shared:
+        raise ValueError(f"{', '.join(run.name for run in on)}: no fold is finished in all of them")
+    if features == "oof" and len(shared) < 2:
+        more = next(k for k in project.folds if k not in shared)
+        raise ValueError(
+            f"--features oof takes two folds or more, to be fitted on some and scored on another, and there is fold "
+            f"{shared[0]} alone: run {on[0].resume(more)}, or give --features fold"
+        )
+    return shared, chosen
 
 
-def write_fold(k: int, folder: Path, table: pd.DataFrame, fold: np.ndarray, inputs: series.Inputs, **how) -> None:
+def need_predictions(project: Project, on: list[Run], read: list[int], features: str) -> None:
+    """Predict with those folds of the runs `on` that are `read` and have not been.
+
+    Raises ValueError for a run on other slices or folds, and for the embeddings of a run that has none.
+    """
+    for run in on:
+        project.check_same(run)
+        if run.is_second_level and features == "fold":
+            raise ValueError(f"{run.name} is a second level and has no embeddings: read it with --features oof")
+        predict.ensure(project, run, read, all_slices=features == "fold")
+        for k in read if features == "fold" else ():
+            disk.require(run.fold(k) / "embeddings.npy", f"--run {run.name} --fold {k} --all-slices")
+
+
+def write_fold(k: int, folder: Path, part: Part, inputs: series.Inputs, **how) -> None:
     """Fit the second level on all folds but `k` and write its predictions of `k` and of the test slices."""
+    table, fold = part.table, part.fold
     fitted = (fold >= 0) & (fold != k)
     probability = np.full(inputs.target.shape, np.nan)
-    tell = partial(train.write_log, folder / "log.csv")
+    tell = partial(training.write_log, folder / "log.csv")
     probability[~fitted] = levels.second_level(inputs, fitted, folder, tell=tell, **how)
     held_out, is_test = fold == k, fold < 0
     for name, rows in (("oof.parquet", held_out), ("test.parquet", is_test)):
@@ -115,60 +141,106 @@ def write_fold(k: int, folder: Path, table: pd.DataFrame, fold: np.ndarray, inpu
     cli.say(f"{folder}: log loss {after:.4f} on {n_patients} held-out patients, {before:.4f} before")
 
 
+def is_current(folder: Path, reads: dict[str, str]) -> bool:
+    """Tell whether the fold in `folder` is finished, made from the files `reads` (names with their hashes).
+
+    A fold that was made from predictions of fewer or other folds is removed, to be fitted anew. Raises ValueError
+    naming a file that has changed.
+    """
+    path = next((path for name in ("predict.json", READS) if (path := folder / name).exists()), None)
+    if path is None:
+        return False
+    found = disk.read_json(path)["reads"]
+    still = {name: digest for name, digest in reads.items() if name in found}
+    disk.same_settings(path, found, still, "give another --run, or --overwrite")
+    if found.keys() != reads.keys():
+        cli.say(f"{folder}: fitted anew, the runs that it reads have other folds now")
+        shutil.rmtree(folder)
+    return (folder / "predict.json").exists()
+
+
+def fit_second_level(
+    project: Project,
+    name: str,
+    on: list[Run],
+    options: dict,
+    fold: list[int] | None,
+    *,
+    device: str,
+    overwrite: bool,
+) -> None:
+    """Fit the chosen folds of the second level `name` on the runs `on`, those left out that are finished."""
+    folds.ensure(project)
+    run, features = project.run(name), options["features"]
+    shared, chosen = folds_to_read(project, on, features, fold)
+    need_predictions(project, on, shared if features == "oof" else chosen, features)
+    settings = options | project.same
+    run.check(settings, replaced=chosen if overwrite else [])
+    if overwrite:
+        run.remove(chosen)
+    part = part_of(project, shared if features == "oof" else project.folds)
+    for k in chosen:
+        folder = run.fold(k)
+        reads = {
+            file: runs.hash_of(run.folder.parent / file)
+            for file in runs.files([r.name for r in on], k, features, shared)
+        }
+        with locks.locked(folder):
+            if is_current(folder, reads):
+                cli.say(f"{folder / 'oof.parquet'}{cli.THERE}")
+                continue
+            inputs = read_inputs(on, k, features, shared, part)
+            run.write(settings)
+            disk.write_json(folder / READS, {"reads": reads})
+            write_fold(k, folder, part, inputs, options=options, reads=reads, device=device)
+            facts = {"on": options["on"], "features": features, "reads": reads, "files": runs.written(folder)}
+            disk.write_json(folder / "predict.json", facts)
+            (folder / READS).unlink()
+
+
 def sequence(
     *,
     data_dir: Path | None,
     work_dir: Path,
     run: str | None,
-    on: list[str],
+    on: list[str] | None,
     model: str,
     features: str,
-    fold: int | str,
+    fold: list[int] | None,
     device: str,
     workers: int,
     overwrite: bool,
     **settings,
 ) -> None:
-    """Fit the chosen folds of a second level on the runs `on`, those left out that are finished.
-
-    `settings` are the flags that SETTINGS lists for its model; the others say nothing to it.
-    """
-    run = run or "-".join([model, *on])
+    """Fit a second level. `settings` are the flags that SETTINGS lists for its model; the others say nothing to it."""
+    if not on:
+        raise ValueError("name the runs to read with --on, or a second level that has begun with --run")
+    name = run or "-".join([model, *on])
     if len(set(on)) < len(on):
         raise ValueError(f"--on {' '.join(on)}: a run is named twice")
-    if run in on:
-        raise ValueError(f"{run} can't read itself: give another --run")
-    of_slice = folds.ensure(data_dir, work_dir, workers)
-    table = tables.read_slices(work_dir)
-    every, chosen = train.chosen_folds(of_slice, "all"), train.chosen_folds(of_slice, fold)
-    same = {"slices": tables.slices_hash(table), "folds": tables.folds_hash(of_slice)}
-    for name in on:
-        need_predictions(data_dir, work_dir, name, every if features == "oof" else chosen, features, same, workers)
-    options = {"model": model, "on": on, "features": features, **same}
-    options |= {name: settings[name] for name in SETTINGS[model]}
+    if name in on:
+        raise ValueError(f"{name} can't read itself: give another --run")
+    options = {"model": model, "on": on, "features": features} | {key: settings[key] for key in SETTINGS[model]}
     if model in sequence_models.KINDS:
         options["augment"] = asdict(series.Augment())
-    for k in chosen:
-        folder = paths.fold(work_dir, run, k)
-        reads = {name: runs.hash_of(work_dir / "runs" / name) for name in runs.files(on, k, features, every)}
-        with locks.locked(folder):
-            is_done = (folder / "predict.json").exists() and not overwrite
-            inputs = None if is_done else read_inputs(work_dir, on, k, features, table, of_slice)
-            # The hash of a file is an option of its own, so that a changed one is refused by its name.
-            train.start_fold(folder, options | reads, overwrite=overwrite)
-            if is_done:
-                cli.say(f"{folder / 'oof.parquet'}{cli.THERE}")
-                continue
-            write_fold(k, folder, table, of_slice, inputs, options=options, reads=reads, device=device)
-            facts = {"on": on, "features": features, "reads": reads, "files": runs.written(folder)}
-            disk.write_json(folder / "predict.json", facts)
+    project = Project(data_dir, work_dir, workers)
+    read = [project.run(one) for one in on]
+    fit_second_level(project, name, read, options, fold, device=device, overwrite=overwrite)
+
+
+def recorded(options) -> dict:
+    """Return the settings of the second level that `options` name, as flags; none if it has not begun."""
+    run = Run(options.work_dir, options.run or "-".join([options.model, *(options.on or [])]))
+    if not run.begun:
+        return {}
+    return {key: value for key, value in run.settings.items() if key not in ("slices", "folds", "augment")}
 
 
 def build_parser():
     flags = ("--data-dir", "--work-dir", "--recipe", "--fold", "--lr", "--seed", "--device", "--workers", "--overwrite")
     parser = cli.command(__doc__, *flags, lr=1e-3)
     parser.add_argument("--run", help="name of a folder in work/runs (default: the model and the runs it reads)")
-    parser.add_argument("--on", nargs="+", required=True, metavar="RUN", help="the runs to read")
+    parser.add_argument("--on", nargs="+", metavar="RUN", help="the runs to read")
     parser.add_argument("--model", choices=list(SETTINGS), default="gru", help="the second level")
     parser.add_argument("--features", choices=["oof", "fold"], default="oof", help="what is read of the runs")
     parser.add_argument("--seeds", type=cli.POSITIVE, default=1, help="networks, or boosters, whose mean is the run")
@@ -184,7 +256,7 @@ def build_parser():
 
 
 def main(argv=None):
-    cli.run(sequence, build_parser(), argv)
+    cli.run(sequence, build_parser(), argv, recorded)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from ich_kaggle import (
     windows,
 )
 from ich_kaggle.labels import LABELS
+from ich_kaggle.project import Project
 
 BATCH = 128  # headers in a task of one worker
 ORDER = ["patient_id", "study_id", "series_id", "position", "slice_id"]
@@ -154,18 +155,19 @@ def write_defects(work_dir: Path, defects: pd.DataFrame) -> None:
         defects.to_csv(temporary, index=False)
 
 
-def ensure(data_dir: Path | None, work_dir: Path, workers: int) -> pd.DataFrame:
+def ensure(project: Project) -> pd.DataFrame:
     """Return the slice table, made where it is missing. Raises ValueError if it was made from other data."""
-    path = paths.slices(work_dir)
+    path = paths.slices(project.work_dir)
     if not path.exists():
-        slices(data_dir=data_dir, work_dir=work_dir, workers=workers)
-    else:
-        found = tables.slices_settings(work_dir)
-        data = sources.find(found, data_dir, zips=False)
-        if data_dir is not None:
+        slices(data_dir=project.data_dir, work_dir=project.work_dir, workers=project.processes)
+    elif not project.is_checked:
+        found = tables.slices_settings(project.work_dir)
+        data = sources.find(found, project.data_dir, zips=False)
+        if project.data_dir is not None:
             disk.same_settings(path, found, {"data_dir": str(data.root.absolute())}, sources.REMEDY)
         sources.same_tables(path, found, data)
-    table = tables.read_slices(work_dir)
+    project.is_checked = True
+    table = project.slices
     if missing := [column for column in FACTS if column not in table]:
         raise ValueError(f"{path}: no column {missing[0]}: run {disk.MAKERS[path.name]} --overwrite")
     return table
@@ -183,7 +185,7 @@ def slices(
 ) -> None:
     path = paths.slices(work_dir)
     if path.exists() and not overwrite:
-        table = ensure(data_dir, work_dir, workers)
+        table = ensure(Project(data_dir, work_dir, workers))
         found = tables.slices_settings(work_dir)
         data = sources.find(found, data_dir)
         sources.same_tables(path, found, data)
@@ -202,7 +204,7 @@ def report(data_dir: Path | None, work_dir: Path, seed: int) -> None:
     """Write the page on the slice table, its defects and some pixels, drawn by `seed`."""
     path = work_dir / "report" / "data.html"
     defects = kinds_of(read_defects(work_dir))
-    text = data_report.make(data_of(data_dir, work_dir), tables.read_slices(work_dir), defects, seed=seed)
+    text = data_report.make(data_of(Project(data_dir, work_dir)), tables.read_slices(work_dir), defects, seed=seed)
     with disk.writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     cli.say(f"{path}: open it in a browser")
@@ -219,11 +221,11 @@ def command(*, fetch: bool, whole: bool, is_report: bool, seed: int, **options) 
         report(options["data_dir"], options["work_dir"], seed)
 
 
-def data_of(data_dir: Path | None, work_dir: Path) -> paths.Data:
-    """Return the competition's data: in `data_dir`, or those that the slice table was made from."""
-    found = tables.slices_settings(work_dir)
-    data = paths.find_data(data_dir or Path(found["data_dir"]))
-    sources.same_tables(paths.slices(work_dir), found, data)
+def data_of(project: Project) -> paths.Data:
+    """Return the competition's data: in the project's folder, or those that the slice table was made from."""
+    found = tables.slices_settings(project.work_dir)
+    data = paths.find_data(project.data_dir or Path(found["data_dir"]))
+    sources.same_tables(paths.slices(project.work_dir), found, data)
     return data
 
 

@@ -20,6 +20,7 @@ import pandas as pd
 
 from ich_kaggle import cli, diary, disk, ensemble, kaggle_client, labels, locks, paths, runs, slices, tables
 from ich_kaggle.labels import ANY, LABELS
+from ich_kaggle.project import Project
 
 log = logging.getLogger(__name__)
 
@@ -36,18 +37,28 @@ class Source(NamedTuple):
     mean: np.ndarray | None = None  # (6,), of the out-of-fold predictions
 
 
-def blend(data_dir: Path | None, work_dir: Path, name: str | None, run: str | None, workers: int) -> Path:
-    """Return the folder of the ensemble `name`, of `run` alone, or of every run there is, built where it is missing."""
-    if name is not None:
-        return disk.require(paths.ensemble(work_dir, name) / "weights.json", f"--name {name}").parent
-    chosen = {} if run is None else {"runs": [run], "name": run}
-    return ensemble.ensemble(data_dir=data_dir, work_dir=work_dir, workers=workers, **chosen)
+def blend(project: Project, name: str | None, run: str | None, fold: list[int] | None) -> Path:
+    """Return the folder of the ensemble `name`, of `run` alone, or of every run there is, blended where needed.
+
+    An ensemble `name` is blended anew, as it was asked for, where the predictions of its runs have changed.
+    """
+    if name is None:
+        return ensemble.blend_runs(project, None if run is None else [run], fold=fold)
+    path = disk.require(paths.ensemble(project.work_dir, name) / "weights.json", f"--name {name}")
+    found = disk.read_json(path)
+    if not all(project.run(one).finished for one in found["blended"]["runs"]):
+        cli.say(f"{path.parent}: its runs are not in {project.work_dir / 'runs'}, so it is taken as it is")
+        return path.parent
+    if fold is not None:
+        raise ValueError("--fold narrows runs: the folds of an ensemble are those that it was blended from")
+    return ensemble.blend_runs(
+        project, found["blended"]["runs"], name=name, fold=found["blended"]["fold"], **found["asked"]
+    )
 
 
-def make(folder: Path, work_dir: Path, data: paths.Data, submissions_dir: Path) -> tuple[Path, Source]:
-    """Return the CSV of the ensemble in `folder`, written unless one with the same bytes is there, and its source."""
-    table = tables.read_slices(work_dir)
-    test_ids, train_ids = (table.slice_id[table.split == split] for split in ("test", "train"))
+def make(folder: Path, project: Project, data: paths.Data, submissions_dir: Path) -> tuple[Path, Source]:
+    """Return the CSV of the ensemble in `folder`, written unless one with the same bytes exists, and its source."""
+    test_ids = project.slices.slice_id[~project.is_train]
     weights = disk.read_json(folder / "weights.json")
     for name in ("oof.parquet", "test.parquet"):
         runs.hash_of(disk.require(folder / name))
@@ -55,7 +66,7 @@ def make(folder: Path, work_dir: Path, data: paths.Data, submissions_dir: Path) 
         name=folder.name,
         runs=" ".join(f"{run}:{weight:.3g}" for run, weight in weights["runs"].items()),
         oof=f"{weights['nested_log_loss']:.5f}",
-        mean=tables.read_predictions(folder / "oof.parquet", train_ids).mean(axis=0),
+        mean=tables.mean_prediction(folder / "oof.parquet"),
     )
     probability = tables.read_predictions(folder / "test.parquet", test_ids)
     return write(submissions_dir, source.name, data, test_ids, probability), source
@@ -246,6 +257,7 @@ def submit(
     submissions_dir: Path = Path("submissions"),
     name: str | None = None,
     run: str | None = None,
+    fold: list[int] | None = None,
     file: Path | None = None,
     workers: int = 1,
     message: str | None = None,
@@ -255,14 +267,15 @@ def submit(
     connect: Callable = kaggle_client.connect,
 ) -> None:
     """Make, verify and deliver the submission of an ensemble (`name`), of a `run`, of a `file`, or of every run."""
+    project = Project(data_dir, work_dir, workers)
     if file is None:
-        folder = blend(data_dir, work_dir, name, run, workers)
-        data = slices.data_of(data_dir, work_dir)
-        path, source = make(folder, work_dir, data, submissions_dir)
+        folder = blend(project, name, run, fold)
+        data = slices.data_of(project)
+        path, source = make(folder, project, data, submissions_dir)
     else:
         path, source = file, Source(file.stem)
         has_table = paths.slices(work_dir).exists()
-        data = slices.data_of(data_dir, work_dir) if has_table else paths.find_data(data_dir)
+        data = slices.data_of(project) if has_table else paths.find_data(data_dir)
     digest = verify(path, data, source.mean)
     if dry_run:
         return
@@ -283,7 +296,7 @@ def command(*, status: bool, history: bool, connect: Callable = kaggle_client.co
 
 
 def build_parser():
-    parser = cli.command(__doc__, "--data-dir", "--work-dir", "--workers")
+    parser = cli.command(__doc__, "--data-dir", "--work-dir", "--fold", "--workers")
     parser.add_argument("--submissions-dir", type=Path, default=Path("submissions"), help="the CSVs and the history")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--ensemble", dest="name", help="folder in work/ensemble (default: a blend of every run)")

@@ -232,8 +232,8 @@ def write_predictions(path: Path, slice_ids: np.ndarray, probability: np.ndarray
     write_parquet(path, predictions(slice_ids, probability))
 
 
-def read_predictions(path: Path, slice_ids: np.ndarray, flags: str = "") -> np.ndarray:
-    """Return the probabilities of `slice_ids` in `path`: float32 (n, 6).
+def read_predictions(path: Path, slice_ids: np.ndarray, flags: str = "", *, partial: bool = False) -> np.ndarray:
+    """Return the probabilities of `slice_ids` in `path`: float32 (n, 6), NaN for a slice that a `partial` file lacks.
 
     Raises ValueError naming a slice that is missing or is there twice, and FileNotFoundError with the command, and
     its `flags`, that makes the file.
@@ -248,9 +248,14 @@ def read_predictions(path: Path, slice_ids: np.ndarray, flags: str = "") -> np.n
     if table.slice_id.duplicated().any():
         raise ValueError(f"{path}: slice {table.slice_id[table.slice_id.duplicated()].iloc[0]} is there twice")
     row = pd.Index(table.slice_id).get_indexer(slice_ids)
-    if (row < 0).any():
+    if (row < 0).any() and not partial:
         raise ValueError(f"{path}: slice {slice_ids[(row < 0).argmax()]} is missing ({int((row < 0).sum())} are)")
-    return probability[row]
+    return np.where((row < 0)[:, None], np.float32(np.nan), probability[row])
+
+
+def mean_prediction(path: Path) -> np.ndarray:
+    """Return the mean probability of each label, (6,), over all slices in the predictions `path`."""
+    return _probability(path, _read_parquet(path)).mean(axis=0)
 
 
 def _probability(path: Path, table: pd.DataFrame) -> np.ndarray:

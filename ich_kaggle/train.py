@@ -2,7 +2,8 @@
 
 Reads:   work/slices.parquet, work/folds.csv, work/cache/  (each made first where it is missing),
          work/weights/<arch>.safetensors  (if it is there, instead of a download)
-Writes:  work/runs/<run>/fold<k>/  options.json, log.csv, model.pt  (state.pt until it is finished)
+Writes:  work/runs/<run>/run.json  (the settings that all folds share)
+         work/runs/<run>/fold<k>/  log.csv, model.pt  (state.pt until it is finished)
 Example: python -m ich_kaggle.train --recipe cpu --fold 0
          python -m ich_kaggle.train --arch resnet50 --context slices --dry-run
          torchrun --nproc_per_node 2 -m -- ich_kaggle.train --recipe cpu --fold 0
@@ -11,15 +12,11 @@ Example: python -m ich_kaggle.train --recipe cpu --fold 0
 import argparse
 import contextlib
 import logging
-import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pandas as pd
 
 from ich_kaggle import (
@@ -27,30 +24,21 @@ from ich_kaggle import (
     cache,
     cli,
     devices,
-    disk,
     distributed,
     flags,
     folds,
     gauges,
     metric,
     models,
-    paths,
+    runs,
     tables,
     tasks,
     training,
+    weights,
 )
+from ich_kaggle.project import Project
 
 log = logging.getLogger(__name__)
-
-
-def chosen_folds(fold: np.ndarray, wanted: int | str) -> list[int]:
-    """Return the numbers of the `wanted` folds. Raises ValueError for a fold that does not exist."""
-    there = sorted(set(fold[fold >= 0].tolist()))
-    if wanted == "all":
-        return there
-    if wanted not in there:
-        raise ValueError(f"no fold {wanted}: work/folds.csv has {', '.join(map(str, there))}")
-    return [wanted]
 
 
 def fit_fold(
@@ -63,12 +51,13 @@ def fit_fold(
     *,
     recipe: training.Recipe,
     device,
+    begin: Callable[[], None],
     every: float = 600.0,
     tensorboard: bool = False,
 ) -> None:
     """Fit `model` on the slices `seen` and write its log, scored on those `held_out`, and itself into `folder`.
 
-    `loaders` give the two, a state is written every `every` seconds.
+    `loaders` give the two. A checkpoint is written every `every` seconds; `begin` is called before each.
     """
     loader, valid_loader = loaders
 
@@ -88,11 +77,12 @@ def fit_fold(
         validate=validate,
         device=device,
         checkpoint=checkpoint,
+        begin=begin,
         every=every,
         names=lambda batch: seen.slice_id.iloc[batch[-1].tolist()].tolist(),
     ):
         if is_first:
-            write_log(folder / "log.csv", rows)
+            training.write_log(folder / "log.csv", rows)
         if tell and rows and not is_told:
             tell(rows[-1])
         is_told = False
@@ -101,37 +91,6 @@ def fit_fold(
             models.save(folder / "model.pt", models.for_prediction(model))
             checkpoint.unlink(missing_ok=True)
     cli.say(f"{folder}: log loss {rows[-1]['valid_loss']:.4f} on {held_out.patient_id.nunique()} held-out patients")
-
-
-def write_log(path: Path, rows: list[dict]) -> None:
-    if not rows:
-        return
-    with disk.writing(path) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)
-    last = rows[-1]
-    log.info("epoch %d: train %.4f, valid %.4f", last["epoch"] + 1, last["train_loss"], last["valid_loss"])
-
-
-def start_fold(folder: Path, options: dict, *, overwrite: bool) -> bool:
-    """Return whether the fold in `folder` is still to be fitted; write its `options` if it is new.
-
-    Raises ValueError naming both settings if it was begun with other ones.
-    """
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
-    path = folder / "options.json"
-    if path.exists() and any(file.name not in (path.name, "tensorboard") for file in folder.iterdir()):
-        remedy = "give another --run, or --overwrite"
-        disk.same_settings(path, disk.read_json(path)["options"], options, remedy)
-    else:  # nothing was made yet
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        versions = {name: version(name) for name in ("ich_kaggle", "torch", "timm", "numpy")}
-        versions["opencv"] = cv2.__version__  # its package has several names
-        disk.write_json(path, {"options": options, "versions": versions, "commit": paths.git_commit()})
-    is_done, state = (folder / "model.pt").exists(), folder / "state.pt"
-    if is_done and state.exists():  # asked first: where it is read-only a missing file can't be unlinked
-        state.unlink()
-    return not is_done
 
 
 def rehearse(model: models.SliceModel, loaders: tuple, loss: Callable, *, recipe: training.Recipe, device) -> str:
@@ -151,22 +110,28 @@ def rehearse(model: models.SliceModel, loaders: tuple, loss: Callable, *, recipe
     )
 
 
-def _ready(data_dir: Path | None, work_dir: Path, config: models.SliceConfig, workers: int) -> tuple:
-    """Return the slice table, the fold of every slice and the folder of their cache, made where they are missing."""
-    workers = max(1, workers)  # 0: load in this process
-    with distributed.first():
-        fold = folds.ensure(data_dir, work_dir, workers)
-        folder = cache.ensure(data_dir, work_dir, config.cache_size, workers, config.crop)
-    return tables.read_slices(work_dir), fold, folder
+def settings_of(project: Project, settings: dict) -> dict:
+    """Return what run.json records of the flags `settings`: weights by their content, slices and folds by a hash."""
+    return settings | {"weights": weights.identity(settings["weights"])} | project.same
+
+
+def open_folds(run: runs.Run, chosen: list[int], overwrite: bool) -> list[int]:
+    """Return those of the `chosen` folds that are still to be fitted; the others are named."""
+    finished = [] if overwrite else [k for k in chosen if (run.fold(k) / "model.pt").exists()]
+    for k in finished:
+        cli.say(f"{run.fold(k) / 'model.pt'}{cli.THERE}")
+        with contextlib.suppress(FileNotFoundError):  # of a process killed between the two
+            (run.fold(k) / "state.pt").unlink()
+    return [k for k in chosen if k not in finished]
 
 
 def train(
     *,
-    data_dir: Path | None,
+    data_dir: Path | None = None,
     work_dir: Path,
     run: str | None = None,
     arch: str,
-    fold: int | str = "all",
+    fold: list[int] | None = None,
     device: str = "auto",
     workers: int = 1,
     overwrite: bool = False,
@@ -179,42 +144,47 @@ def train(
 
     `settings` are fields of training.Recipe, augment.Augment and tasks.Task, and arguments of tasks.slice_config.
     """
+    project, flags_of_run = Project(data_dir, work_dir, max(1, workers)), {"arch": arch, **settings}
+    this = project.run(run or arch)
     models.check_arch(arch)
-    if overwrite or not any(paths.run(work_dir, run or arch).glob("fold*/options.json")):
-        flags.check(settings)  # else it goes on with what it was begun with
+    if overwrite or not this.begun:
+        flags.check(settings)  # else it is resumed with the settings that it has
     recipe, move, task = (flags.take(kind, settings) for kind in (training.Recipe, augment.Augment, tasks.Task))
     config = tasks.slice_config(arch, side_weight=task.side_weight, **settings)
     models.SliceModel(config)  # what can't be made is said before anything is cached
     with distributed.processes(device) as name:
         same = dict(recipe=recipe, device=devices.pick_device(name))
-        table, of_slice, cache_dir = _ready(data_dir, work_dir, config, workers)
-        options = {**asdict(config), **asdict(recipe), **asdict(move), **asdict(task)}
-        options |= {"slices": tables.slices_hash(table), "folds": tables.folds_hash(of_slice)}
+        with distributed.first():
+            folds.ensure(project)
+        chosen, recorded = project.chosen(fold), settings_of(project, flags_of_run)
+        this.check(recorded, replaced=chosen if overwrite else [])
+        with distributed.first():
+            cache_dir = cache.ensure(project, config.cache_size, config.crop)
         load = partial(tasks.slice_loader, folder=cache_dir, config=config, batch_size=task.batch_size, workers=workers)
         loss = partial(tasks.slice_loss, focal=task.focal, side_weight=task.side_weight)
-        for k in (chosen := chosen_folds(of_slice, fold)):
-            folder = paths.fold(work_dir, run or arch, k)
-            with contextlib.nullcontext() if dry_run else distributed.alone(folder):
-                if not dry_run and not _is_open(folder, options, overwrite):
-                    continue
-                seen, held_out = table[(of_slice >= 0) & (of_slice != k)], table[of_slice == k]
-                loaders = tasks.loaders(seen, held_out, load, task, move, recipe.seed)
-                model = tasks.new_model(config, task.weights, work_dir, seen, recipe.seed)
-                if dry_run:
-                    folders = [paths.fold(work_dir, run or arch, k) for k in chosen]
-                    n_open = sum(overwrite or not (folder / "model.pt").exists() for folder in folders)
-                    cli.say(f"{rehearse(model, loaders, loss, **same)}; folds to fit: {n_open}")
-                    return
-                rest = dict(every=checkpoint_every, tensorboard=tensorboard)
-                fit_fold(model, loaders, loss, seen, held_out, folder, **same, **rest)
 
+        def parts(k: int) -> tuple:
+            seen, held_out = project.slices[project.is_train & (project.fold != k)], project.slices[project.fold == k]
+            loaders = tasks.loaders(seen, held_out, load, task, move, recipe.seed)
+            return tasks.new_model(config, task.weights, work_dir, seen, recipe.seed), loaders, seen, held_out
 
-def _is_open(folder: Path, options: dict, overwrite: bool) -> bool:
-    with distributed.first() as is_first:
-        is_open = start_fold(folder, options, overwrite=overwrite and is_first)
-    if not is_open:
-        cli.say(f"{folder / 'model.pt'}{cli.THERE}")
-    return is_open
+        if dry_run:
+            model, loaders, *_ = parts(chosen[0])
+            n_open = sum(overwrite or not (this.fold(k) / "model.pt").exists() for k in chosen)
+            cli.say(f"{rehearse(model, loaders, loss, **same)}; folds to fit: {n_open}")
+            return
+        with distributed.first() as is_first:
+            if overwrite and is_first:
+                this.remove(chosen)
+        rest = dict(every=checkpoint_every, tensorboard=tensorboard)
+        rest["begin"] = partial(this.write, recorded, weights_from=flags_of_run["weights"])
+        for k in chosen:
+            with distributed.alone(this.fold(k)):
+                with distributed.first():
+                    is_open = open_folds(this, [k], overwrite=False)
+                if is_open:
+                    model, loaders, seen, held_out = parts(k)
+                    fit_fold(model, loaders, loss, seen, held_out, this.fold(k), **same, **rest)
 
 
 class _ListRecipes(argparse.Action):
@@ -236,8 +206,17 @@ def build_parser():
     return parser
 
 
+def recorded(options: argparse.Namespace) -> dict:
+    """Return the settings of the run that `options` name, as flags; none if it has not begun."""
+    run = runs.Run(options.work_dir, options.run or options.arch)
+    if not run.begun:
+        return {}
+    known = {key: value for key, value in run.settings.items() if key not in ("slices", "folds")}
+    return known | {"weights": run.record["weights_from"]}
+
+
 def main(argv=None):
-    cli.run(train, build_parser(), argv)
+    cli.run(train, build_parser(), argv, recorded)
 
 
 if __name__ == "__main__":

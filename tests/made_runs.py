@@ -6,25 +6,28 @@ import numpy as np
 from scipy.special import expit
 
 from ich_kaggle import blending, disk, folds, paths, slices, tables
+from ich_kaggle.project import Project
 
 
 def make(competition: Path, work_dir: Path, noise: dict[str, float], n_folds: int = 3) -> None:
     """Scan `competition` and write predictions of runs, by name with how noisy they are, into `work_dir`."""
     slices.slices(data_dir=competition, work_dir=work_dir, workers=1)
-    folds.folds(data_dir=None, work_dir=work_dir, n_folds=n_folds, seed=0, workers=1)
-    table = tables.read_slices(work_dir)
-    fold = tables.read_folds(work_dir, table)
+    folds.make(Project(None, work_dir), n_folds=n_folds, seed=0)
+    project = Project(None, work_dir)
+    table, fold = project.slices, project.fold
     is_test = fold < 0
     for i, (run, spread) in enumerate(noise.items()):
         rng = np.random.default_rng(i)
         shift = 4 * np.nan_to_num(tables.targets(table)) - 2
         probability = expit(shift + spread * rng.normal(size=shift.shape)).astype(np.float32)
+        disk.write_json(paths.run(work_dir, run) / "run.json", {"settings": {"arch": "made", **project.same}})
         for k in range(n_folds):
             folder = paths.fold(work_dir, run, k)
             tables.write_predictions(folder / "oof.parquet", table.slice_id[fold == k], probability[fold == k])
             test = expit(rng.normal(size=(is_test.sum(), 6)) - 1)
             tables.write_predictions(folder / "test.parquet", table.slice_id[is_test], test)
             disk.write_json(folder / "predict.json", {})
+            (folder / "model.pt").touch()
 
 
 def synthetic(n_patients: int = 60, per_patient: int = 30, noise=(0.6, 0.9, 1.4), seed: int = 0) -> tuple:

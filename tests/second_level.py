@@ -8,6 +8,7 @@ from scipy.special import expit
 
 from ich_kaggle import disk, models, paths, tables
 from ich_kaggle.labels import ANY, LABELS
+from ich_kaggle.project import Project
 
 N_FOLDS = 3
 CONFIG = models.SliceConfig("test_resnet", 32, 32)
@@ -48,12 +49,13 @@ def write_run(work_dir: Path, run: str, seed: int = 0, noise: float = 2.0) -> No
     table = tables.read_slices(work_dir)
     fold = tables.read_folds(work_dir, table)
     is_test = fold < 0
+    disk.write_json(
+        paths.run(work_dir, run) / "run.json", {"settings": Project(None, work_dir).same, "views": ["identity"]}
+    )
     truth = np.nan_to_num(tables.targets(table))
     for k in range(N_FOLDS):
         rng = np.random.default_rng([seed, k])
         folder = paths.fold(work_dir, run, k)
-        same = {"slices": tables.slices_hash(table), "folds": tables.folds_hash(fold)}
-        disk.write_json(folder / "options.json", {"options": same})
         model = models.SliceModel(CONFIG)
         models.save(folder / "model.pt", model)
         write_embeddings(folder / "embeddings.npy", rng.normal(size=(len(table), model.embedding_size)))

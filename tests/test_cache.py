@@ -13,6 +13,7 @@ from dicom_files import content, ct, head
 
 from ich_kaggle import cache, crop, dicom, ledger, paths, png, render, slices, tables, windows
 from ich_kaggle.labels import LABELS
+from ich_kaggle.project import Project
 
 SIZE = 64
 
@@ -33,7 +34,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def make(data_dir: Path, work: Path, crop: str = "none", size: int = SIZE) -> Path:
-    return cache.ensure(data_dir, work, size, 1, crop)
+    return cache.ensure(Project(data_dir, work, 1), size, crop)
 
 
 def command(data_dir: Path, work: Path, *flags: str) -> list[str]:
@@ -94,7 +95,7 @@ def test_the_zip_and_two_workers_give_the_same_bytes(data_dir, work, tmp_path):
     packed = Path(shutil.make_archive(str(tmp_path / "all"), "zip", data_dir))
     pngs = [
         {name: png for name, png in tree(folder).items() if name.endswith(".png")}
-        for folder in (make(data_dir, work), cache.ensure(packed, tmp_path / "other", SIZE, 2))
+        for folder in (make(data_dir, work), cache.ensure(Project(packed, tmp_path / "other", 2), SIZE))
     ]
     assert pngs[0] == pngs[1]
 
@@ -129,7 +130,7 @@ def test_an_interrupted_run_says_so_and_goes_on_to_the_same_bytes(data_dir, work
 def test_a_full_disk_is_one_line_and_goes_on_to_the_same_bytes(data_dir, work, tmp_path):
     whole = tree(make(data_dir, tmp_path / "whole"))
     sizes = sorted(len(content) for name, content in whole.items() if name.endswith(".png"))
-    slices.ensure(data_dir, work, 1)
+    slices.ensure(Project(data_dir, work, 1))
     # The kernel cuts every file at a size that most PNGs have.
     limit = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({sizes[len(sizes) // 4]},) * 2)"
     full = process(data_dir, work, code=limit)
@@ -142,7 +143,7 @@ def test_a_full_disk_is_one_line_and_goes_on_to_the_same_bytes(data_dir, work, t
 
 def test_two_processes_on_one_cache_end_with_one_whole_cache(data_dir, work, tmp_path):
     whole = tree(make(data_dir, tmp_path / "whole"))
-    slices.ensure(data_dir, work, 1)
+    slices.ensure(Project(data_dir, work, 1))
     # The first stops itself while it holds the lock, and goes on when the second waits for it.
     first = process(data_dir, work, code=AT.format(n=5, what="os.kill(os.getpid(), signal.SIGSTOP)"))
     os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
@@ -263,7 +264,7 @@ def test_a_png_that_was_removed_with_the_state_is_made_again(data_dir, work):
 
 
 def test_blank_and_constant_slices_are_added_to_the_defects(data_dir, work, capsys):
-    row = slices.ensure(data_dir, work, 1).iloc[2]
+    row = slices.ensure(Project(data_dir, work, 1)).iloc[2]
     tags = dict(PatientID=row.patient_id, StudyInstanceUID=row.study_id, SeriesInstanceUID=row.series_id)
     (data_dir / row.path).write_bytes(content(ct(np.full((64, 64), 24, np.uint16), **tags)))
     slices.slices(data_dir=data_dir, work_dir=work, workers=1, overwrite=True)
@@ -291,17 +292,17 @@ def test_what_is_left_beside_a_truncated_slice_is_cached(data_dir, work):
 
 
 def test_a_cache_of_test_slices_alone_needs_no_table_of_defects(data_dir, work):
-    table = slices.ensure(data_dir, work, 1)
+    table = slices.ensure(Project(data_dir, work, 1))
     table = table[table.split == "test"].reset_index(drop=True)
     tables.write_slices(work, table, tables.slices_settings(work))
     paths.defects(work).unlink()
-    folder = cache.ensure(None, work, SIZE, 1)
+    folder = cache.ensure(Project(None, work, 1), SIZE)
     assert len(list(folder.rglob("*.png"))) == len(table)
 
 
 @pytest.mark.parametrize("crop_by, rows", [("none", 3), ("study", 4)])
 def test_a_contact_sheet_shows_a_study_in_order(data_dir, work, crop_by, rows, capsys):
-    study = slices.ensure(data_dir, work, 1).study_id.iloc[0]
+    study = slices.ensure(Project(data_dir, work, 1)).study_id.iloc[0]
     cache.main(command(data_dir, work, "--crop", crop_by, "--show", study))
     path = paths.sheet(work, study)
     assert capsys.readouterr().out.splitlines()[-1] == str(path)
@@ -313,7 +314,7 @@ def test_a_contact_sheet_shows_a_study_in_order(data_dir, work, crop_by, rows, c
 
 
 def test_a_study_that_is_not_there_is_refused_with_one_that_is(data_dir, work):
-    first = slices.ensure(data_dir, work, 1).study_id.iloc[0]
+    first = slices.ensure(Project(data_dir, work, 1)).study_id.iloc[0]
     with pytest.raises(SystemExit) as stopped:
         cache.main(command(data_dir, work, "--show", "ID_0"))
     assert f"no study ID_0 in {paths.slices(work)}; the first is {first}" in stopped.value.code
@@ -339,7 +340,7 @@ def test_slices_that_are_not_square_or_of_two_sizes_share_no_box(tmp_path, work)
 
 
 def test_real_studies_are_cropped_to_heads_that_stay_whole(real_data, work):
-    folder = cache.ensure(real_data, work, 128, 1, "study")
+    folder = cache.ensure(Project(real_data, work, 1), 128, "study")
     table = tables.read_slices(work).set_index("slice_id").join(ledger.read(folder).drop(columns="stamp"))
     assert (table.groupby("study_id")[list(crop.Box._fields)].nunique() == 1).all(axis=None)
     mm = table.height * table.row_spacing

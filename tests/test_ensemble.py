@@ -7,6 +7,7 @@ from made_runs import make, synthetic
 
 from ich_kaggle import blending, disk, ensemble, metric, paths, runs, selection, tables
 from ich_kaggle.labels import ANY, LABELS
+from ich_kaggle.project import Project
 
 TARGET, RUNS, PATIENT, FOLD = synthetic()
 
@@ -107,7 +108,7 @@ def test_plain_predictions_are_the_pipeline_in_the_file_applied(work_dir):
     table = tables.read_slices(work_dir)
     fold = tables.read_folds(work_dir, table)
     pipeline = selection.from_json(disk.read_json(folder_of(work_dir) / "weights.json")["pipeline"], ["fine", "noisy"])
-    oof = [blending.raise_any(runs.read_oof(work_dir, r, table, fold)) for r in ("fine", "noisy")]
+    oof = [blending.raise_any(runs.read_oof(runs.Run(work_dir, r), [0, 1, 2], table, fold)) for r in ("fine", "noisy")]
     assert oof_of(work_dir, "oof.parquet")[1] == pytest.approx(selection.predict(pipeline, oof), abs=1e-6)
 
 
@@ -120,7 +121,8 @@ def test_the_order_of_the_runs_changes_no_prediction(work_dir):
 def test_one_run_alone_without_calibration_is_itself(work_dir):
     run(work_dir, "--runs", "fine", "--no-calibrate")
     table = tables.read_slices(work_dir)
-    alone = blending.raise_any(runs.read_oof(work_dir, "fine", table, tables.read_folds(work_dir, table)))
+    fold = tables.read_folds(work_dir, table)
+    alone = blending.raise_any(runs.read_oof(runs.Run(work_dir, "fine"), [0, 1, 2], table, fold))
     assert oof_of(work_dir, "oof.parquet", "fine")[1] == pytest.approx(alone, abs=1e-7)
 
 
@@ -138,15 +140,16 @@ def test_running_again_does_nothing_and_says_so(work_dir, capsys):
     assert before == {path.name: path.stat().st_mtime_ns for path in folder_of(work_dir).iterdir()}
 
 
-def test_another_method_or_other_predictions_over_an_ensemble_are_refused(work_dir):
+def test_another_method_over_an_ensemble_is_refused_and_other_predictions_are_blended_anew(work_dir, capsys):
     run(work_dir)
     with pytest.raises(SystemExit, match="was made with method auto, not simplex"):
         run(work_dir, "--method", "simplex")
     path = paths.fold(work_dir, "fine", 0) / "oof.parquet"
     table = pd.read_parquet(path)
     tables.write_predictions(path, table.slice_id, 1 - table[list(LABELS)].to_numpy())
-    with pytest.raises(SystemExit, match="was made with fine/fold0/oof.parquet .* give another --name"):
-        run(work_dir)
+    capsys.readouterr()
+    run(work_dir)
+    assert "blended anew (predicted anew: fine/fold0)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("file", ["oof.parquet", "test.parquet"])
@@ -159,12 +162,11 @@ def test_a_run_whose_rows_are_missing_is_named(work_dir, file):
     assert not (folder_of(work_dir) / "weights.json").exists()
 
 
-def test_a_fold_without_predictions_is_named_with_the_command_that_makes_it(work_dir):
-    shutil.rmtree(paths.fold(work_dir, "noisy", 2))
-    with pytest.raises(
-        SystemExit, match="fold2/model.pt is missing: run python -m ich_kaggle.train --run noisy --fold 2"
-    ):
-        run(work_dir)
+def test_a_run_that_is_asked_for_and_has_no_fold_is_named_with_the_command_that_makes_one(work_dir):
+    for k in range(3):
+        shutil.rmtree(paths.fold(work_dir, "noisy", k))
+    with pytest.raises(SystemExit, match="no finished fold: run python -m ich_kaggle.train --run noisy --fold 0"):
+        run(work_dir, "--runs", "fine", "noisy")
 
 
 def test_without_runs_there_is_nothing_to_blend(work_dir):
@@ -184,6 +186,6 @@ def test_a_run_named_twice_is_refused(work_dir):
 
 
 def test_a_folder_that_no_run_can_be_is_passed_over(work_dir):
-    runs = ensemble.all_runs(work_dir)
+    runs_before = ensemble.choose_runs(Project(None, work_dir), None, None)
     (work_dir / "runs" / "a copy" / "fold0").mkdir(parents=True)
-    assert ensemble.all_runs(work_dir) == runs
+    assert ensemble.choose_runs(Project(None, work_dir), None, None) == runs_before

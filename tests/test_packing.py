@@ -10,6 +10,7 @@ import pytest
 
 from ich_kaggle import disk, ensemble, packing, paths, spacing, tables
 from ich_kaggle.labels import LABELS
+from ich_kaggle.project import Project
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def bundle(made) -> packing.Bundle:
 
 
 def export(work: Path, name: str = "levels") -> Path:
-    return packing.export(work, paths.ensemble(work, name), work / "out.zip")
+    return packing.export(Project(None, work), paths.ensemble(work, name), work / "out.zip")
 
 
 def test_the_bundle_holds_each_run_that_is_needed_once_behind_those_it_reads(bundle, made):

@@ -8,6 +8,7 @@ import joblib
 import pytest
 
 from ich_kaggle import cache, cli, ledger, parallel, paths, slices
+from ich_kaggle.project import Project
 
 
 def squares(numbers: list[int]) -> tuple[list[int], int, int]:
@@ -93,7 +94,7 @@ def test_a_dask_cluster_makes_the_same_table_and_cache(cluster, competition, tmp
     flags = ["--data-dir", str(competition), "--work-dir", str(tmp_path / "dask"), "--backend", "dask"]
     slices.main([*flags, "--scheduler", address])
     cache.main([*flags, "--scheduler", address, "--image-size", "64", "--crop", "study"])
-    here = cache.ensure(competition, tmp_path / "here", 64, 1, "study")
+    here = cache.ensure(Project(competition, tmp_path / "here", 1), 64, "study")
     there = paths.cache(tmp_path / "dask", here.name)
     assert paths.slices(tmp_path / "dask").read_bytes() == paths.slices(tmp_path / "here").read_bytes()
     names = sorted(f.relative_to(here) for f in here.rglob("*") if f.is_file())
@@ -122,11 +123,13 @@ def test_the_backend_is_the_usual_one_again_afterwards():
 
 def test_a_failing_slice_stops_the_work_with_its_own_error(competition, tmp_path):
     data_dir = shutil.copytree(competition, tmp_path / "input")
-    slices.ensure(data_dir, tmp_path / "work", 1)
-    row = slices.ensure(None, tmp_path / "work", 1).iloc[-1]
+    slices.ensure(Project(data_dir, tmp_path / "work", 1))
+    row = slices.ensure(Project(None, tmp_path / "work", 1)).iloc[-1]
     (data_dir / row.path).write_bytes(b"damaged since the scan")
     with pytest.raises(
         ValueError, match=f"{row.path} has changed since it was scanned: run python -m ich_kaggle.slices --over"
     ):
-        cache.ensure(data_dir, tmp_path / "work", 64, 2)
-    assert len(ledger.read(paths.cache(tmp_path / "work", "64"))) < len(slices.ensure(None, tmp_path / "work", 1))
+        cache.ensure(Project(data_dir, tmp_path / "work", 2), 64)
+    assert len(ledger.read(paths.cache(tmp_path / "work", "64"))) < len(
+        slices.ensure(Project(None, tmp_path / "work", 1))
+    )

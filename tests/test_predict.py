@@ -5,6 +5,7 @@ import torch
 
 from ich_kaggle import augment, folds, models, predict, tables, tasks, train
 from ich_kaggle.labels import LABELS
+from ich_kaggle.project import Project
 
 TINY = ["--arch", "test_resnet", "--weights", "none", "--image-size", "32", "--cache-size", "64", "--epochs", "1"]
 
@@ -40,7 +41,7 @@ def by_hand(work, views: list[str]) -> np.ndarray:
 @pytest.mark.parametrize("views", [["identity"], ["identity", "hflip"], ["identity", "left", "zoom"]])
 def test_predictions_are_the_mean_logits_of_the_views_slice_by_slice(trained, views):
     run(trained, "--views", *views)
-    table, fold = tables.read_slices(trained), folds.ensure(None, trained, 1)
+    table, fold = tables.read_slices(trained), folds.ensure(Project(None, trained, 1))
     expected = by_hand(trained, views)
     for name, rows in (("oof.parquet", fold == 0), ("test.parquet", (table.split == "test").to_numpy())):
         got = read(trained, name)
@@ -56,7 +57,7 @@ def test_the_batch_size_changes_nothing(trained):
 
 
 def test_embeddings_of_the_other_folds_are_empty_unless_all_are_asked_for(trained):
-    path, fold = trained / "runs" / "a" / "fold0" / "embeddings.npy", folds.ensure(None, trained, 1)
+    path, fold = trained / "runs" / "a" / "fold0" / "embeddings.npy", folds.ensure(Project(None, trained, 1))
     run(trained)
     assert (np.isnan(np.load(path)[:, 0]) == (fold > 0)).all()
     run(trained, "--all-slices", "--overwrite")
@@ -81,9 +82,7 @@ def test_other_views_over_the_same_predictions_are_refused_with_both_named(train
 
 
 def test_a_fold_without_a_model_is_named_with_the_command_that_makes_it(trained):
-    assert "fold2/model.pt is missing: run python -m ich_kaggle.train --run a --fold 2" in refused(
-        trained, "--fold", "2"
-    )
+    assert "fold 2 is not finished: run python -m ich_kaggle.train --run a --fold 2" in refused(trained, "--fold", "2")
 
 
 def test_a_model_fitted_on_other_folds_is_refused(trained):

@@ -9,6 +9,7 @@ from dicom_files import content, ct, head, write
 
 from ich_kaggle import cli, paths, slices, tables
 from ich_kaggle.labels import LABELS
+from ich_kaggle.project import Project
 
 HEAD = (head((32, 32), 12, (16, 16)) + 1024).astype(np.uint16)
 
@@ -205,11 +206,11 @@ def test_tables_and_files_that_do_not_match_are_refused_with_their_name(data_dir
 
 def test_a_table_of_an_older_version_is_refused_with_what_to_do(data_dir, tmp_path):
     work = tmp_path / "work"
-    slices.ensure(data_dir, work, 1)
+    slices.ensure(Project(data_dir, work, 1))
     old = tables.read_slices(work).drop(columns="stamp")
     tables.write_slices(work, old, tables.slices_settings(work))
     with pytest.raises(ValueError, match="no column stamp: run python -m ich_kaggle.slices --overwrite"):
-        slices.ensure(data_dir, work, 1)
+        slices.ensure(Project(data_dir, work, 1))
 
 
 def test_a_scheduler_without_dask_is_refused(data_dir, tmp_path, capsys):

@@ -25,10 +25,11 @@ from ich_kaggle import (
     windows,
 )
 from ich_kaggle.labels import LABELS
+from ich_kaggle.project import Project
 
 TINY = ["--arch", "test_resnet", "--weights", "none", "--image-size", "32", "--cache-size", "64", "--batch-size", "8"]
 TINY += ["--epochs", "2", "--workers", "0", "--device", "cpu"]
-LEFT = {"options.json", "log.csv", "model.pt"}
+LEFT = {"log.csv", "model.pt"}
 
 
 @pytest.fixture(autouse=True)
@@ -95,17 +96,17 @@ def test_all_folds_run_in_turn_and_finished_ones_are_skipped(work, capsys):
     train.main([*TINY, "--work-dir", str(work), "--fold", "all", "--run", "a"])
     told = capsys.readouterr().out
     assert "fold1/model.pt is there: nothing to do" in told
-    assert {path.name for path in (work / "runs" / "a").glob("[!.]*")} == {"fold0", "fold1", "fold2"}
+    assert {path.name for path in (work / "runs" / "a").glob("[!.]*")} == {"run.json", "fold0", "fold1", "fold2"}
 
 
 def test_other_settings_over_a_begun_fold_are_refused_with_both_named(work):
     run(work)
     assert "made with rotate 30.0, not 10.0" in refused(work, "--fold", "0", "--rotate", "10")
-    assert "made with offsets [0], not [-1, 0, 1]" in refused(work, "--fold", "0", "--context", "both")
+    assert "made with context windows, not both" in refused(work, "--fold", "0", "--context", "both")
 
 
 def test_a_slice_of_the_cache_that_is_damaged_stops_the_run_with_the_command_that_mends_it(work):
-    fold = folds.ensure(None, work, 1)
+    fold = folds.ensure(Project(None, work, 1))
     path = paths.cached(work / "cache" / "64", tables.read_slices(work).slice_id[(fold >= 0) & (fold != 0)].iloc[0])
     path.write_bytes(path.read_bytes()[:100])
     said = refused(work, "--fold", "0")
@@ -160,7 +161,7 @@ EVERYTHING += ["--focal", "1", "--accumulate", "2", "--freeze", "1", "--layer-de
 
 def test_every_option_of_training_runs_and_is_recorded(work):
     run(work, *EVERYTHING, "--vflip", "0.1", "--clip", "0.5", "--warmup", "0.3", "--weight-decay", "0.1")
-    options = disk.read_json(work / "runs" / "a" / "fold0" / "options.json")["options"]
+    options = disk.read_json(work / "runs" / "a" / "run.json")["settings"]
     assert (options["sampler"], options["freeze"], options["layer_decay"], options["soften"]) == ("study", 1, 0.7, 0.1)
 
 
@@ -193,7 +194,7 @@ def test_settings_that_made_nothing_yet_may_be_changed(work, monkeypatch):
         run(work, "--lr", "0.5")
     monkeypatch.undo()
     run(work)
-    options = disk.read_json(work / "runs" / "a" / "fold0" / "options.json")["options"]
+    options = disk.read_json(work / "runs" / "a" / "run.json")["settings"]
     assert options["lr"] == 2e-4
 
 
@@ -206,7 +207,7 @@ def test_a_run_that_was_begun_goes_on_with_settings_that_do_nothing(work, monkey
 
 
 def test_no_log_is_written_before_an_epoch_has_ended(tmp_path):
-    train.write_log(tmp_path / "log.csv", [])
+    training.write_log(tmp_path / "log.csv", [])
     assert not (tmp_path / "log.csv").exists()
 
 

@@ -27,6 +27,7 @@ from ich_kaggle import (
     windows,
 )
 from ich_kaggle.labels import LABELS
+from ich_kaggle.project import Project
 
 DATASET, SIZE = "ich-models", 512  # px
 work = Path(tempfile.gettempdir()) / "explore"
@@ -84,7 +85,7 @@ device = devices.pick_device("auto")
 model = models.load(first.path, device)
 tables.write_slices(work / "study", study, {"data_dir": str(data.root)})
 slices.write_defects(work / "study", slices.read_defects(work))
-folder = cache.ensure(None, work / "study", model.config.cache_size, 4, model.config.crop)
+folder = cache.ensure(Project(None, work / "study", 4), model.config.cache_size, model.config.crop)
 loader = tasks.slice_loader(study, folder, model.config, batch_size=32, workers=0)
 probability = expit(training.predict(model, loader, device))
 

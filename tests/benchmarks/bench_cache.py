@@ -28,6 +28,7 @@ import pydicom
 
 from ich_kaggle import cache, dicom, paths, png, render, slices, windows
 from ich_kaggle.archive import Member
+from ich_kaggle.project import Project
 
 SIZE = 512
 Way = Callable[[Path, Path], None]
@@ -195,9 +196,9 @@ def replicate(folder: Path, out: Path, times: int) -> Path:
 def _filled(data_dir: Path, out: Path, workers: int) -> tuple[float, float]:
     """Return wall and CPU seconds of caching, in all its processes; the slice table is made before."""
     with contextlib.redirect_stdout(io.StringIO()):
-        slices.ensure(data_dir, out, 1)
+        slices.ensure(Project(data_dir, out, 1))
         start, begun = time.perf_counter(), time.process_time() + _of_workers()["cpu"]
-        cache.ensure(data_dir, out, SIZE, workers)
+        cache.ensure(Project(data_dir, out, workers), SIZE)
     wall, cpu = time.perf_counter() - start, time.process_time() + _of_workers()["cpu"] - begun
     shutil.rmtree(out)
     return wall, cpu

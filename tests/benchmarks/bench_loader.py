@@ -26,6 +26,7 @@ from torchvision.io import read_image
 from torchvision.transforms import v2
 
 from ich_kaggle import augment, cache, paths, png, tables, tasks
+from ich_kaggle.project import Project
 
 SIZE, CACHE, BATCH = 448, 512, 32
 
@@ -132,7 +133,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    folder = cache.ensure(options.data_dir, options.work_dir, CACHE, 1)
+    folder = cache.ensure(Project(options.data_dir, options.work_dir, 1), CACHE)
     table = tables.read_slices(options.work_dir).iloc[: options.slices]
     if options.only:
         print(once(runs(table, folder)[options.only], len(table)))

@@ -159,6 +159,7 @@ def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 before, began, worked = peak(), time.perf_counter(), time.process_time()
 from ich_kaggle import cache, train
+from ich_kaggle.project import Project
 class Started(BaseException): pass
 def stop(*_, **__): raise Started
 cache.ensure = lambda *_, **__: Path(sys.argv[1]) / "cache" / "512"
@@ -201,12 +202,13 @@ def first_batch(data_dir: Path, work_dir: Path) -> None:
     from bench_loader import Files
 
     from ich_kaggle import paths, png
+    from ich_kaggle.project import Project
 
-    folder = cache.ensure(data_dir, work_dir, 512, 1)
+    folder = cache.ensure(Project(data_dir, work_dir, 1), 512)
     table = tables.read_slices(work_dir)
     files = [paths.cached(folder, slice_id) for slice_id in table.slice_id]
     config = tasks.slice_config("resnet50", image_size=512, cache_size=512)
-    folds.ensure(data_dir, work_dir, 1)
+    folds.ensure(Project(data_dir, work_dir, 1))
     for name, loader in (
         ("bare", DataLoader(Files(files, lambda path: torch.from_numpy(png.read(path).copy())), 32, num_workers=2)),
         ("ours", tasks.slice_loader(table, folder, config, batch_size=32, workers=2)),
