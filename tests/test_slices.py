@@ -227,6 +227,6 @@ def test_real_slices_at_one_position_are_ordered_by_their_id(real_data):
     assert table.tilt.between(0, 30).all() and (table.tilt > 7).sum() > 100
 
 
-def test_every_progress_bar_is_silent_off_a_terminal(data_dir, tmp_path, capsys):
+def test_short_work_shows_no_progress_off_a_terminal(data_dir, tmp_path, capsys):
     slices.main(["--data-dir", str(data_dir), "--work-dir", str(tmp_path / "work"), "--workers", "1"])
     assert capsys.readouterr().err == "" and cli.IS_FIRST
