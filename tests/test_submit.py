@@ -938,6 +938,12 @@ def put_history(*scores: tuple[str, str]) -> None:
         diary.record(paths.Path(HISTORY), row | {"private": private, "status": "COMPLETE", "ref": str(REF + i)})
 
 
+def test_every_column_and_status_of_the_history_is_explained():
+    text = (paths.Path(__file__).parents[1] / "submissions" / "README.md").read_text()
+    explained = re.findall(r"^\| `(\w+)` \| ", text, re.MULTILINE)
+    assert explained == [*diary.COLUMNS, "SENDING", "REFUSED", "PENDING", "COMPLETE", "ERROR"]
+
+
 def test_history_shows_the_out_of_fold_loss_beside_the_private_score(run):
     put_history(("0.05230", "0.04891"), ("0.05110", ""))
     header, first, second, picture = run("--history").out.splitlines()
