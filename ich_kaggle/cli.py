@@ -21,6 +21,11 @@ RECIPES = Path(__file__).parent / "recipes"
 IS_FIRST = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes
 
 THERE = " is there: nothing to do"  # said of a file that a command would have made
+INTERRUPTED = "interrupted: run the same command to resume\n"
+OVERWRITING = (
+    "interrupted: files that --overwrite replaces may be gone already: run the command without --overwrite to resume, "
+    "or with it to start over\n"
+)
 
 
 def _fold(text: str) -> int | str:
@@ -180,13 +185,6 @@ def run(function: Callable, parser: argparse.ArgumentParser, argv: list[str] | N
             traceback.print_exception(stop)
         sys.stderr.write(OVERWRITING if options.get("overwrite") else INTERRUPTED)
         sys.exit(130)
-
-
-INTERRUPTED = "interrupted: run the same command to resume\n"
-OVERWRITING = (
-    "interrupted: files that --overwrite replaces may be gone already: run the command without --overwrite to resume, "
-    "or with it to start over\n"
-)
 
 
 def is_debug(argv: list[str]) -> bool:

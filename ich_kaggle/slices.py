@@ -69,7 +69,8 @@ def scan(data: paths.Data, split: str, workers: int, pixels: bool = False) -> pd
     """
     members = data.members(split)
     if not members:
-        raise FileNotFoundError(f"{data.root}: no DICOM files in {' or '.join(paths.DICOM_FOLDERS[split])}")
+        folders = " or ".join(paths.DICOM_FOLDERS[split])
+        raise FileNotFoundError(f"{data.root}: no DICOM files in {folders}: get them ({paths.DOWNLOAD} --all)")
     tasks = ((data, members[i : i + BATCH], pixels) for i in range(0, len(members), BATCH))
     found = list(parallel.work(_scan_batch, tasks, len(members), f"scan {split}", workers))
     columns = dict.fromkeys([*max(found, key=lambda rows: rows.shape[1]), "defect", "action"])

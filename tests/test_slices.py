@@ -194,7 +194,10 @@ def test_other_data_over_the_same_table_is_refused_with_both_named(data_dir, tmp
             "ID_00000000f.dcm is there, but not in",
         ),
         (lambda root: (root / paths.TRAIN_CSV).unlink(), "stage_2_train.csv is missing"),
-        (lambda root: shutil.rmtree(root / "stage_2_test"), "no DICOM files in stage_2_test or stage_2_test_images"),
+        (
+            lambda root: shutil.rmtree(root / "stage_2_test"),
+            f"in stage_2_test or stage_2_test_images: get them ({paths.DOWNLOAD} --all)",
+        ),
     ],
 )
 def test_tables_and_files_that_do_not_match_are_refused_with_their_name(data_dir, tmp_path, capsys, spoil, message):
