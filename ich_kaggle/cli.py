@@ -170,6 +170,8 @@ def run(function: Callable, parser: argparse.ArgumentParser, argv: list[str] | N
     argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(format="%(message)s", level=logging.INFO if IS_FIRST else logging.WARNING, stream=sys.stderr)
     logging.captureWarnings(True)
+    if "--debug" in argv:
+        os.environ["ICH_DEBUG"] = "1"  # for the commands that this one starts, too
     options = {}
     try:
         options = vars(parse(parser, argv))
@@ -177,18 +179,18 @@ def run(function: Callable, parser: argparse.ArgumentParser, argv: list[str] | N
             options.pop(name, None)
         function(**options)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        if is_debug(argv):
+        if is_debug():
             traceback.print_exception(error)
         sys.exit(one_line(error))
     except KeyboardInterrupt as stop:
-        if is_debug(argv):
+        if is_debug():
             traceback.print_exception(stop)
         sys.stderr.write(OVERWRITING if options.get("overwrite") else INTERRUPTED)
         sys.exit(130)
 
 
-def is_debug(argv: list[str]) -> bool:
-    return "--debug" in argv or os.environ.get("ICH_DEBUG", "0") not in ("", "0")
+def is_debug() -> bool:
+    return os.environ.get("ICH_DEBUG", "0") not in ("", "0")
 
 
 def one_line(error: Exception) -> str:

@@ -117,11 +117,14 @@ def fail(**_):
     raise ValueError("a.csv: row 2 is odd") from KeyError("the cause")
 
 
-@pytest.mark.parametrize(("argv", "env"), [(["--debug"], None), ([], "1"), ([], "0"), ([], None)])
+@pytest.fixture(autouse=True)
+def no_debug(monkeypatch):
+    monkeypatch.setenv("ICH_DEBUG", "")
+
+
+@pytest.mark.parametrize(("argv", "env"), [(["--debug"], ""), ([], "1"), ([], "0"), ([], "")])
 def test_debug_shows_the_traceback_behind_an_error_line(parser, capsys, monkeypatch, argv, env):
-    monkeypatch.delenv("ICH_DEBUG", raising=False)
-    if env is not None:
-        monkeypatch.setenv("ICH_DEBUG", env)
+    monkeypatch.setenv("ICH_DEBUG", env)
     with pytest.raises(SystemExit) as stop:
         cli.run(fail, parser, argv)
     assert stop.value.code == "error: a.csv: row 2 is odd"
@@ -136,6 +139,12 @@ def test_debug_shows_the_traceback_of_a_recipe_that_is_refused_too(parser, capsy
     with pytest.raises(SystemExit):
         cli.run(fail, parser, ["--recipe", "cpuu", "--debug"])
     assert "in recipe_path" in capsys.readouterr().err
+
+
+def test_debug_of_a_command_is_that_of_the_commands_it_starts(parser, capsys):
+    with pytest.raises(SystemExit):
+        cli.run(lambda **_: cli.run(fail, parser, []), parser, ["--debug"])
+    assert "in fail\n" in capsys.readouterr().err
 
 
 def test_debug_is_in_every_help_and_reaches_no_command(parser):
