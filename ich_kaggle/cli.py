@@ -7,8 +7,12 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
+from time import monotonic
+from typing import Self
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +21,11 @@ RECIPES = Path(__file__).parent / "recipes"
 IS_FIRST = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes
 
 THERE = " is there: nothing to do"  # said of a file that a command would have made
+INTERRUPTED = "interrupted: run the same command to resume\n"
+OVERWRITING = (
+    "interrupted: files that --overwrite replaces may be gone already: run the command without --overwrite to resume, "
+    "or with it to start over\n"
+)
 
 
 class _Folds(argparse.Action):
@@ -84,6 +93,10 @@ def command(doc: str, *flags: str, **defaults) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=_Help, allow_abbrev=False)
     for flag in flags:
         parser.add_argument(flag, **FLAGS[flag])
+    # Suppressed: only `run` knows of it, no command has to take it.
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+    )
     parser.set_defaults(**defaults)
     return parser
 
@@ -138,7 +151,7 @@ def describe_recipes() -> str:
 
 def _apply(parser: argparse.ArgumentParser, recipe: dict, path: Path) -> None:
     actions = {action.option_strings[-1][2:]: action for action in parser._actions if action.option_strings}
-    known = sorted(set(actions) - {"help", "recipe", "recipes"})
+    known = sorted(set(actions) - {"help", "recipe", "recipes", "debug"})
     for key, value in recipe.items():
         if key not in known:
             raise ValueError(f"{path}: unknown key {key}: the flags of this command are {', '.join(known)}")
@@ -169,18 +182,34 @@ def run(
     argv: list[str] | None = None,
     recorded: Callable[[argparse.Namespace], dict] | None = None,
 ) -> None:
-    """Call `function` with the parsed flags; what a user can mend ends in one line on stderr and exit code 1."""
+    """Call `function` with the parsed flags; what a user can mend ends in one line on stderr and exit code 1.
+
+    With --debug, or ICH_DEBUG=1 in the environment, the traceback stands before that line. `recorded` is as in `parse`.
+    """
+    argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(format="%(message)s", level=logging.INFO if IS_FIRST else logging.WARNING, stream=sys.stderr)
     logging.captureWarnings(True)
+    if "--debug" in argv:
+        os.environ["ICH_DEBUG"] = "1"  # for the commands that this one starts, too
+    options = {}
     try:
         options = vars(parse(parser, argv, recorded))
-        options.pop("recipe", None)
+        for name in ("recipe", "debug"):
+            options.pop(name, None)
         function(**options)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
+        if is_debug():
+            traceback.print_exception(error)
         sys.exit(one_line(error))
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: the same command goes on from here\n")
+    except KeyboardInterrupt as stop:
+        if is_debug():
+            traceback.print_exception(stop)
+        sys.stderr.write(OVERWRITING if options.get("overwrite") else INTERRUPTED)
         sys.exit(130)
+
+
+def is_debug() -> bool:
+    return os.environ.get("ICH_DEBUG", "0") not in ("", "0")
 
 
 def one_line(error: Exception) -> str:
@@ -203,8 +232,68 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def progress(items: Iterable, total: int, what: str, unit: str = " slices") -> Iterable:
-    """Return `items` behind a bar with rate and time left; silent when not on a terminal."""
+def progress(items: Iterable | None, total: int, what: str, unit: str = " slices", initial: int = 0) -> Iterable:
+    """Return `items` behind a bar with rate and time left, or off a terminal behind lines of a log.
+
+    `initial` of the `total` were done before. The unit B counts bytes.
+    """
+    if IS_FIRST and not sys.stderr.isatty():
+        return ProgressLog(items, total, what, unit, initial)
     from tqdm import tqdm
 
-    return tqdm(items, total=total, desc=what, unit=unit, disable=None if IS_FIRST else True, smoothing=0.05)
+    options = dict(desc=what, unit=unit, unit_scale=unit == "B", initial=initial, smoothing=0.05)
+    return tqdm(items, total=total, disable=not IS_FIRST, **options)
+
+
+FIRST_LINE, NEXT_LINE = 10, 60  # s
+
+
+class ProgressLog:
+    """Progress as lines of a log: after 10 s, then every minute, and at the end; short work has none.
+
+    Used like tqdm: iterated over, or updated inside a `with`.
+    """
+
+    def __init__(self, items: Iterable | None, total: int, what: str, unit: str, initial: int):
+        self.items, self.total, self.what, self.initial = items, total, what, initial
+        self.scale, self.unit = (1e6, " MB") if unit == "B" else (1, unit)
+        self.n, self.n_told, self.postfix = initial, None, ""
+        self.start = monotonic()
+        self.due = self.start + FIRST_LINE
+
+    def __iter__(self) -> Iterator:
+        with self:
+            for item in self.items:
+                yield item
+                self.update()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.n_told not in (None, self.n):
+            self.tell()
+
+    def update(self, n: int = 1) -> None:
+        self.n += n
+        if (now := monotonic()) >= self.due:
+            self.tell()
+            self.due = now + NEXT_LINE
+
+    def set_postfix_str(self, text: str, refresh: bool = False) -> None:
+        self.postfix = f", {text}"
+
+    def tell(self) -> None:
+        self.n_told = self.n
+        seconds = monotonic() - self.start
+        rate = (self.n - self.initial) / seconds
+        left = f"{_clock((self.total - self.n) / rate)} left" if rate > 0 else "time left unknown"
+        n, total, speed = f"{self.n / self.scale:,.0f}", f"{self.total / self.scale:,.0f}", f"{rate / self.scale:,.1f}"
+        log.info(
+            f"{self.what}: {n} of {total}{self.unit} ({100 * self.n // max(self.total, 1)}%), {speed}{self.unit}/s, "
+            f"{left if self.n < self.total else f'in {_clock(seconds)}'}{self.postfix}"
+        )
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -53,13 +53,25 @@ def new_row(message: str, **facts: str) -> dict[str, str]:
         dict.fromkeys(COLUMNS, "")
         | facts
         | {
-            "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+            "time": now(),
             "commit": paths.git_commit() or "",
             "tag": f"ich-{uuid.uuid4().hex[:12]}",
             "status": "SENDING",
             "note": message,
         }
     )
+
+
+def now() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def age(row: dict[str, str]) -> float:
+    """Return the seconds since `row` was sent: below 0 if by the clock of a machine that is ahead, or not a time."""
+    try:
+        return (datetime.now(UTC) - datetime.fromisoformat(row["time"])).total_seconds()
+    except (ValueError, TypeError):
+        return -1
 
 
 def scored(row: dict[str, str], submission: Any) -> dict[str, str]:
@@ -72,6 +84,12 @@ def scored(row: dict[str, str], submission: Any) -> dict[str, str]:
         "private": _number(submission.private_score),
         "note": row["note"] + reason,
     }
+
+
+def cut_short(rows: list[dict[str, str]], file: str, digest: str) -> dict[str, str] | None:
+    """Return the last row of a file that was being sent when its command stopped; None if there is none."""
+    wanted = dict(file=file, sha256=digest, status="SENDING")
+    return next((row for row in reversed(rows) if wanted.items() <= row.items()), None)
 
 
 def already_sent(rows: list[dict[str, str]], file: str, digest: str) -> dict[str, str] | None:

@@ -1,6 +1,15 @@
-"""Fetch the competition's files through Kaggle's client, going on from where an earlier download stopped."""
+"""Download the competition's tables, or all of it, from Kaggle; an interrupted download is resumed.
+
+The account must have accepted the competition's rules. The zip need not be unpacked: every command reads it in place.
+
+Reads:   Kaggle's credentials (KAGGLE_API_TOKEN, ~/.kaggle/access_token or ~/.kaggle/kaggle.json)
+Writes:  stage_2_train.csv and stage_2_sample_submission.csv in --data-dir, or with --all the zip beside that folder
+Example: python -m ich_kaggle.download --all
+         python -m ich_kaggle.download --data-dir /data/rsna
+"""
 
 import hashlib
+import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -91,17 +100,16 @@ def _receive(source: Any, path: Path, timeout: float) -> Path:
         return part
     with requests.get(source.url, headers={"Range": f"bytes={n_there}-"}, stream=True, timeout=timeout) as answer:
         answer.raise_for_status()
-        _append(answer, part, n_there if answer.status_code == 206 else 0, total)  # 200: all of it comes again
+        # Status 200: all of it comes again.
+        _append(answer, part, n_there if answer.status_code == 206 else 0, total, path.name)
     if part.stat().st_size != total:
         raise ConnectionError(f"{part.stat().st_size} of {total} bytes came")
     return part
 
 
-def _append(answer: Any, part: Path, n_there: int, total: int) -> None:
-    bar = cli.progress(None, total, part.name.split(".")[1], "B")
-    bar.unit_scale = True
+def _append(answer: Any, part: Path, n_there: int, total: int, what: str) -> None:
+    bar = cli.progress(None, total, what, "B", initial=n_there)
     with part.open("ab" if n_there else "wb") as file, bar:
-        bar.update(n_there)
         for block in answer.iter_content(BLOCK):
             file.write(block)
             bar.update(len(block))
@@ -121,11 +129,27 @@ def _settle(part: Path, path: Path) -> None:
     part.unlink()
 
 
-def download(data_dir: Path | None, *, whole: bool, connect: Callable = kaggle_client.connect) -> None:
+def download(*, data_dir: Path | None, whole: bool, connect: Callable = kaggle_client.connect) -> None:
     """Fetch the CSVs into `data_dir`, or if `whole` the zip of everything, beside it or called so."""
-    place = data_dir or Path("input") / paths.SLUG
+    place = data_dir or Path(os.environ.get("ICH_DATA_DIR") or paths.DEFAULT)
     if not whole:
         tables(connect(), place)
         return
     path = everything(connect(), place if place.suffix == ".zip" else place.with_name(f"{place.name}.zip"))
     cli.say(f"now run python -m ich_kaggle.slices --data-dir {path}")
+
+
+def build_parser():
+    parser = cli.command(__doc__)
+    help_text = f"folder of the tables; --all writes this name with .zip (default: $ICH_DATA_DIR, or {paths.DEFAULT})"
+    parser.add_argument("--data-dir", type=Path, help=help_text)
+    parser.add_argument("--all", dest="whole", action="store_true", help="everything, as one zip of 180 GB")
+    return parser
+
+
+def main(argv=None):
+    cli.run(download, build_parser(), argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 TIMEOUT = 60  # s without a byte
 TRIES = 5
 LONGEST_PAUSE = 600  # s that a server may ask to wait before it is for the user to decide
-LOOKS = (10, 20)  # s before each further look for a submission whose reply was lost
+LOOKS = (1, 2, 4, 8, 15, 30, 30, 30)  # s before each further look for a submission whose reply was lost
+LONGEST_LOOK = sum(LOOKS)  # s that Kaggle may go on with a submission after its client has gone
 POLLS, POLL_PAUSE = 360, 10  # times, s
 
 AGAIN = "run the command again"
@@ -285,8 +286,9 @@ def create(kaggle: Connection, token: str, message: str, tag: str) -> int:
                 problem = RuntimeError(f"Kaggle gave no number, but: {answer.message}")
             except ConnectionError as error:
                 problem = error
-            log.info("submission [%s] was not confirmed: looking whether it is at Kaggle", tag)
-            if ref := _look(kaggle, tag, delay(problem.__cause__, attempt)):
+            log.info("submission [%s] was not confirmed: looking for it at Kaggle, for up to %d s", tag, LONGEST_LOOK)
+            kaggle.sleep(min(delay(problem.__cause__, attempt), LONGEST_PAUSE))
+            if ref := look(kaggle, tag):
                 return ref
     except (OSError, RuntimeError) as error:
         if problem is None:
@@ -295,9 +297,11 @@ def create(kaggle: Connection, token: str, message: str, tag: str) -> int:
     raise TimeoutError(f"submission [{tag}] may be at Kaggle: {AGAIN}, it looks there before it sends ({problem})")
 
 
-def _look(kaggle: Connection, tag: str, pause: float) -> int:
-    # Kaggle may still be at work on a request whose reply was lost: one look is not enough to send it again.
-    for seconds in (min(pause, LONGEST_PAUSE), *LOOKS):
+def look(kaggle: Connection, tag: str) -> int:
+    """Return like `find`, once a submission that Kaggle may still be at work on has had the time to arrive."""
+    if ref := find(kaggle, tag):
+        return ref
+    for seconds in LOOKS:
         kaggle.sleep(seconds)
         if ref := find(kaggle, tag):
             return ref

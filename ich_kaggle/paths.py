@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import subprocess
@@ -21,10 +22,13 @@ SPLITS = ("train", "test")
 DICOM_FOLDERS = {split: (f"stage_2_{split}", f"stage_2_{split}_images") for split in SPLITS}
 INPUT = Path(os.environ.get("KAGGLE_INPUT_DIR", "/kaggle/input"))  # what a Kaggle kernel has attached
 MOUNTS = (INPUT / "competitions" / SLUG, INPUT / SLUG)
+DEFAULT = Path("input") / SLUG  # of a working copy
 
+DOWNLOAD = "python -m ich_kaggle.download"
 NO_DATA = (
-    "no competition data in {looked}: download it (kaggle competitions download -c " + SLUG + "), or make some "
-    "(python -m ich_kaggle.phantom), or see it all run (python -m ich_kaggle.demo)"
+    f"no competition data in {{looked}}: download it ({DOWNLOAD} --all), name its folder or zip (--data-dir, or the "
+    "environment variable ICH_DATA_DIR), make some (python -m ich_kaggle.phantom), or see it all run "
+    "(python -m ich_kaggle.demo)"
 )
 
 
@@ -74,6 +78,11 @@ class Data:
                 raise ValueError(f"{self.root}: {member.path} has changed since it was scanned: {again}")
             return file.read(limit)
 
+    @property
+    def has_images(self) -> bool:
+        """Whether there is more than tables. A zip is taken to be whole: its directory takes seconds to read."""
+        return self.is_zip or any((self.root / folder).is_dir() for split in SPLITS for folder in DICOM_FOLDERS[split])
+
     def members(self, split: str) -> list[Member]:
         """Return every DICOM file of `split`, sorted by path; empty if there is no folder of it."""
         return _zip_members(self, split) if self.is_zip else _folder_members(self.root, split)
@@ -102,30 +111,39 @@ def _zip_members(data: Data, split: str) -> list[Member]:
 def find_data(data_dir: Path | None = None) -> Data:
     """Return the competition's data in `data_dir`, or in the first default place that has it.
 
-    Raises FileNotFoundError with the ways to get data where there is none.
+    A folder with the tables alone is returned where no place has the images too. Raises FileNotFoundError with the
+    ways to get data where there is none.
     """
-    default = Path("input") / SLUG
-    places = [data_dir] if data_dir else [*map(Path, MOUNTS), default, default.with_name(SLUG + ".zip")]
+    places = [data_dir] if data_dir else [*map(Path, MOUNTS), DEFAULT, Path(f"{DEFAULT}.zip")]
     if not data_dir and os.environ.get("ICH_DATA_DIR"):
         places = [Path(os.environ["ICH_DATA_DIR"])]
-    for place in places:
-        if (found := _layout(place)) is not None:
+    tables = None
+    for found in itertools.chain.from_iterable(map(_layouts, places)):
+        if found.has_images:
             return found
-    raise FileNotFoundError(NO_DATA.format(looked=", ".join(map(str, places))))
+        tables = tables or found
+    if tables is None:
+        raise FileNotFoundError(NO_DATA.format(looked=", ".join(map(str, places))))
+    return tables
 
 
-def _layout(place: Path) -> Data | None:
+def _layouts(place: Path) -> Iterator[Data]:
+    """Yield the data in `place`: of a folder, or of a zip, also one within it or beside a folder that has tables."""
     # The tables mark the folder; a search by pattern would list 874,035 files first.
-    for folder in (place, place / SLUG, place / SLUG / SLUG):
-        if any((folder / name).is_file() for name in (SAMPLE_CSV, TRAIN_CSV)):
-            return Data(folder)
-    if not place.is_file():
-        return None
-    names = [PurePosixPath(name) for name in archive.directory(place) if name.endswith((SAMPLE_CSV, TRAIN_CSV))]
+    folders = (place, place / SLUG, place / SLUG / SLUG)
+    folders = [folder for folder in folders if any((folder / name).is_file() for name in (SAMPLE_CSV, TRAIN_CSV))]
+    yield from map(Data, folders)
+    for path in (place, place / f"{SLUG}.zip", *(Path(f"{folder}.zip") for folder in folders)):
+        if path.is_file() and (found := _zipped(path)):
+            yield found
+
+
+def _zipped(path: Path) -> Data | None:
+    names = [PurePosixPath(name) for name in archive.directory(path) if name.endswith((SAMPLE_CSV, TRAIN_CSV))]
     if not names:
         return None
     parent = min(names, key=lambda name: len(name.parts)).parent
-    return Data(place, "" if str(parent) == "." else f"{parent}/")
+    return Data(path, "" if str(parent) == "." else f"{parent}/")
 
 
 def dataset(name: str) -> Path:

@@ -8,9 +8,7 @@ Reads:   stage_2_train.csv, stage_2_sample_submission.csv, the headers in stage_
 Writes:  work/slices.parquet  (a row a slice: ids, position, split, path, six labels, header facts)
          work/defects.csv     (slice_id, path, defect, action)
          work/report/data.html (with --report: counts, labels, headers, gray values, defects, sample studies)
-         (with --download instead: the tables of the competition, with --all the zip of everything)
 Example: python -m ich_kaggle.slices --data-dir rsna-intracranial-hemorrhage-detection.zip
-         python -m ich_kaggle.slices --download --all
 """
 
 from pathlib import Path, PurePosixPath
@@ -23,7 +21,6 @@ from ich_kaggle import (
     data_report,
     dicom,
     disk,
-    download,
     header,
     parallel,
     paths,
@@ -73,7 +70,8 @@ def scan(data: paths.Data, split: str, workers: int, pixels: bool = False) -> pd
     """
     members = data.members(split)
     if not members:
-        raise FileNotFoundError(f"{data.root}: no DICOM files in {' or '.join(paths.DICOM_FOLDERS[split])}")
+        folders = " or ".join(paths.DICOM_FOLDERS[split])
+        raise FileNotFoundError(f"{data.root}: no DICOM files in {folders}: get them ({paths.DOWNLOAD} --all)")
     tasks = ((data, members[i : i + BATCH], pixels) for i in range(0, len(members), BATCH))
     found = list(parallel.work(_scan_batch, tasks, len(members), f"scan {split}", workers))
     columns = dict.fromkeys([*max(found, key=lambda rows: rows.shape[1]), "defect", "action"])
@@ -210,12 +208,7 @@ def report(data_dir: Path | None, work_dir: Path, seed: int) -> None:
     cli.say(f"{path}: open it in a browser")
 
 
-def command(*, fetch: bool, whole: bool, is_report: bool, seed: int, **options) -> None:
-    if whole and not fetch:
-        raise ValueError("--all goes with --download")
-    if fetch:
-        download.download(options["data_dir"], whole=whole)
-        return
+def command(*, is_report: bool, seed: int, **options) -> None:
     slices(**options)
     if is_report:
         report(options["data_dir"], options["work_dir"], seed)
@@ -234,8 +227,6 @@ def build_parser():
     parser = cli.command(__doc__, *flags)
     parser.add_argument("--report", dest="is_report", action="store_true", help="write a page on the data as well")
     parser.add_argument("--pixels", action="store_true", help="read every pixel too, to find blank slices now")
-    parser.add_argument("--download", dest="fetch", action="store_true", help="get the CSVs from Kaggle, and stop")
-    parser.add_argument("--all", dest="whole", action="store_true", help="with --download: everything, 180 GB")
     return parser
 
 

@@ -25,6 +25,7 @@ from ich_kaggle.project import Project
 log = logging.getLogger(__name__)
 
 LONGEST = 300  # letters of a message
+LONG_AGO = 3600  # s after which no submission arrives that was being sent, on any machine's clock
 MEAN_FACTOR = 2  # a label predicted this much more or less often than out of fold is worth a warning
 
 
@@ -164,16 +165,17 @@ def warn_of_means(path: Path, found: np.ndarray, expected: np.ndarray) -> None:
             log.warning("WARNING %s: the mean of %s is %.4f, out of fold it is %.4f", path, label, ours, theirs)
 
 
-def send(kaggle: kaggle_client.Connection, path: Path, row: dict[str, str], history_csv: Path) -> int:
-    """Return the ref of `path` at Kaggle. Its row is in the history from before it is sent, so that none is lost."""
+def send(kaggle: kaggle_client.Connection, path: Path, row: dict[str, str], history_csv: Path) -> dict[str, str]:
+    """Return `row` with the ref of `path` at Kaggle. It is in the history before Kaggle is asked for a submission."""
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != row["sha256"]:
         raise ValueError(f"{path} has changed since it was verified: run the command again")
-    diary.record(history_csv, row)
     try:
         token = kaggle_client.upload(kaggle, path.name, content, path.stat().st_mtime)
+        row = row | {"time": diary.now(), "status": "SENDING"}  # not before: an upload alone is no submission
+        diary.record(history_csv, row)
         message = f"{cli.printable(row['note'], LONGEST)} [{row['tag']}]"  # short, so that the tag is not cut off
-        return kaggle_client.create(kaggle, token, message, row["tag"])
+        return row | {"ref": str(kaggle_client.create(kaggle, token, message, row["tag"]))}
     except TimeoutError:
         raise  # Kaggle may have it: the row stays SENDING
     except (OSError, RuntimeError) as error:
@@ -189,24 +191,39 @@ def deliver(
     Raises FileExistsError if Kaggle has scored it and not `again`, RuntimeError or OSError with Kaggle's reason.
     """
     with locks.locked(sending(history_csv.parent)):
-        sent = [] if again else diary.read(history_csv)
-        cut_short = diary.already_sent(sent, row["file"], row["sha256"])
+        rows = diary.read(history_csv)
+        # With `again` too a command that was cut short is finished: it may have been this one.
+        find_begun = diary.cut_short if again else diary.already_sent
+        begun = find_begun(rows, row["file"], row["sha256"])
         try:
             kaggle = connect()
         except (ImportError, OSError) as error:
             raise RuntimeError(f"{error}; or upload {path} in the browser at {kaggle_client.SITE}/submit") from error
-        row = cut_short or row
-        ref = int(row["ref"] or 0) or (kaggle_client.find(kaggle, row["tag"]) if cut_short else 0)
-        if ref:
+        if begun and (ref := find(kaggle, begun)):
             cli.say(f"{path}: was sent before, and is not sent again")
+            row = begun | {"ref": str(ref)}
         else:
             log.info("%s", kaggle_client.preflight(kaggle))
-            ref = send(kaggle, path, row, history_csv)
-        row = row | {"ref": str(ref), "status": "PENDING"}
+            row = send(kaggle, path, begun or row, history_csv)
+        row = row | {"status": "PENDING"}
         diary.record(history_csv, row)
-    cli.say(f"{path}: submission {ref}")
+    cli.say(f"{path}: submission {row['ref']}")
     if not no_wait:
         score(kaggle, row, history_csv)
+
+
+def find(kaggle: kaggle_client.Connection, row: dict[str, str]) -> int:
+    """Return the ref of the submission in `row`, of a command that was cut short; 0 if Kaggle does not have it."""
+    if row["ref"]:
+        return int(row["ref"])
+    if diary.age(row) > LONG_AGO:
+        return kaggle_client.find(kaggle, row["tag"])
+    what = f"submission [{row['tag']}]"
+    limit = kaggle_client.LONGEST_LOOK
+    log.info("%s was being sent at %s: looking for it at Kaggle, for up to %d s", what, row["time"], limit)
+    if not (ref := kaggle_client.look(kaggle, row["tag"])):
+        log.info("%s is not at Kaggle: sending it again", what)
+    return ref
 
 
 def score(kaggle: kaggle_client.Connection, row: dict[str, str], history_csv: Path) -> None:

@@ -292,8 +292,8 @@ def _train_epoch(run: Fit, loader: DataLoader, loss: Callable, checkpoint: Path,
     run.start_epoch()
     began = saved = time.monotonic()
     n_seen = 0
-    bar = cli.progress(batches(loader), run.n_batches, f"epoch {epoch + 1} of {run.recipe.epochs}", " batches")
-    bar.update(start)
+    what = f"epoch {epoch + 1} of {run.recipe.epochs}"
+    bar = cli.progress(batches(loader), run.n_batches, what, " batches", initial=start)
     for batch in bar:
         value = careful_step(run, loss, batch, checkpoint, names)
         run.train_loss += value

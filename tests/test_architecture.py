@@ -20,7 +20,7 @@ FILES = {
 PIXELS = {"dicom"}  # of one CT slice
 # What is made of several files or scores, or fitted to them.
 METHODS = {
-    *("comparison", "data_report", "download", "findings", "header", "hemorrhages", "kaggle_kernels", "packing"),
+    *("comparison", "data_report", "findings", "header", "hemorrhages", "kaggle_kernels", "packing"),
     *("page", "ranking", "render", "runs", "scanner", "selection", "shift", "smoothing", "stacking"),
 }
 STUDIES = {"frames", "piles", "reading_page"}  # what is found in files from anywhere
@@ -31,7 +31,19 @@ LEARNING = {
 TASKS = {"levels", "report_scores", "report_studies", "tasks"}  # what the commands are made of
 JOBS = {"flags", "passes", "scans"}  # what is made of tasks and levels, or asked for
 PIPELINE = [
-    *("phantom", "slices", "folds", "cache", "train", "predict", "sequence", "ensemble", "evaluate", "submit"),
+    *(
+        "download",
+        "phantom",
+        "slices",
+        "folds",
+        "cache",
+        "train",
+        "predict",
+        "sequence",
+        "ensemble",
+        "evaluate",
+        "submit",
+    ),
     *("report", "infer", "kernel", "demo"),
 ]
 FLOORS = (GROUND, WORDS, FILES, PIXELS, METHODS, STUDIES, LEARNING, TASKS, JOBS, PIPELINE)

@@ -122,7 +122,7 @@ def test_an_interrupted_run_says_so_and_goes_on_to_the_same_bytes(data_dir, work
     heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # which a job in the background does not
     stopped = process(data_dir, work, code=heard + AT.format(n=5, what="os.kill(os.getpid(), signal.SIGINT)"))
     _, error = stopped.communicate()
-    assert stopped.returncode == 130 and error.endswith("interrupted: the same command goes on from here\n")
+    assert stopped.returncode == 130 and error.endswith("interrupted: run the same command to resume\n")
     assert not list(work.rglob(".*.png.*"))
     assert tree(make(data_dir, work)) == whole
 

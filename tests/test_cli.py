@@ -1,3 +1,9 @@
+import logging
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from ich_kaggle import cli
@@ -105,3 +111,144 @@ def test_a_number_that_cannot_be_is_refused_with_those_that_can(capsys, flags, t
         cli.parse(parser, flags)
     assert stop.value.code == 2
     assert told in capsys.readouterr().err
+
+
+def fail(**_):
+    raise ValueError("a.csv: row 2 is odd") from KeyError("the cause")
+
+
+@pytest.fixture(autouse=True)
+def no_debug(monkeypatch):
+    monkeypatch.setenv("ICH_DEBUG", "")
+
+
+@pytest.mark.parametrize(("argv", "env"), [(["--debug"], ""), ([], "1"), ([], "0"), ([], "")])
+def test_debug_shows_the_traceback_behind_an_error_line(parser, capsys, monkeypatch, argv, env):
+    monkeypatch.setenv("ICH_DEBUG", env)
+    with pytest.raises(SystemExit) as stop:
+        cli.run(fail, parser, argv)
+    assert stop.value.code == "error: a.csv: row 2 is odd"
+    shown = capsys.readouterr().err
+    if argv or env == "1":
+        assert "in fail\n" in shown and "KeyError: 'the cause'" in shown
+    else:
+        assert shown == ""
+
+
+def test_debug_shows_the_traceback_of_a_recipe_that_is_refused_too(parser, capsys):
+    with pytest.raises(SystemExit):
+        cli.run(fail, parser, ["--recipe", "cpuu", "--debug"])
+    assert "in recipe_path" in capsys.readouterr().err
+
+
+def test_debug_of_a_command_is_that_of_the_commands_it_starts(parser, capsys):
+    with pytest.raises(SystemExit):
+        cli.run(lambda **_: cli.run(fail, parser, []), parser, ["--debug"])
+    assert "in fail\n" in capsys.readouterr().err
+
+
+def test_debug_is_in_every_help_and_reaches_no_command(parser):
+    given = {}
+    cli.run(lambda **options: given.update(options), parser, ["--debug"])
+    assert "--debug" in parser.format_help()
+    assert "lr" in given and "debug" not in given
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "interrupted: run the same command to resume\n"),
+        (
+            ["--overwrite"],
+            "interrupted: files that --overwrite replaces may be gone already: "
+            "run the command without --overwrite to resume, or with it to start over\n",
+        ),
+    ],
+)
+def test_an_interruption_names_the_command_that_resumes(parser, capsys, argv, message):
+    def interrupt(**_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(interrupt, parser, argv)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == message
+
+
+def test_an_interruption_of_the_imports_is_one_line(tmp_path):
+    """The command imports numpy before anything else of ours can catch Ctrl-C."""
+    heard = "import os, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    (tmp_path / "numpy.py").write_text(heard + "os.kill(os.getpid(), signal.SIGINT)\n")
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "ich_kaggle.submit", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "interrupted\n")
+
+
+class Clock:
+    """Seconds that pass only when a test says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch, caplog):
+    clock = Clock()
+    monkeypatch.setattr(cli, "monotonic", clock)
+    caplog.set_level(logging.INFO)
+    return clock
+
+
+def test_long_work_off_a_terminal_is_a_line_after_10_s_one_a_minute_and_one_at_the_end(clock, caplog):
+    for _ in cli.progress(range(200), 200, "cache 512"):
+        clock.now += 1
+    assert caplog.messages == [
+        "cache 512: 10 of 200 slices (5%), 1.0 slices/s, 0:03:10 left",
+        "cache 512: 70 of 200 slices (35%), 1.0 slices/s, 0:02:10 left",
+        "cache 512: 130 of 200 slices (65%), 1.0 slices/s, 0:01:10 left",
+        "cache 512: 190 of 200 slices (95%), 1.0 slices/s, 0:00:10 left",
+        "cache 512: 200 of 200 slices (100%), 1.0 slices/s, in 0:03:20",
+    ]
+
+
+def test_short_work_off_a_terminal_is_silent(clock, caplog, capsys):
+    for _ in cli.progress(range(9), 9, "cache 512"):
+        clock.now += 1
+    assert (caplog.messages, capsys.readouterr().err) == ([], "")
+
+
+def test_progress_by_hand_shows_what_is_behind_it_and_leaves_what_was_done_before_out_of_the_rate(clock, caplog):
+    with cli.progress(None, 180_000_000_000, "all.zip", "B", initial=170_000_000_000) as bar:
+        clock.now += 100
+        bar.set_postfix_str("try 2", refresh=False)
+        bar.update(2_000_000_000)
+    assert caplog.messages == ["all.zip: 172,000 of 180,000 MB (95%), 20.0 MB/s, 0:06:40 left, try 2"]
+
+
+def test_the_lines_of_a_command_in_a_pipe_are_on_stderr():
+    code = (
+        "from ich_kaggle import cli; cli.FIRST_LINE = -1\n"
+        "cli.run(lambda: list(cli.progress(range(2), 2, 'zip', ' files')), cli.command('It zips.'), [])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert [line.split(",")[0] for line in done.stderr.splitlines()] == [
+        "zip: 1 of 2 files (50%)",
+        "zip: 2 of 2 files (100%)",
+    ]
+    assert done.stdout == ""
+
+
+def test_only_the_first_process_of_torchrun_shows_progress(clock, caplog, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "IS_FIRST", False)
+    for _ in cli.progress(range(100), 100, "cache 512"):
+        clock.now += 10
+    assert (caplog.messages, capsys.readouterr().err) == ([], "")
+
+
+def test_on_a_terminal_progress_is_a_bar(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert list(cli.progress(range(3), 3, "cache 512")) == [0, 1, 2]
+    assert "cache 512: 100%|" in capsys.readouterr().err

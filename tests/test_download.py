@@ -1,12 +1,14 @@
 import functools
 import io
+import subprocess
+import sys
 import zipfile
 from types import SimpleNamespace
 
 import kaggle_server as fake
 import pytest
 
-from ich_kaggle import download, kaggle_client, paths, slices
+from ich_kaggle import download, kaggle_client, paths
 
 no_network, kaggle_server, proxied_server = fake.no_network, fake.kaggle_server, fake.proxied_server
 
@@ -35,7 +37,7 @@ def get(server):
 
     def get(data_dir: str = "data", *, whole: bool = False) -> dict[str, bytes]:
         connect = functools.partial(kaggle_client.connect, sleep=lambda seconds: None, timeout=5)
-        download.download(paths.Path(data_dir), whole=whole, connect=connect)
+        download.download(data_dir=paths.Path(data_dir), whole=whole, connect=connect)
         folder = paths.Path(data_dir if not whole else ".")
         return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
@@ -47,20 +49,37 @@ def test_the_tables_arrive_byte_for_byte_and_no_more_is_asked_for(get, server):
     assert (server.calls(FILE), server.calls(ALL)) == (2, 0)
 
 
-def test_the_command_fetches_into_the_default_folder(server, capsys):
-    slices.main(["--download"])
+def test_the_command_fetches_into_the_default_folder(server, capsys, monkeypatch):
+    monkeypatch.delenv("ICH_DATA_DIR", raising=False)
+    download.main([])
     assert (paths.Path("input") / paths.SLUG / paths.TRAIN_CSV).read_bytes() == TRAIN
     assert f"input/{paths.SLUG}/{paths.TRAIN_CSV}: {len(TRAIN)} bytes" in capsys.readouterr().out
     assert not paths.Path("work").exists()
 
 
-def test_everything_comes_only_on_demand_and_beside_the_default_folder(server, capsys):
-    with pytest.raises(SystemExit, match="--all goes with --download"):
-        slices.main(["--all"])
-    slices.main(["--download", "--all"])
+def test_the_tables_that_came_first_do_not_hide_the_zip_of_everything(server, capsys, monkeypatch):
+    monkeypatch.delenv("ICH_DATA_DIR", raising=False)
+    server.data_files[""] = zipped(f"{paths.SLUG}/{paths.TRAIN_CSV}", TRAIN, f"{paths.SLUG}/stage_2_test/ID_a.dcm")
+    download.main([])
+    assert paths.find_data().root == paths.Path("input") / paths.SLUG
+    download.main(["--all"])
     path = paths.Path("input") / f"{paths.SLUG}.zip"
     assert path.read_bytes() == server.data_files[""]
     assert capsys.readouterr().out.endswith(f"now run python -m ich_kaggle.slices --data-dir {path}\n")
+    assert paths.find_data() == paths.Data(path, f"{paths.SLUG}/")
+
+
+def test_what_is_downloaded_is_where_the_other_commands_look(server, monkeypatch):
+    monkeypatch.setenv("ICH_DATA_DIR", "mine")
+    download.main([])
+    assert paths.find_data().root == paths.Path("mine")
+
+
+def test_the_command_in_a_process_of_its_own_says_why_it_can_not(no_network):
+    command = [sys.executable, "-m", "ich_kaggle.download"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: no Kaggle credentials: make a token")
 
 
 def test_what_is_there_is_not_fetched_again(get, server, capsys):

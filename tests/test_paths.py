@@ -85,8 +85,46 @@ def test_no_data_anywhere_says_where_it_looked_and_how_to_get_some(tmp_path, mon
     monkeypatch.setattr(paths, "MOUNTS", (str(tmp_path / "mount"),))
     with pytest.raises(FileNotFoundError) as refused:
         paths.find_data()
-    for word in (f"{tmp_path}/mount", "kaggle competitions download", "ich_kaggle.phantom", "ich_kaggle.demo"):
+    ways = (f"{paths.DOWNLOAD} --all", "--data-dir", "ICH_DATA_DIR", "ich_kaggle.phantom", "ich_kaggle.demo")
+    for word in (f"{tmp_path}/mount", f"input/{paths.SLUG}.zip", *ways):
         assert word in str(refused.value)
+
+
+def only_tables(root: Path) -> Path:
+    for name in (paths.TRAIN_CSV, paths.SAMPLE_CSV):
+        root.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(FILES[name])
+    return root
+
+
+@pytest.mark.parametrize("asked", ["nothing", "the folder", "its parent", "the environment: the folder", "its mount"])
+def test_a_folder_with_tables_alone_does_not_hide_the_zip_beside_it(tmp_path, monkeypatch, asked):
+    monkeypatch.delenv("ICH_DATA_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(paths, "MOUNTS", (str(tmp_path / "mount"),))
+    tables = only_tables(Path("mount") if asked == "its mount" else paths.DEFAULT)
+    whole = packed(Path(f"{paths.DEFAULT}.zip"), f"{paths.SLUG}/")
+    if asked == "the environment: the folder":
+        monkeypatch.setenv("ICH_DATA_DIR", str(tables))
+    found = paths.find_data({"the folder": tables, "its parent": tables.parent}.get(asked))
+    assert found == paths.Data(whole, f"{paths.SLUG}/")
+    assert len(found.members("train")) == 2
+
+
+def test_a_folder_with_images_wins_over_the_zip_beside_it(tmp_path):
+    whole = folder(tmp_path / "rsna")
+    (tmp_path / "rsna.zip").write_bytes(b"half a download")
+    assert paths.find_data(whole) == paths.Data(whole)
+
+
+def test_a_folder_with_tables_alone_is_found_where_there_is_nothing_else(tmp_path):
+    tables = only_tables(tmp_path / "rsna")
+    assert paths.find_data(tables) == paths.Data(tables)
+
+
+def test_the_zip_inside_the_folder_that_is_named_is_found(tmp_path):
+    whole = packed(tmp_path / f"{paths.SLUG}.zip", "")
+    assert paths.find_data(tmp_path) == paths.Data(whole)
 
 
 def test_the_folder_that_the_environment_names_is_the_only_default(tmp_path, monkeypatch):

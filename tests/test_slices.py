@@ -195,7 +195,10 @@ def test_other_data_over_the_same_table_is_refused_with_both_named(data_dir, tmp
             "ID_00000000f.dcm is there, but not in",
         ),
         (lambda root: (root / paths.TRAIN_CSV).unlink(), "stage_2_train.csv is missing"),
-        (lambda root: shutil.rmtree(root / "stage_2_test"), "no DICOM files in stage_2_test or stage_2_test_images"),
+        (
+            lambda root: shutil.rmtree(root / "stage_2_test"),
+            f"in stage_2_test or stage_2_test_images: get them ({paths.DOWNLOAD} --all)",
+        ),
     ],
 )
 def test_tables_and_files_that_do_not_match_are_refused_with_their_name(data_dir, tmp_path, capsys, spoil, message):
@@ -228,6 +231,6 @@ def test_real_slices_at_one_position_are_ordered_by_their_id(real_data):
     assert table.tilt.between(0, 30).all() and (table.tilt > 7).sum() > 100
 
 
-def test_every_progress_bar_is_silent_off_a_terminal(data_dir, tmp_path, capsys):
+def test_short_work_shows_no_progress_off_a_terminal(data_dir, tmp_path, capsys):
     slices.main(["--data-dir", str(data_dir), "--work-dir", str(tmp_path / "work"), "--workers", "1"])
     assert capsys.readouterr().err == "" and cli.IS_FIRST

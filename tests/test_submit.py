@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -113,9 +114,11 @@ def only_csv() -> paths.Path:
     return found
 
 
-def shell(*argv: str, **env: str) -> subprocess.CompletedProcess:
-    """Run the command as a user does."""
+def shell(*argv: str, before: str = "", **env: str) -> subprocess.CompletedProcess:
+    """Run the command as a user does, with the folder `before` in front of where Python looks for packages."""
     command = [sys.executable, "-m", "ich_kaggle.submit", *argv]
+    if before:
+        env["PYTHONPATH"] = os.pathsep.join([before, os.environ.get("PYTHONPATH", "")])
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | env, check=False, timeout=60)
 
 
@@ -154,7 +157,7 @@ def test_a_dry_run_asks_nobody_and_needs_neither_credentials_nor_the_client(proj
     blocked = project / "blocked"
     (blocked / "kaggle").mkdir(parents=True)
     (blocked / "kaggle" / "__init__.py").write_text("raise ImportError('blocked')\n")
-    done = shell("--dry-run", *BLEND, PYTHONPATH=str(blocked))
+    done = shell("--dry-run", *BLEND, before=str(blocked))
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{os.path.relpath(only_csv())}: verified, 120 rows" in done.stdout
     assert not paths.Path(HISTORY).exists()
@@ -572,6 +575,97 @@ def test_a_command_cut_short_before_the_submission_makes_it_the_next_time(run, k
     assert_arrived_once(run(*BLEND), kaggle_server)
 
 
+def held_back(asked: threading.Event, until: threading.Event):
+    """Take a request, and do what it asks for only later, whether or not the client is still there."""
+
+    def fault(handler, work):
+        asked.set()
+        until.wait(60)
+        handler.finish_work(work)
+
+    return fault
+
+
+def test_ctrl_c_while_kaggle_is_slow_and_the_same_command_again_make_one_submission(
+    project, proxied_server, no_network
+):
+    put_key(no_network)
+    proxied_server.polls_until_scored = 0
+    argv = ("--file", altered(lambda rows: None))
+    asked, until = threading.Event(), threading.Event()
+    proxied_server.fail(CREATE, held_back(asked, until))
+    first = subprocess.Popen(
+        [sys.executable, "-m", "ich_kaggle.submit", *argv],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in background
+    )
+    assert asked.wait(60)
+    first.send_signal(signal.SIGINT)
+    told = first.communicate(timeout=60)[1]
+    assert (first.returncode, told.splitlines()[-1]) == (130, "interrupted: run the same command to resume")
+    (row,) = history()
+    assert (row["status"], proxied_server.submissions) == ("SENDING", [])
+
+    def not_yet(handler, work):
+        handler.finish_work(work)
+        until.set()
+
+    proxied_server.fail("ListSubmissions", not_yet)
+    again = shell(*argv)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr == (
+        f"submission [{row['tag']}] was being sent at {row['time']}: looking for it at Kaggle, for up to 120 s\n"
+    )
+    assert "mine.csv: was sent before, and is not sent again" in again.stdout
+    assert (len(proxied_server.submissions), proxied_server.calls(CREATE)) == (1, 1)
+    assert [(row["status"], row["ref"]) for row in history()] == [("COMPLETE", str(REF))]
+
+
+def put_sending(ago: timedelta) -> str:
+    """Put a command that was cut short `ago` into the history; return the flags that name its file."""
+    path = paths.Path(altered(lambda rows: None))
+    row = diary.new_row("cut short", name="mine", file=path.name, sha256=submit.sha256(path))
+    diary.record(paths.Path(HISTORY), row | {"time": f"{datetime.now(UTC) - ago:%Y-%m-%dT%H:%M:%SZ}"})
+    return str(path)
+
+
+@pytest.mark.parametrize("ago", [timedelta(), timedelta(minutes=20), -timedelta(days=1)])
+def test_what_was_just_being_sent_is_looked_for_as_long_as_it_may_arrive_and_then_sent(run, kaggle_server, ago):
+    done = run("--file", put_sending(ago))
+    assert outcome(done, kaggle_server) == (0, 1, ["COMPLETE"])
+    assert sum(done.pauses) == kaggle_client.LONGEST_LOOK + kaggle_client.POLL_PAUSE
+    assert "looking for it at Kaggle, for up to 120 s\n" in done.err
+    assert "is not at Kaggle: sending it again\n" in done.err
+
+
+def test_what_was_being_sent_yesterday_is_looked_for_once_and_then_sent(run, kaggle_server):
+    done = run("--file", put_sending(timedelta(days=1)))
+    assert outcome(done, kaggle_server) == (0, 1, ["COMPLETE"])
+    assert (done.pauses, kaggle_server.calls("ListSubmissions")) == ([kaggle_client.POLL_PAUSE], 1)
+    assert timedelta() <= datetime.now(UTC) - datetime.fromisoformat(history()[0]["time"]) < timedelta(minutes=5)
+
+
+def test_again_finishes_a_command_that_was_cut_short_before_it_sends_once_more(run, kaggle_server):
+    kaggle_server.fail(CREATE, fake.lose_reply)
+    kaggle_server.fail("ListSubmissions", *[fake.status(500)] * kaggle_client.TRIES)
+    assert outcome(run(*BLEND, "--again"), kaggle_server) == (1, 1, ["SENDING"])
+    assert_arrived_once(run(*BLEND, "--again"), kaggle_server)
+    assert outcome(run(*BLEND, "--again"), kaggle_server) == (0, 2, ["COMPLETE", "COMPLETE"])
+
+
+def test_an_interrupted_upload_is_no_submission_and_is_repeated(run, kaggle_server, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kaggle_client.Connection, "put", interrupt)
+        assert outcome(run(*BLEND), kaggle_server) == (1, 0, [])
+    done = run(*BLEND)
+    assert_arrived_once(done, kaggle_server)
+    assert not kaggle_server.calls("ListSubmissions")
+
+
 def test_a_refusal_after_a_lost_reply_says_that_the_submission_may_be_there(run, kaggle_server):
     kaggle_server.fail(CREATE, fake.hang_up, fake.status(400, "daily limit"))
     done = run(*BLEND)
@@ -816,7 +910,7 @@ def test_without_credentials_the_csv_is_kept_and_one_line_says_what_to_do(projec
 def test_a_client_that_cannot_be_imported_is_one_line(project, no_network, at_import, message):
     (project / "other" / "kaggle").mkdir(parents=True)
     (project / "other" / "kaggle" / "__init__.py").write_text(at_import + "\n")
-    done = shell(*BLEND, PYTHONPATH=str(project / "other"))
+    done = shell(*BLEND, before=str(project / "other"))
     assert (done.returncode, done.stdout) == (1, f"{only_csv()}: verified, 120 rows\n")
     assert (message in done.stderr, len(done.stderr.splitlines())) == (True, 1)
 
@@ -842,6 +936,12 @@ def put_history(*scores: tuple[str, str]) -> None:
     for i, (oof, private) in enumerate(scores):
         row = diary.new_row("", name=f"blend{i}", oof=oof, sha256="0")
         diary.record(paths.Path(HISTORY), row | {"private": private, "status": "COMPLETE", "ref": str(REF + i)})
+
+
+def test_every_column_and_status_of_the_history_is_explained():
+    text = (paths.Path(__file__).parents[1] / "submissions" / "README.md").read_text()
+    explained = re.findall(r"^\| `(\w+)` \| ", text, re.MULTILINE)
+    assert explained == [*diary.COLUMNS, "SENDING", "REFUSED", "PENDING", "COMPLETE", "ERROR"]
 
 
 def test_history_shows_the_out_of_fold_loss_beside_the_private_score(run):
