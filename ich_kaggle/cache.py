@@ -7,7 +7,7 @@ Reads:   work/slices.parquet, the DICOM pixels, out of Kaggle's zip too
 Writes:  work/cache/<name>/ab/ID_ab....png   (<name>: the size, and -study for --crop study)
          work/cache/<name>/ledger.csv        (checksums and crop box of every slice)
          work/cache/<name>/cache.json        (settings first, number of slices last: then it is whole)
-Example: python -m ich_kaggle.cache --image-size 512 --crop study
+Example: python -m ich_kaggle.cache --cache-size 512 --crop study
 """
 
 import os
@@ -38,7 +38,6 @@ from ich_kaggle.archive import Member
 from ich_kaggle.dicom import Encoding, Plain
 
 BATCH = 32  # slices in a task of one worker
-CROPS = ("none", "study")
 REMEDY = "give another --work-dir, or run python -m ich_kaggle.cache --overwrite"
 TILE = 160  # px of a slice on a contact sheet
 
@@ -140,8 +139,8 @@ def complete(data: paths.Data, table: pd.DataFrame, folder: Path, *, size: int, 
     ledger.write(folder, held.loc[[*table.slice_id, *others]])
 
 
-def settings_of(image_size: int, crop_by: str) -> dict:
-    return {"image_size": image_size, "windows": windows.CACHED, "crop": crop_by}
+def settings_of(cache_size: int, crop_by: str) -> dict:
+    return {"image_size": cache_size, "windows": windows.CACHED, "crop": crop_by}
 
 
 def _is_whole(state: Path, settings: dict, contents: dict) -> bool:
@@ -153,23 +152,23 @@ def _is_whole(state: Path, settings: dict, contents: dict) -> bool:
     return all(found.get(key) == value for key, value in contents.items())
 
 
-def folder_of(work_dir: Path, image_size: int, crop: str) -> Path:
-    return paths.cache(work_dir, f"{image_size}" if crop == "none" else f"{image_size}-{crop}")
+def folder_of(work_dir: Path, cache_size: int, crop: str) -> Path:
+    return paths.cache(work_dir, f"{cache_size}" if crop == "none" else f"{cache_size}-{crop}")
 
 
-def ensure(data_dir: Path | None, work_dir: Path, image_size: int, workers: int, crop: str = "none") -> Path:
-    """Return the folder of the cache of `image_size` px, completed where it was not whole, see `make`."""
-    return make(data_dir, work_dir, image_size, workers, crop)[0]
+def ensure(data_dir: Path | None, work_dir: Path, cache_size: int, workers: int, crop: str = "none") -> Path:
+    """Return the folder of the cache of `cache_size` px, completed where it was not whole, see `make`."""
+    return make(data_dir, work_dir, cache_size, workers, crop)[0]
 
 
-def make(data_dir: Path | None, work_dir: Path, image_size: int, workers: int, crop: str) -> tuple[Path, bool]:
+def make(data_dir: Path | None, work_dir: Path, cache_size: int, workers: int, crop: str) -> tuple[Path, bool]:
     """Return the folder of a cache, completed where it was not whole, and whether there was anything to do.
 
     A second process waits for the first. Raises ValueError naming both settings if it was made with other windows,
     or from other pixels.
     """
     table = slices.ensure(data_dir, work_dir, workers)
-    folder, settings = folder_of(work_dir, image_size, crop), settings_of(image_size, crop)
+    folder, settings = folder_of(work_dir, cache_size, crop), settings_of(cache_size, crop)
     state, contents = folder / "cache.json", {"slices": ledger.sources_hash(table), "n_slices": len(table)}
     if _is_whole(state, settings, contents):
         return folder, False
@@ -178,10 +177,10 @@ def make(data_dir: Path | None, work_dir: Path, image_size: int, workers: int, c
             return folder, False
         disk.write_json(state, settings)
         data = slices.data_of(data_dir, work_dir)
-        complete(data, table, folder, size=image_size, crop_by=crop, workers=workers)
+        complete(data, table, folder, size=cache_size, crop_by=crop, workers=workers)
         note_defects(work_dir, table, folder)
         disk.write_json(state, settings | contents | {"ledger": disk.file_hash(ledger.path_of(folder))})
-    cli.say(f"{folder}: {len(table)} slices of {image_size} px")
+    cli.say(f"{folder}: {len(table)} slices of {cache_size} px")
     return folder, True
 
 
@@ -262,7 +261,7 @@ def cache(
     *,
     data_dir: Path | None,
     work_dir: Path,
-    image_size: int,
+    cache_size: int,
     crop: str,
     study: str | None,
     verify: bool,
@@ -271,7 +270,7 @@ def cache(
     scheduler: str | None,
     overwrite: bool,
 ) -> None:
-    folder = folder_of(work_dir, image_size, crop)
+    folder = folder_of(work_dir, cache_size, crop)
     if overwrite and folder.exists():
         with locks.locked(folder):
             shutil.rmtree(folder)
@@ -279,7 +278,7 @@ def cache(
         if verify:
             check(folder, workers)
             return
-        _, is_new = make(data_dir, work_dir, image_size, workers, crop)
+        _, is_new = make(data_dir, work_dir, cache_size, workers, crop)
     if not is_new:
         table = tables.read_slices(work_dir)
         sources.same_files(sources.find(tables.slices_settings(work_dir), data_dir), table)
@@ -290,9 +289,8 @@ def cache(
 
 
 def build_parser():
-    flags = ("--data-dir", "--work-dir", "--image-size", "--workers", "--backend", "--scheduler", "--overwrite")
+    flags = ("--data-dir", "--work-dir", "--cache-size", "--crop", "--workers", "--backend", "--scheduler", "--overwrite")
     parser = cli.command(__doc__, *flags)
-    parser.add_argument("--crop", choices=CROPS, default="none", help="study: one square box round the head a study")
     parser.add_argument("--verify", action="store_true", help="only read every PNG again and check its checksum")
     parser.add_argument("--show", dest="study", help="write a contact sheet of this study to work/sheets")
     return parser

@@ -226,7 +226,7 @@ class _ListRecipes(argparse.Action):
 def build_parser():
     shared = ("--data-dir", "--work-dir", "--run", "--recipe", "--arch", "--fold", "--image-size", "--epochs")
     shared += ("--batch-size", "--lr", "--weights", "--seed", "--device", "--workers", "--overwrite")
-    parser = cli.command(__doc__, *shared, image_size=384)
+    parser = cli.command(__doc__, *shared)
     flags.add(parser)
     add = parser.add_argument
     add("--checkpoint-every", type=cli.within(0), default=600.0, help="seconds")

@@ -37,7 +37,7 @@ def make(data_dir: Path, work: Path, crop: str = "none", size: int = SIZE) -> Pa
 
 
 def command(data_dir: Path, work: Path, *flags: str) -> list[str]:
-    return ["--data-dir", str(data_dir), "--work-dir", str(work), "--image-size", str(SIZE), "--workers", "1", *flags]
+    return ["--data-dir", str(data_dir), "--work-dir", str(work), "--cache-size", str(SIZE), "--workers", "1", *flags]
 
 
 def process(data_dir: Path, work: Path, *flags: str, code: str = "") -> subprocess.Popen:
@@ -88,6 +88,12 @@ def test_a_second_run_does_nothing_and_says_so(data_dir, work, capsys):
     cache.main(command(data_dir, work))
     assert "is there: nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in work.rglob("*.png")} == before
+
+
+def test_the_size_of_the_cache_has_its_own_flag_and_no_other(data_dir, work, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cache.main(["--data-dir", str(data_dir), "--work-dir", str(work), "--image-size", "64"])
+    assert stopped.value.code == 2 and "unrecognized arguments: --image-size 64" in capsys.readouterr().err
 
 
 def test_the_zip_and_two_workers_give_the_same_bytes(data_dir, work, tmp_path):

@@ -109,7 +109,7 @@ def test_a_slice_of_the_cache_that_is_damaged_stops_the_run_with_the_command_tha
     path = paths.cached(work / "cache" / "64", tables.read_slices(work).slice_id[(fold >= 0) & (fold != 0)].iloc[0])
     path.write_bytes(path.read_bytes()[:100])
     said = refused(work, "--fold", "0")
-    assert str(path) in said and "python -m ich_kaggle.cache --image-size 64 --verify" in said
+    assert str(path) in said and "python -m ich_kaggle.cache --cache-size 64 --verify" in said
 
 
 def test_a_loss_that_is_no_number_names_the_slices_of_the_batch(work, monkeypatch):
@@ -128,6 +128,16 @@ def test_each_context_trains_and_predicts_from_the_one_cache(work, context, n_ch
     model = models.load(work / "runs" / "a" / "fold0" / "model.pt")
     assert next(model.backbone.parameters()).shape[1] == n_channels
     assert pd.read_parquet(work / "runs" / "a" / "fold0" / "oof.parquet").notna().all(axis=None)
+
+
+def test_a_run_on_the_cropped_cache_trains_and_predicts_from_that_cache_alone(work):
+    run(work, "--crop", "study", "--epochs", "1")
+    predict.main(["--work-dir", str(work), "--run", "a", "--fold", "0", "--workers", "0"])
+    assert {path.name for path in (work / "cache").glob("[!.]*")} == {"64", "64-study"}  # the fixture made the first
+    options = disk.read_json(work / "runs" / "a" / "fold0" / "options.json")["options"]
+    assert (options["crop"], options["cache_size"]) == ("study", 64)
+    assert models.load(work / "runs" / "a" / "fold0" / "model.pt").config.crop == "study"
+    assert "made with crop study, not none" in refused(work, "--fold", "0", "--epochs", "1")
 
 
 def test_a_batch_of_three_slices_is_the_window_of_each_neighbour(work):
