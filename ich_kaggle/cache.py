@@ -40,6 +40,11 @@ from ich_kaggle.dicom import Encoding, Plain
 BATCH = 32  # slices in a task of one worker
 REMEDY = "give another --work-dir, or run python -m ich_kaggle.cache --overwrite"
 TILE = 160  # px of a slice on a contact sheet
+# KB per slice, by px, measured on real slices. At 512 px, which is what scanners give, nothing is resampled.
+KB = {
+    "none": {32: 1.4, 128: 12.4, 256: 40, 384: 85, 448: 113, 511: 144, 512: 99, 513: 145, 1024: 513},
+    "study": {32: 1.6, 128: 15, 256: 50, 384: 102, 448: 135, 512: 173, 1024: 616},
+}
 
 
 def _cache_batch(
@@ -139,6 +144,29 @@ def complete(data: paths.Data, table: pd.DataFrame, folder: Path, *, size: int, 
     ledger.write(folder, held.loc[[*table.slice_id, *others]])
 
 
+def kb_per_slice(cache_size: int, crop_by: str) -> float:
+    """Return the size on disk of one cached slice, estimated between and beyond the sizes that were measured."""
+    px, kb = (np.log(values) for values in zip(*KB[crop_by].items(), strict=True))
+    wanted = np.log(cache_size)
+    beyond = 2 * (wanted - np.clip(wanted, px[0], px[-1]))  # as the number of pixels
+    return float(np.exp(np.interp(wanted, px, kb) + beyond))
+
+
+def check_room(folder: Path, n_missing: int, cache_size: int, crop_by: str) -> None:
+    """Raise OSError with both numbers if `n_missing` slices do not fit on the disk of `folder`."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    kb, free = kb_per_slice(cache_size, crop_by), shutil.disk_usage(there).free
+    if n_missing * kb * 1e3 > free:
+        smaller = (
+            f", or a smaller --cache-size (256 px: {kb_per_slice(256, crop_by):.0f} KB)" if cache_size > 256 else ""
+        )
+        raise OSError(
+            f"{folder}: the disk has {free / 1e9:.1f} GB free, and the {n_missing:,} slices still to cache take about "
+            f"{n_missing * kb / 1e6:.1f} GB ({kb:.0f} KB per slice at {cache_size} px): free some, or give a "
+            f"--work-dir on another disk{smaller}"
+        )
+
+
 def settings_of(cache_size: int, crop_by: str) -> dict:
     return {"image_size": cache_size, "windows": windows.CACHED, "crop": crop_by}
 
@@ -175,6 +203,8 @@ def make(data_dir: Path | None, work_dir: Path, cache_size: int, workers: int, c
     with locks.locked(folder):
         if _is_whole(state, settings, contents):  # by the process that this one waited for
             return folder, False
+        n_missing = int((~table.slice_id.isin(ledger.read(folder).index)).sum())
+        check_room(folder, n_missing, cache_size, crop)
         disk.write_json(state, settings)
         data = slices.data_of(data_dir, work_dir)
         complete(data, table, folder, size=cache_size, crop_by=crop, workers=workers)
@@ -289,7 +319,16 @@ def cache(
 
 
 def build_parser():
-    flags = ("--data-dir", "--work-dir", "--cache-size", "--crop", "--workers", "--backend", "--scheduler", "--overwrite")
+    flags = (
+        "--data-dir",
+        "--work-dir",
+        "--cache-size",
+        "--crop",
+        "--workers",
+        "--backend",
+        "--scheduler",
+        "--overwrite",
+    )
     parser = cli.command(__doc__, *flags)
     parser.add_argument("--verify", action="store_true", help="only read every PNG again and check its checksum")
     parser.add_argument("--show", dest="study", help="write a contact sheet of this study to work/sheets")

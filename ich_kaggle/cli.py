@@ -57,7 +57,7 @@ FLAGS = {
     "--folds": dict(dest="n_folds", type=within(2, kind=int), default=5, help="number of folds"),
     "--image-size": dict(type=within(8, 4096, int), default=384, help="px of the square image that the network sees"),
     "--cache-size": dict(type=within(8, 4096, int), default=512, help="px of the square cached slices"),
-    "--crop": dict(choices=("none", "study"), default="none", help="study: cache one square box round the head per study"),
+    "--crop": dict(choices=("none", "study"), default="none", help="study: one square box round the head per study"),
     "--epochs": dict(type=POSITIVE, default=4, help="passes over the training slices"),
     "--batch-size": dict(type=POSITIVE, default=32, help="slices in a step"),
     "--lr": dict(type=within(0), default=2e-4, help="highest learning rate"),
