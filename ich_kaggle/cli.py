@@ -52,7 +52,7 @@ FLAGS = {
     "--work-dir": dict(type=Path, default=Path("work"), help="everything made from the data"),
     "--run": dict(help="name of a folder in work/runs (default: the recipe's or the architecture's name)"),
     "--recipe": dict(help="name of a recipe, or a TOML file: sets defaults, a flag wins over it"),
-    "--arch": dict(default="tf_efficientnetv2_s", help="a timm architecture that ends in one linear layer"),
+    "--arch": dict(help="a timm architecture that ends in one linear layer (default: that of a recipe for the device)"),
     "--fold": dict(type=_fold, default="all", help="a fold, or all"),
     "--folds": dict(dest="n_folds", type=within(2, kind=int), default=5, help="number of folds"),
     "--image-size": dict(type=within(8, 4096, int), default=384, help="px of the square image that the network sees"),
@@ -86,12 +86,18 @@ def command(doc: str, *flags: str, **defaults) -> argparse.ArgumentParser:
     return parser
 
 
-def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the flags of `argv`; what it leaves out comes from its --recipe, then from the defaults."""
+def parse(
+    parser: argparse.ArgumentParser, argv: list[str] | None = None, default_recipe: Callable = lambda options: None
+) -> argparse.Namespace:
+    """Return the flags of `argv`; what it leaves out comes from its --recipe, then from the defaults.
+
+    `default_recipe(options)` names the recipe where the flags do not, or is None.
+    """
     options = parser.parse_args(argv)
-    if getattr(options, "recipe", None) is None:
+    recipe = getattr(options, "recipe", None) or default_recipe(options)
+    if recipe is None:
         return options
-    path = recipe_path(options.recipe)
+    path = recipe_path(recipe)
     parser.set_defaults(run=path.stem)
     _apply(parser, read_recipe(path), path)
     return parser.parse_args(argv)
@@ -151,12 +157,12 @@ def _meaning(action: argparse.Action, value):
     return value if action.type is None else action.type(str(value))
 
 
-def run(function: Callable, parser: argparse.ArgumentParser, argv: list[str] | None = None) -> None:
+def run(function: Callable, parser: argparse.ArgumentParser, argv: list[str] | None = None, *defaults) -> None:
     """Call `function` with the parsed flags; what a user can mend ends in one line on stderr and exit code 1."""
     logging.basicConfig(format="%(message)s", level=logging.INFO if IS_FIRST else logging.WARNING, stream=sys.stderr)
     logging.captureWarnings(True)
     try:
-        options = vars(parse(parser, argv))
+        options = vars(parse(parser, argv, *defaults))
         options.pop("recipe", None)
         function(**options)
     except (OSError, ValueError, RuntimeError, ImportError) as error:

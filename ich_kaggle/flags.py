@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import fields
 
-from ich_kaggle import augment, cli, contexts, models, tasks, training, weights
+from ich_kaggle import augment, cli, contexts, models, tasks, training
 
 HELP = {
     augment.Augment: {
@@ -76,8 +76,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def check(settings: dict) -> None:
-    """Raise ValueError for settings that would do nothing, FileNotFoundError for weights that are not there."""
-    weights.check(settings.get("weights", "none"))
+    """Raise ValueError for settings that would do nothing."""
     parser = argparse.ArgumentParser()
     add(parser)
     defaults = vars(parser.parse_args([]))

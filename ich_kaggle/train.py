@@ -35,6 +35,7 @@ from ich_kaggle import (
     metric,
     models,
     paths,
+    preflight,
     tables,
     tasks,
     training,
@@ -135,13 +136,16 @@ def start_fold(folder: Path, options: dict, *, overwrite: bool) -> bool:
 
 
 def rehearse(model: models.SliceModel, loaders: tuple, loss: Callable, *, recipe: training.Recipe, device) -> str:
-    """Take three steps of everything, keep nothing, and return what the run would take."""
+    """Train and validate for up to a minute, keep nothing, and return what the run would take."""
     loader, valid_loader = loaders
     recipe = replace(recipe, freeze=0, accumulate=1)  # the costliest step: all of the network learns, in each batch
     run = training.Fit(model, recipe, len(loader), device)
     run.start_epoch()
-    step = gauges.seconds_per_batch(training.batches(loader), lambda batch: training.careful_step(run, loss, batch))
-    valid = gauges.seconds_per_batch(training.outputs(run.averaged(), valid_loader, device), lambda _: None)
+    n_queued = loader.num_workers * (loader.prefetch_factor or 0)
+    cli.say(f"dry run: timing training, then validation, for up to {gauges.LONGEST:.0f} s each")
+    work = partial(training.careful_step, run, loss)
+    step = gauges.seconds_per_batch(training.batches(loader), work, n_queued)
+    valid = gauges.seconds_per_batch(training.outputs(run.averaged(), valid_loader, device), lambda _: None, n_queued)
     epoch, size = step * len(loader) + valid * len(valid_loader), len(loader.batch_sampler.rows()) / len(loader)
     memory, checkpoint = gauges.peak_memory(device), gauges.size_on_disk(run.write)
     return (
@@ -165,7 +169,7 @@ def train(
     data_dir: Path | None,
     work_dir: Path,
     run: str | None = None,
-    arch: str,
+    arch: str | None,
     fold: int | str = "all",
     device: str = "auto",
     workers: int = 1,
@@ -179,14 +183,17 @@ def train(
 
     `settings` are fields of training.Recipe, augment.Augment and tasks.Task, and arguments of tasks.slice_config.
     """
+    if arch is None:
+        raise ValueError("no architecture: give --arch or --recipe")
     models.check_arch(arch)
     if overwrite or not any(paths.run(work_dir, run or arch).glob("fold*/options.json")):
         flags.check(settings)  # else it goes on with what it was begun with
     recipe, move, task = (flags.take(kind, settings) for kind in (training.Recipe, augment.Augment, tasks.Task))
     config = tasks.slice_config(arch, side_weight=task.side_weight, **settings)
-    models.SliceModel(config)  # what can't be made is said before anything is cached
     with distributed.processes(device) as name:
         same = dict(recipe=recipe, device=devices.pick_device(name))
+        if overwrite or not preflight.is_finished(work_dir, run or arch, fold):
+            preflight.check(config, recipe, task, device=same["device"], work_dir=work_dir, tensorboard=tensorboard)
         table, of_slice, cache_dir = _ready(data_dir, work_dir, config, workers)
         options = {**asdict(config), **asdict(recipe), **asdict(move), **asdict(task)}
         options |= {"slices": tables.slices_hash(table), "folds": tables.folds_hash(of_slice)}
@@ -231,13 +238,13 @@ def build_parser():
     add = parser.add_argument
     add("--checkpoint-every", type=cli.within(0), default=600.0, help="seconds")
     add("--tensorboard", action="store_true", help="write the log for TensorBoard too")
-    add("--dry-run", action="store_true", help="take three steps and say what the run would take")
+    add("--dry-run", action="store_true", help="train for up to a minute, keep nothing, say what the run would take")
     add("--recipes", action=_ListRecipes, nargs=0, dest=argparse.SUPPRESS, help="list the recipes and their sources")
     return parser
 
 
 def main(argv=None):
-    cli.run(train, build_parser(), argv)
+    cli.run(train, build_parser(), argv, preflight.recipe_for)
 
 
 if __name__ == "__main__":

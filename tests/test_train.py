@@ -11,6 +11,7 @@ import torch
 
 from ich_kaggle import (
     contexts,
+    datasets,
     disk,
     folds,
     metric,
@@ -181,7 +182,8 @@ def test_an_unknown_setting_is_a_mistake_of_the_caller(work):
 
 def test_a_dry_run_tells_time_and_memory_and_leaves_nothing(work, capsys):
     train.main([*TINY, "--work-dir", str(work), "--run", "a", "--dry-run"])
-    told = capsys.readouterr().out
+    first, told = capsys.readouterr().out.splitlines()
+    assert first == "dry run: timing training, then validation, for up to 30 s each"
     assert all(word in told for word in ("img/s", "an epoch", "a fold of 2 epochs", "GB of memory", "folds to fit: 3"))
     assert not (work / "runs").exists()
 
@@ -190,11 +192,31 @@ def test_a_dry_run_measures_the_costliest_step_and_counts_the_folds_that_are_ope
     run(work)
     updated = []
     update = training.Fit._update
+    monkeypatch.setattr(train.gauges, "LONGEST", 0.0)  # after the first batch
     monkeypatch.setattr(training.Fit, "_update", lambda fit: updated.append(fit.is_frozen) or update(fit))
     flags = ["--freeze", "1", "--accumulate", "9", "--dry-run"]
     train.main([*TINY, "--work-dir", str(work), "--run", "a", *flags])
-    assert updated == [False] * 3
+    assert updated == [False]
     assert "folds to fit: 2" in capsys.readouterr().out
+
+
+def test_a_dry_run_says_how_long_loading_takes_where_that_is_slower_than_training(work, capsys, monkeypatch):
+    class Clock:
+        now = 0.0
+
+        def perf_counter(self):
+            return self.now
+
+    clock, read = Clock(), datasets.SliceDataset.read
+
+    def slow(dataset, row):
+        clock.now += 0.5
+        return read(dataset, row)
+
+    monkeypatch.setattr(train.gauges, "time", clock)
+    monkeypatch.setattr(datasets.SliceDataset, "read", slow)
+    train.main([*TINY, "--work-dir", str(work), "--run", "a", "--fold", "0", "--dry-run"])
+    assert ", 2 img/s;" in capsys.readouterr().out
 
 
 def test_settings_that_made_nothing_yet_may_be_changed(work, monkeypatch):
