@@ -64,7 +64,7 @@ def as_it_is(monkeypatch):
             "--tensorboard",
             "--tensorboard needs its package: pip install 'ich_kaggle[tensorboard]'",
         ),
-        (without_memory, "", "GB, and 0.0 GB are free: give a smaller --image-size or --arch"),
+        (without_memory, "", "too much for the 0.0 GB that are free: give a smaller --image-size or --arch"),
     ],
 )
 def test_what_is_lacking_is_said_before_anything_is_cached(fresh, tmp_path, monkeypatch, lacking, flags, message):
@@ -91,12 +91,12 @@ def test_weights_of_another_architecture_are_refused_before_anything_is_cached(f
 def test_a_step_that_memory_has_no_room_for_is_refused_with_the_batch_size_that_fits(work, monkeypatch):
     model = models.SliceModel(models.SliceConfig("test_resnet", 32, 64))
     held, per_slice = preflight.step_memory(model)
-    monkeypatch.setattr(gauges, "free_memory", lambda: held + 5 * per_slice)
+    monkeypatch.setattr(gauges, "free_memory", lambda: (held + 5 * per_slice) / preflight.SHARE)
     flags = ["--work-dir", str(work), *MODEL, *TINY, "--batch-size", "24", "--accumulate", "2", "--device", "cpu"]
     for dry in ([], ["--dry-run"]):
         said = refused(*flags, *dry)
         assert "not enough memory: a step of 24 slices at 32 px takes about 0.0 GB" in said
-        assert said.endswith("free: give --batch-size 3 --accumulate 16")
+        assert said.endswith("that are free: give --batch-size 3 --accumulate 16")
     train.main([*flags, "--batch-size", "3", "--accumulate", "16", "--fold", "0"])
 
 
