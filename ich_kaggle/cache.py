@@ -7,7 +7,7 @@ Reads:   work/slices.parquet, the DICOM pixels, out of Kaggle's zip too
 Writes:  work/cache/<name>/ab/ID_ab....png   (<name>: the size, and -study for --crop study)
          work/cache/<name>/ledger.csv        (checksums and crop box of every slice)
          work/cache/<name>/cache.json        (settings first, number of slices last: then it is whole)
-Example: python -m ich_kaggle.cache --image-size 512 --crop study
+Example: python -m ich_kaggle.cache --cache-size 512 --crop study
 """
 
 import os
@@ -39,9 +39,13 @@ from ich_kaggle.dicom import Encoding, Plain
 from ich_kaggle.project import Project
 
 BATCH = 32  # slices in a task of one worker
-CROPS = ("none", "study")
 REMEDY = "give another --work-dir, or run python -m ich_kaggle.cache --overwrite"
 TILE = 160  # px of a slice on a contact sheet
+# KB per slice, by px, measured on real slices. At 512 px, which is what scanners give, nothing is resampled.
+KB = {
+    "none": {32: 1.4, 128: 12.4, 256: 40, 384: 85, 448: 113, 511: 144, 512: 99, 513: 145, 1024: 513},
+    "study": {32: 1.6, 128: 15, 256: 50, 384: 102, 448: 135, 512: 173, 1024: 616},
+}
 
 
 def _cache_batch(
@@ -141,8 +145,31 @@ def complete(data: paths.Data, table: pd.DataFrame, folder: Path, *, size: int, 
     ledger.write(folder, held.loc[[*table.slice_id, *others]])
 
 
-def settings_of(image_size: int, crop_by: str) -> dict:
-    return {"image_size": image_size, "windows": windows.CACHED, "crop": crop_by}
+def kb_per_slice(cache_size: int, crop_by: str) -> float:
+    """Return the size on disk of one cached slice, estimated between and beyond the sizes that were measured."""
+    px, kb = (np.log(values) for values in zip(*KB[crop_by].items(), strict=True))
+    wanted = np.log(cache_size)
+    beyond = 2 * (wanted - np.clip(wanted, px[0], px[-1]))  # as the number of pixels
+    return float(np.exp(np.interp(wanted, px, kb) + beyond))
+
+
+def check_room(folder: Path, n_missing: int, cache_size: int, crop_by: str) -> None:
+    """Raise OSError with both numbers if `n_missing` slices do not fit on the disk of `folder`."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    kb, free = kb_per_slice(cache_size, crop_by), shutil.disk_usage(there).free
+    if n_missing * kb * 1e3 > free:
+        smaller = (
+            f", or a smaller --cache-size (256 px: {kb_per_slice(256, crop_by):.0f} KB)" if cache_size > 256 else ""
+        )
+        raise OSError(
+            f"{folder}: the disk has {free / 1e9:.1f} GB free, and the {n_missing:,} slices still to cache take about "
+            f"{n_missing * kb / 1e6:.1f} GB ({kb:.0f} KB per slice at {cache_size} px): free some, or give a "
+            f"--work-dir on another disk{smaller}"
+        )
+
+
+def settings_of(cache_size: int, crop_by: str) -> dict:
+    return {"image_size": cache_size, "windows": windows.CACHED, "crop": crop_by}
 
 
 def _is_whole(state: Path, settings: dict, contents: dict) -> bool:
@@ -154,35 +181,37 @@ def _is_whole(state: Path, settings: dict, contents: dict) -> bool:
     return all(found.get(key) == value for key, value in contents.items())
 
 
-def folder_of(work_dir: Path, image_size: int, crop: str) -> Path:
-    return paths.cache(work_dir, f"{image_size}" if crop == "none" else f"{image_size}-{crop}")
+def folder_of(work_dir: Path, cache_size: int, crop: str) -> Path:
+    return paths.cache(work_dir, f"{cache_size}" if crop == "none" else f"{cache_size}-{crop}")
 
 
-def ensure(project: Project, image_size: int, crop: str = "none") -> Path:
-    """Return the folder of the cache of `image_size` px, completed where it was not whole, see `make`."""
-    return make(project, image_size, crop)[0]
+def ensure(project: Project, cache_size: int, crop: str = "none") -> Path:
+    """Return the folder of the cache of `cache_size` px, completed where it was not whole, see `make`."""
+    return make(project, cache_size, crop)[0]
 
 
-def make(project: Project, image_size: int, crop: str) -> tuple[Path, bool]:
+def make(project: Project, cache_size: int, crop: str) -> tuple[Path, bool]:
     """Return the folder of a cache, completed where it was not whole, and whether there was anything to do.
 
     A second process waits for the first. Raises ValueError naming both settings if it was made with other windows,
     or from other pixels.
     """
     table = slices.ensure(project)
-    folder, settings = folder_of(project.work_dir, image_size, crop), settings_of(image_size, crop)
+    folder, settings = folder_of(project.work_dir, cache_size, crop), settings_of(cache_size, crop)
     state, contents = folder / "cache.json", {"slices": ledger.sources_hash(table), "n_slices": len(table)}
     if _is_whole(state, settings, contents):
         return folder, False
     with locks.locked(folder):
         if _is_whole(state, settings, contents):  # by the process that this one waited for
             return folder, False
+        n_missing = int((~table.slice_id.isin(ledger.read(folder).index)).sum())
+        check_room(folder, n_missing, cache_size, crop)
         disk.write_json(state, settings)
         data = slices.data_of(project)
-        complete(data, table, folder, size=image_size, crop_by=crop, workers=project.processes)
+        complete(data, table, folder, size=cache_size, crop_by=crop, workers=project.processes)
         note_defects(project.work_dir, table, folder)
         disk.write_json(state, settings | contents | {"ledger": disk.file_hash(ledger.path_of(folder))})
-    cli.say(f"{folder}: {len(table)} slices of {image_size} px")
+    cli.say(f"{folder}: {len(table)} slices of {cache_size} px")
     return folder, True
 
 
@@ -263,7 +292,7 @@ def cache(
     *,
     data_dir: Path | None,
     work_dir: Path,
-    image_size: int,
+    cache_size: int,
     crop: str,
     study: str | None,
     verify: bool,
@@ -272,7 +301,7 @@ def cache(
     scheduler: str | None,
     overwrite: bool,
 ) -> None:
-    folder, project = folder_of(work_dir, image_size, crop), Project(data_dir, work_dir, workers)
+    folder, project = folder_of(work_dir, cache_size, crop), Project(data_dir, work_dir, workers)
     if overwrite and folder.exists():
         with locks.locked(folder):
             shutil.rmtree(folder)
@@ -280,7 +309,7 @@ def cache(
         if verify:
             check(folder, workers)
             return
-        _, is_new = make(project, image_size, crop)
+        _, is_new = make(project, cache_size, crop)
     if not is_new:
         table = project.slices
         sources.same_files(sources.find(tables.slices_settings(work_dir), data_dir), table)
@@ -291,9 +320,17 @@ def cache(
 
 
 def build_parser():
-    flags = ("--data-dir", "--work-dir", "--image-size", "--workers", "--backend", "--scheduler", "--overwrite")
+    flags = (
+        "--data-dir",
+        "--work-dir",
+        "--cache-size",
+        "--crop",
+        "--workers",
+        "--backend",
+        "--scheduler",
+        "--overwrite",
+    )
     parser = cli.command(__doc__, *flags)
-    parser.add_argument("--crop", choices=CROPS, default="none", help="study: one square box round the head a study")
     parser.add_argument("--verify", action="store_true", help="only read every PNG again and check its checksum")
     parser.add_argument("--show", dest="study", help="write a contact sheet of this study to work/sheets")
     return parser

@@ -65,10 +65,12 @@ FLAGS = {
     "--work-dir": dict(type=Path, default=Path("work"), help="everything made from the data"),
     "--run": dict(help="name of a folder in work/runs (default: the recipe's or the architecture's name)"),
     "--recipe": dict(help="name of a recipe, or a TOML file: sets defaults, a flag wins over it"),
-    "--arch": dict(default="tf_efficientnetv2_s", help="a timm architecture that ends in one linear layer"),
+    "--arch": dict(help="a timm architecture that ends in one linear layer (default: that of a recipe for the device)"),
     "--fold": dict(action=_Folds, nargs="+", metavar="K", help="one or several folds (default: all)"),
     "--folds": dict(dest="n_folds", type=within(2, kind=int), default=5, help="number of folds"),
-    "--image-size": dict(type=within(8, 4096, int), default=512, help="px, square"),
+    "--image-size": dict(type=within(8, 4096, int), default=384, help="px of the square image that the network sees"),
+    "--cache-size": dict(type=within(8, 4096, int), default=512, help="px of the square cached slices"),
+    "--crop": dict(choices=("none", "study"), default="none", help="study: one square box round the head per study"),
     "--epochs": dict(type=POSITIVE, default=4, help="passes over the training slices"),
     "--batch-size": dict(type=POSITIVE, default=32, help="slices in a step"),
     "--lr": dict(type=within(0), default=2e-4, help="highest learning rate"),
@@ -104,21 +106,23 @@ def command(doc: str, *flags: str, **defaults) -> argparse.ArgumentParser:
 def parse(
     parser: argparse.ArgumentParser,
     argv: list[str] | None = None,
-    recorded: Callable[[argparse.Namespace], dict] | None = None,
+    recorded: Callable[[argparse.Namespace], dict] = lambda options: {},
+    default_recipe: Callable[[argparse.Namespace], str | None] = lambda options: None,
 ) -> argparse.Namespace:
     """Return the flags of `argv`; what it leaves out comes from its --recipe, then from the defaults.
 
-    `recorded` gives the settings of a run that exists and is named by the flags: they are defaults, too.
+    The defaults are the settings that `recorded` gives of the run that the flags name, if it has begun, or else those
+    of the recipe that `default_recipe` names.
     """
     options = parser.parse_args(argv)
-    recipe = getattr(options, "recipe", None) and recipe_path(options.recipe)
-    if recipe:
-        parser.set_defaults(run=recipe.stem)
-        _apply(parser, read_recipe(recipe), recipe)
-    if recorded:
-        parser.set_defaults(**recorded(parser.parse_args(argv)))
-        if recipe:
-            _apply(parser, read_recipe(recipe), recipe)
+    named = getattr(options, "recipe", None)
+    if recipe := named or default_recipe(options):
+        path = recipe_path(recipe)
+        parser.set_defaults(run=path.stem)
+        _apply(parser, read_recipe(path), path)
+    parser.set_defaults(**recorded(parser.parse_args(argv)))
+    if named:
+        _apply(parser, read_recipe(path), path)
     return parser.parse_args(argv)
 
 
@@ -176,15 +180,11 @@ def _meaning(action: argparse.Action, value):
     return value if action.type is None else action.type(str(value))
 
 
-def run(
-    function: Callable,
-    parser: argparse.ArgumentParser,
-    argv: list[str] | None = None,
-    recorded: Callable[[argparse.Namespace], dict] | None = None,
-) -> None:
+def run(function: Callable, parser: argparse.ArgumentParser, argv: list[str] | None = None, *defaults) -> None:
     """Call `function` with the parsed flags; what a user can mend ends in one line on stderr and exit code 1.
 
-    With --debug, or ICH_DEBUG=1 in the environment, the traceback stands before that line. `recorded` is as in `parse`.
+    With --debug, or ICH_DEBUG=1 in the environment, the traceback stands before that line. `defaults` are those of
+    `parse`.
     """
     argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(format="%(message)s", level=logging.INFO if IS_FIRST else logging.WARNING, stream=sys.stderr)
@@ -193,7 +193,7 @@ def run(
         os.environ["ICH_DEBUG"] = "1"  # for the commands that this one starts, too
     options = {}
     try:
-        options = vars(parse(parser, argv, recorded))
+        options = vars(parse(parser, argv, *defaults))
         for name in ("recipe", "debug"):
             options.pop(name, None)
         function(**options)

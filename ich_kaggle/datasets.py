@@ -68,7 +68,7 @@ class SliceDataset(Dataset):
             return png.read(path)
         except (OSError, ValueError) as error:
             size, _, crop = self.folder.name.partition("-")
-            command = f"python -m ich_kaggle.cache --image-size {size}" + (f" --crop {crop}" if crop else "")
+            command = f"python -m ich_kaggle.cache --cache-size {size}" + (f" --crop {crop}" if crop else "")
             raise ValueError(
                 f"{path} can't be read ({type(error).__name__}): run {command} --verify, then {command} to make it anew"
             ) from error

@@ -1,6 +1,8 @@
 """Where a model computes."""
 
+import functools
 import logging
+import os
 
 import torch
 
@@ -33,8 +35,16 @@ def _named(name: str) -> torch.device:
 def _first_that_runs() -> torch.device:
     if torch.cuda.is_available():
         try:
-            torch.zeros(8, device="cuda").add_(1).sum().item()
+            # Of torchrun's processes each tries its own: trying takes memory that stays taken.
+            torch.zeros(8, device=f"cuda:{os.environ.get('LOCAL_RANK', 0)}").add_(1).sum().item()
             return torch.device("cuda")
         except RuntimeError as error:
-            log.info("the GPU can't run this build of torch (%s): using the CPU", str(error).splitlines()[0])
+            _say_once(f"the GPU can't run this build of torch ({str(error).splitlines()[0]}): using the CPU")
+    else:
+        _say_once("no GPU found: using the CPU")
     return torch.device("cpu")
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    log.info(text)

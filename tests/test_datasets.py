@@ -73,7 +73,7 @@ def test_a_damaged_slice_names_itself_and_the_command_that_mends_it(folder, work
     with pytest.raises(ValueError) as error:
         list(training.batches(loader))
     assert str(error.value).startswith(f"{path} can't be read")
-    assert "python -m ich_kaggle.cache --image-size 8" in str(error.value)
+    assert "python -m ich_kaggle.cache --cache-size 8" in str(error.value)
     assert "\n" not in str(error.value)
 
 

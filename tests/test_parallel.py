@@ -93,7 +93,7 @@ def test_a_dask_cluster_makes_the_same_table_and_cache(cluster, competition, tmp
     assert address.startswith("tcp://127.0.0.1:")
     flags = ["--data-dir", str(competition), "--work-dir", str(tmp_path / "dask"), "--backend", "dask"]
     slices.main([*flags, "--scheduler", address])
-    cache.main([*flags, "--scheduler", address, "--image-size", "64", "--crop", "study"])
+    cache.main([*flags, "--scheduler", address, "--cache-size", "64", "--crop", "study"])
     here = cache.ensure(Project(competition, tmp_path / "here", 1), 64, "study")
     there = paths.cache(tmp_path / "dask", here.name)
     assert paths.slices(tmp_path / "dask").read_bytes() == paths.slices(tmp_path / "here").read_bytes()

@@ -89,7 +89,7 @@ def test_every_command_run_again_does_nothing_and_says_so(done, competition, cap
     work = ["--work-dir", str(done / "work"), "--workers", "1"]
     slices.main(["--data-dir", str(competition), *work])
     folds.main(["--folds", "3", *work])
-    cache.main(["--image-size", "64", *work])
+    cache.main(["--cache-size", "64", *work])
     train.main([*TRAIN, *work, "--run", "a", "--batch-size", "8"])
     predict.main(["--run", "a", *work])
     ensemble.main(work)

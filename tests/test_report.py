@@ -239,7 +239,7 @@ def test_the_bone_window_is_rendered_from_the_pixels(made, competition):
 
 
 def test_the_bone_window_of_a_cropped_cache_shows_the_same_part(work_dir, competition):
-    cache.main(["--work-dir", str(work_dir), "--image-size", "48", "--crop", "study", "--workers", "1"])
+    cache.main(["--work-dir", str(work_dir), "--cache-size", "48", "--crop", "study", "--workers", "1"])
     run(work_dir, "--cache", "48-study", "--studies", "2")
     _, data = study_of(work_dir)
     cached = png.read(work_dir / "report" / data["images"]["cached"][2])

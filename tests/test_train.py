@@ -11,6 +11,7 @@ import torch
 
 from ich_kaggle import (
     contexts,
+    datasets,
     disk,
     folds,
     metric,
@@ -110,7 +111,7 @@ def test_a_slice_of_the_cache_that_is_damaged_stops_the_run_with_the_command_tha
     path = paths.cached(work / "cache" / "64", tables.read_slices(work).slice_id[(fold >= 0) & (fold != 0)].iloc[0])
     path.write_bytes(path.read_bytes()[:100])
     said = refused(work, "--fold", "0")
-    assert str(path) in said and "python -m ich_kaggle.cache --image-size 64 --verify" in said
+    assert str(path) in said and "python -m ich_kaggle.cache --cache-size 64 --verify" in said
 
 
 def test_a_loss_that_is_no_number_names_the_slices_of_the_batch(work, monkeypatch):
@@ -129,6 +130,16 @@ def test_each_context_trains_and_predicts_from_the_one_cache(work, context, n_ch
     model = models.load(work / "runs" / "a" / "fold0" / "model.pt")
     assert next(model.backbone.parameters()).shape[1] == n_channels
     assert pd.read_parquet(work / "runs" / "a" / "fold0" / "oof.parquet").notna().all(axis=None)
+
+
+def test_a_run_on_the_cropped_cache_trains_and_predicts_from_that_cache_alone(work):
+    run(work, "--crop", "study", "--epochs", "1")
+    predict.main(["--work-dir", str(work), "--run", "a", "--fold", "0", "--workers", "0"])
+    assert {path.name for path in (work / "cache").glob("[!.]*")} == {"64", "64-study"}  # the fixture made the first
+    options = disk.read_json(work / "runs" / "a" / "fold0" / "options.json")["options"]
+    assert (options["crop"], options["cache_size"]) == ("study", 64)
+    assert models.load(work / "runs" / "a" / "fold0" / "model.pt").config.crop == "study"
+    assert "made with crop study, not none" in refused(work, "--fold", "0", "--epochs", "1")
 
 
 def test_a_batch_of_three_slices_is_the_window_of_each_neighbour(work):
@@ -172,7 +183,8 @@ def test_an_unknown_setting_is_a_mistake_of_the_caller(work):
 
 def test_a_dry_run_tells_time_and_memory_and_leaves_nothing(work, capsys):
     train.main([*TINY, "--work-dir", str(work), "--run", "a", "--dry-run"])
-    told = capsys.readouterr().out
+    first, told = capsys.readouterr().out.splitlines()
+    assert first == "dry run: timing training, then validation, for up to 30 s each"
     assert all(word in told for word in ("img/s", "an epoch", "a fold of 2 epochs", "GB of memory", "folds to fit: 3"))
     assert not (work / "runs").exists()
 
@@ -181,11 +193,31 @@ def test_a_dry_run_measures_the_costliest_step_and_counts_the_folds_that_are_ope
     run(work)
     updated = []
     update = training.Fit._update
+    monkeypatch.setattr(train.gauges, "LONGEST", 0.0)  # after the first batch
     monkeypatch.setattr(training.Fit, "_update", lambda fit: updated.append(fit.is_frozen) or update(fit))
     flags = ["--freeze", "1", "--accumulate", "9", "--dry-run"]
     train.main([*TINY, "--work-dir", str(work), "--run", "a", *flags])
-    assert updated == [False] * 3
+    assert updated == [False]
     assert "folds to fit: 2" in capsys.readouterr().out
+
+
+def test_a_dry_run_says_how_long_loading_takes_where_that_is_slower_than_training(work, capsys, monkeypatch):
+    class Clock:
+        now = 0.0
+
+        def perf_counter(self):
+            return self.now
+
+    clock, read = Clock(), datasets.SliceDataset.read
+
+    def slow(dataset, row):
+        clock.now += 0.5
+        return read(dataset, row)
+
+    monkeypatch.setattr(train.gauges, "time", clock)
+    monkeypatch.setattr(datasets.SliceDataset, "read", slow)
+    train.main([*TINY, "--work-dir", str(work), "--run", "a", "--fold", "0", "--dry-run"])
+    assert ", 2 img/s;" in capsys.readouterr().out
 
 
 def test_settings_that_made_nothing_yet_may_be_changed(work, monkeypatch):
@@ -266,6 +298,7 @@ def test_tensorboard_gets_the_log(work):
 
 def test_tensorboard_gets_each_epoch_once_of_a_run_gone_on_from(work, monkeypatch):
     told, save = [], models.save
+    monkeypatch.setattr(train.gauges, "summary_writer", lambda: None)  # is installed
     monkeypatch.setattr(train.gauges, "board", lambda folder: lambda row: told.append(row["epoch"]))
     monkeypatch.setattr(train.models, "save", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -233,7 +233,9 @@ def test_a_loss_that_is_no_number_stops_with_step_batch_and_checkpoint_and_spoil
     names = lambda batch: [f"ID_{row}" for row in batch[-1].tolist()]  # noqa: E731
     with pytest.raises(RuntimeError, match=rf"the loss is {value} at step 7, in the batch ID_\d+, ID_\d+") as error:
         fit(net(), tmp_path, loss=spoilt, names=names)
-    assert f"{tmp_path / 'state.pt'} is from before" in str(error.value)
+    said = str(error.value)
+    assert said.endswith(f"start another --run with a lower --lr; {tmp_path / 'state.pt'}, of an earlier step, is kept")
+    assert "--overwrite" not in said
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert all(torch.isfinite(part).all() for part in state["model"].values())
 
@@ -242,7 +244,7 @@ def test_a_gradient_that_is_no_number_stops_before_it_is_stepped():
     run = Fit(net(), Recipe(epochs=1), 5, CPU)
     run.start_epoch()
     before = run.model.head.weight.clone()
-    with pytest.raises(RuntimeError, match=r"the gradient is nan at step 0.*there is no checkpoint yet"):
+    with pytest.raises(RuntimeError, match=r"the gradient is nan at step 0.*start another --run with a lower --lr$"):
         batch = tuple(next(iter(data())))
         training.careful_step(run, lambda m, b: torch.sqrt(m(b[0]) * 0).sum(), batch)
     assert torch.equal(run.model.head.weight, before)
@@ -256,6 +258,39 @@ def test_out_of_memory_says_which_batch_size_would_fit(tmp_path, room, told):
         return loss(model, batch)
 
     with pytest.raises(RuntimeError, match=f"out of memory at step 0: 5 at once do not fit, .*{told}"):
+        fit(net(), tmp_path, loss=hungry)
+
+
+def test_out_of_memory_keeps_the_size_of_a_step_that_gathers_batches(tmp_path):
+    def hungry(model, batch):
+        if len(batch[0]) > 2:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+        return loss(model, batch)
+
+    with pytest.raises(RuntimeError, match="5 at once do not fit, 2 do: give --batch-size 2 --accumulate 8$"):
+        fit(net(), tmp_path, loss=hungry, recipe=Recipe(epochs=1, accumulate=3))
+
+
+def test_out_of_memory_after_a_checkpoint_says_how_to_resume_and_to_leave_it_as_it_is(tmp_path):
+    def hungry(model, batch):
+        hungry.n += 1
+        if hungry.n > 3 and len(batch[0]) > 2:
+            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.")
+        return loss(model, batch)
+
+    hungry.n = 0
+    with pytest.raises(RuntimeError, match="resume with the same command when more memory is free, or give") as error:
+        fit(net(), tmp_path, loss=hungry, every=0.0)
+    assert str(error.value).endswith("or give --batch-size 2 --accumulate 3 to another --run")
+
+
+def test_a_cpu_that_really_has_no_memory_says_so_with_what_fits(tmp_path):
+    def hungry(model, batch):
+        if len(batch[0]) > 2:
+            torch.empty(2**60, dtype=torch.uint8)
+        return loss(model, batch)
+
+    with pytest.raises(RuntimeError, match="out of memory at step 0: 5 at once do not fit, 2 do: give --batch-size 2"):
         fit(net(), tmp_path, loss=hungry)
 
 

@@ -1,6 +1,9 @@
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import save_file
 
 from ich_kaggle import models, weights
@@ -98,12 +101,59 @@ def test_weights_of_another_architecture_are_refused(source):
         weights.fill(backbone_of("test_convnext"), source, "w.pth")
 
 
-def test_without_a_hub_one_line_says_which_file_to_put_where(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "_reaches_hub", lambda: False)
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Answers for the hub: a list of what it was asked, and what it says, the names of the files it has or an error."""
+    hub = SimpleNamespace(asked=[], has=[])
+
+    def answer(url: str, timeout: float):
+        hub.asked.append(url)
+        if isinstance(hub.has, Exception):
+            raise hub.has
+        if url.rpartition("/")[2] not in hub.has:
+            raise EntryNotFoundError("404")
+
+    monkeypatch.setattr(weights.huggingface_hub, "get_hf_file_metadata", answer)
+    monkeypatch.setattr(weights.huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
+    return hub
+
+
+@pytest.mark.parametrize("ask", [weights.check, weights.load])
+def test_without_a_hub_one_line_says_which_file_to_put_where(tmp_path, hub, ask):
+    hub.has = ConnectionError("Name or service not known")
     with pytest.raises(RuntimeError) as error:
-        weights.load(backbone_of("resnet18"), "resnet18.a1_in1k", "imagenet", tmp_path)
+        ask(backbone_of("resnet18"), "resnet18.a1_in1k", "imagenet", tmp_path)
     url = "https://huggingface.co/timm/resnet18.a1_in1k/resolve/main/model.safetensors"
     assert f"put {url} at {tmp_path / 'resnet18.a1_in1k.safetensors'}" in str(error.value)
+    assert "huggingface.co did not give them (Name or service not known)" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_hub_that_has_the_weights_is_asked_and_nothing_is_downloaded(tmp_path, hub, monkeypatch, name):
+    backbone, hub.has = backbone_of(), [name]
+    monkeypatch.setattr(weights.timm, "create_model", None)
+    weights.check(backbone, "resnet18.a1_in1k", "imagenet", tmp_path)
+    assert hub.asked[-1].endswith(name)
+
+
+def test_a_hub_without_the_weights_is_refused(tmp_path, hub):
+    with pytest.raises(RuntimeError, match="for resnet18.a1_in1k: huggingface.co did not give them"):
+        weights.check(backbone_of(), "resnet18.a1_in1k", "imagenet", tmp_path)
+
+
+def test_weights_downloaded_before_are_found_without_a_hub(tmp_path, hub, monkeypatch):
+    hub.has = ConnectionError("offline")
+    monkeypatch.setattr(weights.huggingface_hub, "try_to_load_from_cache", lambda *_, **__: "/a/cached/file")
+    weights.check(backbone_of(), "resnet18.a1_in1k", "imagenet", tmp_path)
+    assert not hub.asked
+
+
+def test_a_file_is_checked_by_reading_it(tmp_path, source):
+    torch.save({}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="weights do not fit"):
+        weights.check(backbone_of(), "test_resnet", str(tmp_path / "w.pth"), tmp_path)
+    torch.save(source, tmp_path / "w.pth")
+    weights.check(backbone_of(), "test_resnet", str(tmp_path / "w.pth"), tmp_path)
 
 
 def test_an_architecture_without_pretrained_weights_says_so(tmp_path):

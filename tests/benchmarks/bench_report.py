@@ -35,7 +35,7 @@ def make(root: Path, *flags: str, size: int) -> Path:
     data, work = root / paths.SLUG, root / "work"
     phantom.main(["--out", str(data), "--size", str(size), "--defects", "0", "--test-fraction", "0.02", *flags])
     made_runs.make(data, work, {"fine": 0.8, "middle": 1.2, "noisy": 2.0})
-    cache.main(["--work-dir", str(work), "--image-size", str(size)])
+    cache.main(["--work-dir", str(work), "--cache-size", str(size)])
     report.main(["--work-dir", str(work), "--submissions-dir", str(root)])
     return work / "report" / "index.html"
 

@@ -36,7 +36,7 @@ STAGES = [
     Stage("phantom", "--out made --patients 3 --slices 3 --size 32 --defects 0 --zip", r"made(\.zip|/.+)"),
     Stage("slices", "", r"work/(slices\.parquet|defects\.csv)"),
     Stage("folds", "--folds 2", r"work/folds\.(csv|json)"),
-    Stage("cache", "--image-size 64", r"work/cache/64/.+"),
+    Stage("cache", "--cache-size 64", r"work/cache/64/.+"),
     Stage("train", f"{TINY} --run a --checkpoint-every 0", r"work/runs/a/fold\d/(options\.json|log\.csv|\w+\.pt)"),
     Stage(
         "predict",

@@ -271,7 +271,7 @@ def test_ids_of_headers_stay_ids_or_the_slice_is_left_out(keyword, text, tmp_pat
     flags = scan_flags(root, tmp_path)
     with trial("hostile files", "headers"):
         folds.main([*flags, "--folds", "2"])
-        cache.main([*flags, "--image-size", "32"])
+        cache.main([*flags, "--cache-size", "32"])
         table = tables.read_slices(tmp_path / "work")
         fold = tables.read_folds(tmp_path / "work", table)
         is_plain = text.isprintable() and "\\" not in text and len(text) <= 64
@@ -698,7 +698,7 @@ def third_level(first_level, tmp_path_factory):
 def test_settings_of_the_data_that_are_damaged_are_refused(kind, name, command, prepared, tmp_path):
     work = Path(shutil.copytree(prepared, tmp_path / "work"))
     (work / name).write_bytes(DAMAGED[kind])
-    flags = ["--folds", "3"] if command is folds else ["--image-size", "64"]
+    flags = ["--folds", "3"] if command is folds else ["--cache-size", "64"]
     assert Path(name).stem in refusal(command, "--work-dir", str(work), "--workers", "1", *flags, folder=tmp_path)
 
 
