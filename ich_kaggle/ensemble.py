@@ -32,7 +32,7 @@ def fit_weights(target: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     `target` is (n, 6), `probabilities` (n_runs, n, 6). The loss is convex in the weights: there is one minimum.
     """
     every = np.ones(len(target), np.float32)
-    return blending.METHODS["simplex"](target, probabilities, every, 0).weights[:, 0]
+    return blending.METHODS["simplex"](target, probabilities, every).weights[:, 0]
 
 
 def blend(weights: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -90,7 +90,7 @@ def score(
     With them how sure these are, what each run adds, and how to combine. Without `patient` every slice is one.
     """
     patient = np.arange(len(target)) if patient is None else patient
-    data = selection.prepare(target, probabilities, fold, patient, seed)
+    data = selection.prepare(target, probabilities, fold, patient)
     return _scores(data, runs, method, calibrate, seed)[0]
 
 
@@ -114,7 +114,7 @@ def _scores(data: selection.Data, runs: list[str], method: str, calibrate: bool,
         "n_patients": int((size > 0).sum()),
         **comparison.compare([*runs, "nested"], total, size, n_draws=intervals.N_DRAWS, seed=seed),
         "correlation": comparison.error_correlation(data.target, data.probabilities).round(4).tolist(),
-        "left_out": selection.without_each(data, runs, recipe, seed),
+        "left_out": selection.without_each(data, runs, recipe),
         "pipeline": selection.to_json(recipe, pipeline, runs),
     }
     return scores, pipeline, plain, honest
@@ -237,7 +237,7 @@ def write(
     as_predicted = {run: metric.log_loss(target, p) for run, p in zip(runs, probabilities, strict=True)}
     for probability in probabilities:
         blending.raise_any(probability)
-    data = selection.prepare(target, probabilities, fold[is_train], table.patient_id[is_train], seed)
+    data = selection.prepare(target, probabilities, fold[is_train], table.patient_id[is_train])
     scores, pipeline, plain, honest = _scores(data, runs, method, calibrate, seed)
     scores |= {"as_predicted": as_predicted} | (
         {"methods": selection.try_methods(data)} if method == "auto" and runs[1:] else {}

@@ -61,7 +61,7 @@ def measure(case: str, seed: int) -> pd.DataFrame:
     n_patients, noise, special = CASES[case]
     rng = np.random.default_rng([seed, sorted(CASES).index(case)])
     target, runs, patient = draw(rng, n_patients, noise, **special)
-    data = selection.prepare(target, runs, patient % 5, patient, seed)
+    data = selection.prepare(target, runs, patient % 5, patient)
     fresh, fresh_runs, _ = draw(rng, FRESH, noise, **special)
     rows = []
     for method in blending.METHODS:
