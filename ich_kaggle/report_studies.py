@@ -34,10 +34,7 @@ def losses(target: np.ndarray, probability: np.ndarray) -> np.ndarray:
 
 def ranks(values: np.ndarray) -> np.ndarray:
     """Return 0 for the largest of `values` (n,), 1 for the next, and so on; infinity for NaN."""
-    order = np.argsort(-values, kind="stable")
-    out = np.empty(len(values))
-    out[order] = np.arange(len(values))
-    return np.where(np.isnan(values), np.inf, out)
+    return pd.Series(values).rank(method="first", ascending=False).sub(1).fillna(np.inf).to_numpy()
 
 
 def choose(
