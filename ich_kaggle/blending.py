@@ -7,7 +7,6 @@ a slice counts, 0 for the slices that are held out.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +20,6 @@ CHUNK = 1 << 13  # slices that are worked on at a time: 4 MB for 20 runs, about 
 FLOOR = 1e-6  # no logit is taken, and no slope, closer to 0 or 1
 CLOSE = 1e-8  # log loss that one more step of the fit would gain
 PRIOR = 35.0  # slices, those of a study: how much the stacker trusts equal weights
-BAGS, PICKS, SAMPLE = 10, 30, 50_000  # of greedy selection: bags of runs, picks in one, slices that judge a bag
 
 # The blocks are small: threads would only wait for each other, several times as long as the work takes.
 one_thread = threadpool_limits.wrap(limits=1, user_api="blas")
@@ -64,19 +62,19 @@ def combine(blend: Blend, probabilities: Sequence[np.ndarray], rows: np.ndarray 
     return out
 
 
-def moments(target, probabilities, weight, space: str, weights: np.ndarray, *, biased: bool = False) -> tuple:
+def moments(target, probabilities, weight, space: str, weights: np.ndarray) -> tuple:
     """Return the mean log loss of each label, (6,), its gradient (6, k) and its Hessian (6, k, k) in `weights` (6, k).
 
-    k is the number of runs, and one more if `biased`.
+    k is the number of runs, and one more, the bias, in logits.
     """
     k = weights.shape[1]
     loss, gradient, hessian = np.zeros(len(LABELS)), np.zeros((len(LABELS), k)), np.zeros((len(LABELS), k, k))
     for rows in _kept(weight):
         x = features(probabilities, rows, space)
-        if biased:
+        if space == "logit":
             x = np.concatenate([x, np.ones_like(x[:, :1])], axis=1)
         mean = (weights[:, None].astype(np.float32) @ x)[:, 0]
-        cost, slope, curvature = _logit_loss(target[rows].T, mean) if space == "logit" else _loss(target[rows].T, mean)
+        cost, slope, curvature = (_logit_loss if space == "logit" else _loss)(target[rows].T, mean)
         share = weight[rows]
         loss += (cost * share).sum(axis=1)
         gradient += (x @ (slope * share)[..., None])[..., 0]
@@ -139,37 +137,31 @@ def free_step(weights: np.ndarray, gradient: np.ndarray, hessian: np.ndarray) ->
     return -np.linalg.solve(hessian, gradient)
 
 
-def equal(target, probabilities, weight, seed: int, *, space: str) -> Blend:
+def equal(target, probabilities, weight) -> Blend:
     n_runs = len(probabilities)
-    return Blend(space, np.full((n_runs, len(LABELS)), 1 / n_runs), np.zeros(len(LABELS)))
+    return Blend("probability", np.full((n_runs, len(LABELS)), 1 / n_runs), np.zeros(len(LABELS)))
 
 
-def simplex(target, probabilities, weight, seed: int, *, space: str, per_label: bool) -> Blend:
-    """Return the mean with the least log loss, in `space`: convex, so there is one minimum.
-
-    One set of weights, or one `per_label`.
-    """
-    of_group = SHARE[None] if not per_label else np.eye(len(LABELS))
-    group = np.zeros(len(LABELS), int) if not per_label else np.arange(len(LABELS))
+def simplex(target, probabilities, weight) -> Blend:
+    """Return the weighted mean, the same for all labels, with the least log loss: convex, so there is one minimum."""
 
     def evaluate(weights: np.ndarray) -> tuple:
-        return tuple(
-            np.tensordot(of_group, part, 1) for part in moments(target, probabilities, weight, space, weights[group])
-        )
+        parts = moments(target, probabilities, weight, "probability", np.repeat(weights, len(LABELS), axis=0))
+        return tuple(np.tensordot(SHARE[None], part, 1) for part in parts)
 
-    start = np.full((len(of_group), len(probabilities)), 1 / len(probabilities))
-    weights = newton(evaluate, simplex_step, start)
-    return Blend(space, weights[group].T, np.zeros(len(LABELS)))
+    n_runs = len(probabilities)
+    weights = newton(evaluate, simplex_step, np.full((1, n_runs), 1 / n_runs))
+    return Blend("probability", np.repeat(weights.T, len(LABELS), axis=1), np.zeros(len(LABELS)))
 
 
-def stack(target, probabilities, weight, seed: int) -> Blend:
-    """Return a logistic regression a label on the runs' logits, drawn (ridge) to equal weights."""
+def stack(target, probabilities, weight) -> Blend:
+    """Return a logistic regression per label on the logits of the runs, drawn (ridge) to equal weights."""
     n_runs = len(probabilities)
     prior = np.append(np.full(n_runs, 1 / n_runs), 0)
     ridge = np.append(np.full(n_runs, PRIOR), 1e-3) / weight.sum(dtype=float)
 
     def evaluate(weights: np.ndarray) -> tuple:
-        loss, gradient, hessian = moments(target, probabilities, weight, "logit", weights, biased=True)
+        loss, gradient, hessian = moments(target, probabilities, weight, "logit", weights)
         away = weights - prior
         return loss + (ridge * away**2).sum(axis=1) / 2, gradient + ridge * away, hessian + np.diag(ridge)
 
@@ -177,43 +169,5 @@ def stack(target, probabilities, weight, seed: int) -> Blend:
     return Blend("logit", weights[:, :-1].T, weights[:, -1])
 
 
-def greedy(target, probabilities, weight, seed: int) -> Blend:
-    """Return the mean of the runs picked one by one, with replacement, by the loss each pick leaves.
-
-    Averaged over bags of half the runs (Caruana et al., Ensemble Selection from Libraries of Models, ICML 2004).
-    """
-    rng = np.random.default_rng(seed)
-    n_runs, rows = len(probabilities), np.flatnonzero(weight)
-    weights = np.zeros(n_runs)
-    for _ in range(BAGS):
-        bag = rng.permutation(n_runs)[: max(2, (n_runs + 1) // 2)]
-        judges = np.sort(rng.choice(rows, min(len(rows), SAMPLE), replace=False))
-        sign = 2 * target[judges].T - 1
-        x = features([probabilities[run] for run in bag], judges, "probability")
-        likelihood = (sign[:, None] * x + (sign[:, None] < 0)).transpose(1, 0, 2)
-        picked = _pick(likelihood, SHARE[:, None] * weight[judges])
-        weights += np.bincount(bag[picked], minlength=n_runs) / len(picked) / BAGS
-    return Blend("probability", np.tile(weights[:, None], len(LABELS)), np.zeros(len(LABELS)))
-
-
-def _pick(likelihood: np.ndarray, share: np.ndarray) -> list[int]:
-    """Return the runs whose mean `likelihood` (n_runs, 6, n) has the least log loss, in the order they were picked."""
-    held, picked, losses = np.zeros(likelihood.shape[1:], np.float32), [], []
-    for n in range(1, PICKS + 1):
-        each = [-(share * np.log(np.clip((held + run) / n, FLOOR, None))).sum() for run in likelihood]
-        picked.append(int(np.argmin(each)))
-        losses.append(min(each))
-        held += likelihood[picked[-1]]
-    return picked[: int(np.argmin(losses)) + 1]
-
-
-METHODS = {
-    "equal": partial(equal, space="probability"),
-    "equal-logit": partial(equal, space="logit"),
-    "simplex": partial(simplex, space="probability", per_label=False),
-    "simplex-logit": partial(simplex, space="logit", per_label=False),
-    "simplex-label": partial(simplex, space="probability", per_label=True),
-    "simplex-logit-label": partial(simplex, space="logit", per_label=True),
-    "greedy": greedy,
-    "stack": stack,
-}
+# Five more, in logits, per label and greedy, gained nothing over these: tests/benchmarks/RESULTS.md.
+METHODS = {"equal": equal, "simplex": simplex, "stack": stack}

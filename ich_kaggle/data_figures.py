@@ -1,6 +1,5 @@
-"""What the data report draws: each function returns one that draws on the axes it is given."""
+"""The figures of the data report, drawn on the axes that are given."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -28,18 +27,15 @@ class Pixels(NamedTuple):
     counts: dict[str, np.ndarray]  # (8192,)
 
 
-def draw_prevalence(found: pd.DataFrame) -> Callable:
-    def draw(ax) -> None:
-        place = np.arange(len(LABELS))
-        for k, unit in enumerate(("slices", "studies", "patients")):
-            share = 100 * found[f"share of {unit}"]
-            ax.barh(place + (k - 1) * 0.27, share, 0.25, color=("#0a84c6", "#63b3e0", "#b5d9ef")[k], label=unit)
-        ax.set_yticks(place, LABELS)
-        ax.invert_yaxis()
-        ax.set_xlabel("with the label, %")
-        _legend(ax)
-
-    return draw
+def draw_prevalence(ax, found: pd.DataFrame) -> None:
+    place = np.arange(len(LABELS))
+    for k, unit in enumerate(("slices", "studies", "patients")):
+        share = 100 * found[f"share of {unit}"]
+        ax.barh(place + (k - 1) * 0.27, share, 0.25, color=("#0a84c6", "#63b3e0", "#b5d9ef")[k], label=unit)
+    ax.set_yticks(place, LABELS)
+    ax.invert_yaxis()
+    ax.set_xlabel("with the label, %")
+    _legend(ax)
 
 
 def _legend(ax) -> None:
@@ -52,39 +48,32 @@ def share_of_row(both: np.ndarray) -> np.ndarray:
     return np.divide(both, n, out=np.full(both.shape, np.nan), where=n > 0)
 
 
-def draw_together(share: np.ndarray) -> Callable:
-    def draw(ax) -> None:
-        ax.pcolormesh(np.nan_to_num(share[::-1]), cmap="Blues", vmin=0, vmax=1, edgecolors="#8a949e", linewidth=0.4)
-        for (i, j), value in np.ndenumerate(share):
-            text, color = ("-" if np.isnan(value) else f"{100 * value:.0f}"), "#ffffff" if value > 0.55 else "#000000"
-            ax.text(j + 0.5, len(LABELS) - i - 0.5, text, ha="center", va="center", color=color)
-        ax.set_xticks(np.arange(len(LABELS)) + 0.5, LABELS, rotation=30, ha="right")
-        ax.set_yticks(np.arange(len(LABELS)) + 0.5, LABELS[::-1])
-        ax.tick_params(length=0)
-
-    return draw
+def draw_together(ax, share: np.ndarray) -> None:
+    ax.pcolormesh(np.nan_to_num(share[::-1]), cmap="Blues", vmin=0, vmax=1, edgecolors="#8a949e", linewidth=0.4)
+    for (i, j), value in np.ndenumerate(share):
+        text, color = ("-" if np.isnan(value) else f"{100 * value:.0f}"), "#ffffff" if value > 0.55 else "#000000"
+        ax.text(j + 0.5, len(LABELS) - i - 0.5, text, ha="center", va="center", color=color)
+    ax.set_xticks(np.arange(len(LABELS)) + 0.5, LABELS, rotation=30, ha="right")
+    ax.set_yticks(np.arange(len(LABELS)) + 0.5, LABELS[::-1])
+    ax.tick_params(length=0)
 
 
-def draw_fact(fact: Fact) -> Callable:
+def draw_fact(ax, fact: Fact) -> None:
     """Draw the values one by one, if they are few, or their histogram, as shares of each split."""
-
-    def draw(ax) -> None:
-        levels = levels_of(fact)
-        edges = edges_of(fact) if levels is None else None
-        for k, (split, values) in enumerate(fact.values.items()):
-            n = len(values)
-            if levels is None:
-                share = 100 * np.histogram(values, edges)[0] / n
-                _stairs(ax, share, edges, k, split)
-            else:
-                share = 100 * values.value_counts().reindex(levels, fill_value=0) / n
-                ax.bar(np.arange(len(levels)) + 0.42 * k - 0.21, share, 0.4, color=SPLIT_COLORS[split], label=split)
-        if levels is not None:
-            ax.set_xticks(range(len(levels)), map(_short, levels))
-        ax.set(xlabel=fact.name, ylabel=f"{fact.of}, %")
-        _legend(ax)
-
-    return draw
+    levels = levels_of(fact)
+    edges = edges_of(fact) if levels is None else None
+    for k, (split, values) in enumerate(fact.values.items()):
+        n = len(values)
+        if levels is None:
+            share = 100 * np.histogram(values, edges)[0] / n
+            _stairs(ax, share, edges, k, split)
+        else:
+            share = 100 * values.value_counts().reindex(levels, fill_value=0) / n
+            ax.bar(np.arange(len(levels)) + 0.42 * k - 0.21, share, 0.4, color=SPLIT_COLORS[split], label=split)
+    if levels is not None:
+        ax.set_xticks(range(len(levels)), map(_short, levels))
+    ax.set(xlabel=fact.name, ylabel=f"{fact.of}, %")
+    _legend(ax)
 
 
 def _stairs(ax, share: np.ndarray, edges: np.ndarray, k: int, split: str) -> None:
@@ -129,14 +118,11 @@ def shares(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
     return float(counts[hu < low].sum() / counts.sum()), float(counts[hu > high].sum() / counts.sum())
 
 
-def draw_hu(pixels: Pixels, low: float, high: float, width: int, scale: str = "linear") -> Callable:
-    def draw(ax) -> None:
-        edges = np.arange(np.floor(low), high + width, width)
-        hu = np.arange(windows.LOWEST, windows.HIGHEST + 1)
-        for k, (split, counts) in enumerate(pixels.counts.items()):
-            share = 100 * np.histogram(hu, edges, weights=counts)[0] / counts.sum()
-            _stairs(ax, share, edges, k, split)
-        ax.set(xlabel="HU", yscale=scale, ylabel=f"pixels, % in {width} HU" if width > 1 else "pixels, % a HU")
-        _legend(ax)
-
-    return draw
+def draw_hu(ax, pixels: Pixels, low: float, high: float, width: int, scale: str = "linear") -> None:
+    edges = np.arange(np.floor(low), high + width, width)
+    hu = np.arange(windows.LOWEST, windows.HIGHEST + 1)
+    for k, (split, counts) in enumerate(pixels.counts.items()):
+        share = 100 * np.histogram(hu, edges, weights=counts)[0] / counts.sum()
+        _stairs(ax, share, edges, k, split)
+    ax.set(xlabel="HU", yscale=scale, ylabel=f"pixels, % in {width} HU" if width > 1 else "pixels, % a HU")
+    _legend(ax)

@@ -1,6 +1,7 @@
 """A page that shows the data before anything is learned: counts, labels, headers, gray values, defects, studies."""
 
 from collections.abc import Iterable
+from functools import partial
 
 import cv2
 import numpy as np
@@ -129,9 +130,12 @@ def label_section(train: pd.DataFrame) -> str:
     most = [f"{value:.0%} of {LABELS[i]} slices have {LABELS[j]}" for value, i, j in sorted(pairs, reverse=True)[:4]]
     meaning = "of a hundred slices with the label of the row, how many have that of the column. Most: "
     figures = (
-        document.drawn(data_figures.draw_prevalence(found), "Prevalence", rates, (5, 3.2)),
+        document.drawn(partial(data_figures.draw_prevalence, found=found), "Prevalence", rates, (5, 3.2)),
         document.drawn(
-            data_figures.draw_together(share), "Labels together", meaning + ("; ".join(most) or "none"), (5, 3.2)
+            partial(data_figures.draw_together, share=share),
+            "Labels together",
+            meaning + ("; ".join(most) or "none"),
+            (5, 3.2),
         ),
     )
     counted = (
@@ -144,23 +148,25 @@ def label_section(train: pd.DataFrame) -> str:
 
 def header_section(slices: pd.DataFrame) -> str:
     figures = (
-        document.drawn(data_figures.draw_fact(f), f.name[0].upper() + f.name[1:], data_figures.describe_fact(f))
+        document.drawn(
+            partial(data_figures.draw_fact, fact=f), f.name[0].upper() + f.name[1:], data_figures.describe_fact(f)
+        )
         for f in facts(slices)
     )
     return document.section("Headers", "Train filled, test as a line; of each split its share.", document.grid(figures))
 
 
 def window_section(pixels: data_figures.Pixels, seed: int) -> str:
-    whole = data_figures.draw_hu(pixels, -1100, 2000, 20, "log")
+    whole = partial(data_figures.draw_hu, pixels=pixels, low=-1100, high=2000, width=20, scale="log")
     figures = [document.drawn(whole, "All HU", "air at -1000, fat at -100, water at 0, blood at 60, bone above 300")]
     for window in windows.CACHED:
         low, high = window.center - window.width / 2, window.center + window.width / 2
         black_and_white = {split: data_figures.shares(counts, low, high) for split, counts in pixels.counts.items()}
         caption = "; ".join(f"{s}: {b:.1%} of the pixels black, {w:.1%} white" for s, (b, w) in black_and_white.items())
         name = f"{windows.NAMES[window].capitalize()} window, {low:g} to {high:g} HU"
-        figures.append(
-            document.drawn(data_figures.draw_hu(pixels, low, high, max(1, round(window.width / 80))), name, caption)
-        )
+        width = max(1, round(window.width / 80))
+        draw = partial(data_figures.draw_hu, pixels=pixels, low=low, high=high, width=width)
+        figures.append(document.drawn(draw, name, caption))
     sampled = " and ".join(f"{n} {split} slices" for split, n in pixels.n_slices.items())
     return document.section("Windows", f"Of {sampled}, drawn with --seed {seed}.", document.grid(figures))
 

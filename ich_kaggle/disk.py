@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 PREDICTED = ("oof.parquet", "test.parquet", "embeddings.npy", "predict.json")
 MAKERS = {
     "slices.parquet": "python -m ich_kaggle.slices",
@@ -50,7 +52,7 @@ def writing(path: Path, *, sweep: bool = True) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
             raise
     for left in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*") if sweep else ():
-        if left.suffix[1:].isdigit() and not _is_running(int(left.suffix[1:])):
+        if left.suffix[1:].isdigit() and not psutil.pid_exists(int(left.suffix[1:])):
             left.unlink(missing_ok=True)
 
 
@@ -87,16 +89,6 @@ def naming(path: Path, instead_of: Path | None = None) -> Iterator[None]:
         if fault.filename in (None, str(instead_of)):
             fault.filename = str(path)
         raise fault from None
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # another user's
-    return True
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -34,7 +34,7 @@ def fit_weights(target: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     `target` is (n, 6), `probabilities` (n_runs, n, 6). The loss is convex in the weights: there is one minimum.
     """
     every = np.ones(len(target), np.float32)
-    return blending.METHODS["simplex"](target, probabilities, every, 0).weights[:, 0]
+    return blending.METHODS["simplex"](target, probabilities, every).weights[:, 0]
 
 
 def blend(weights: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -93,7 +93,7 @@ def score(
     With them how sure these are, what each run adds, and how to combine. Without `patient` every slice is one.
     """
     patient = np.arange(len(target)) if patient is None else patient
-    data = selection.prepare(target, probabilities, fold, patient, seed)
+    data = selection.prepare(target, probabilities, fold, patient)
     return _scores(data, runs, method, calibrate, seed, metric.log_loss(target, constant(target, fold)))[0]
 
 
@@ -119,7 +119,7 @@ def _scores(
         "n_patients": int((size > 0).sum()),
         **comparison.compare([*runs, "nested"], total, size, n_draws=intervals.N_DRAWS, seed=seed),
         "correlation": comparison.error_correlation(data.target, data.probabilities).round(4).tolist(),
-        "left_out": selection.without_each(data, runs, recipe, seed),
+        "left_out": selection.without_each(data, runs, recipe),
         "pipeline": selection.to_json(recipe, pipeline, runs),
     }
     return scores, pipeline, plain, honest
@@ -273,7 +273,7 @@ def write(
     as_predicted = {run: metric.log_loss(target, p) for run, p in zip(names, probabilities, strict=True)}
     for probability in probabilities:
         blending.raise_any(probability)
-    data = selection.prepare(target, probabilities, groups_of(of_train[rows], target, patient, seed), patient, seed)
+    data = selection.prepare(target, probabilities, groups_of(of_train[rows], target, patient, seed), patient)
     if method not in ("auto", "equal") and len(np.unique(data.fold)) < 2:
         raise ValueError(f"--method {method}: the shared folds hold one patient, and nothing can be fitted to one")
     scores, pipeline, plain, honest = _scores(data, names, method, calibrate, seed, metric.log_loss(target, prevalence))

@@ -36,9 +36,9 @@ def roc(path: Path, target: np.ndarray, probability: np.ndarray, areas: dict[str
     with drawing(path) as axes:
         ax = axes[0, 0]
         ax.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
-        for label, t, p in _both(target, probability):
+        for t, p, style in _both(target, probability, areas):
             false, true, _ = roc_curve(t, p)
-            ax.plot(false, true, color=COLORS[label], linewidth=1.6, label=f"{label}  {areas[label]:.3f}")
+            ax.plot(false, true, **style)
         ax.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC", aspect="equal")
         ax.legend(title="area", loc="lower right", frameon=False)
 
@@ -53,19 +53,11 @@ def precision_recall(path: Path, target: np.ndarray, probability: np.ndarray, ar
             recall = np.linspace(f / (2 - f), 1, 200)
             precision = f * recall / (2 * recall - f)
             ax.plot(recall, precision, color="#bbbbbb", linewidth=0.8, linestyle="--")
-            ax.annotate(
-                f"F1 {f:g}", (1, precision[-1]), (3, 0), textcoords="offset points", color="#888888", va="center"
-            )
-        for label, t, p in _both(target, probability):
+            gray = dict(textcoords="offset points", color="#888888", va="center")
+            ax.annotate(f"F1 {f:g}", (1, precision[-1]), (3, 0), **gray)
+        for t, p, style in _both(target, probability, areas):
             precision, recall, _ = precision_recall_curve(t, p)
-            ax.step(
-                recall,
-                precision,
-                where="post",
-                color=COLORS[label],
-                linewidth=1.6,
-                label=f"{label}  {areas[label]:.3f}",
-            )
+            ax.step(recall, precision, where="post", **style)
         ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title="Precision and recall")
         ax.legend(title="average precision", loc="lower left", framealpha=0.85, edgecolor="none")
 
@@ -135,7 +127,8 @@ def folds(path: Path, target: np.ndarray, fold: np.ndarray) -> None:
         right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-def _both(target: np.ndarray, probability: np.ndarray) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def _both(target: np.ndarray, probability: np.ndarray, areas: dict[str, float]) -> Iterator[tuple]:
+    """Yield target and probability of each label that has both classes, and how its curve is drawn and named."""
     for label, t, p in zip(LABELS, target.T, probability.T, strict=True):
         if 0 < t.sum() < len(t):
-            yield label, t, p
+            yield t, p, dict(color=COLORS[label], linewidth=1.6, label=f"{label}  {areas[label]:.3f}")

@@ -1,43 +1,43 @@
-"""One process at a time at what several could write: a lock that goes with its process, however that ends."""
+"""Locks between processes: one writer at a time; a lock ends with its process, however that ends."""
 
 import contextlib
 import errno
-import fcntl
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+
+from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
 
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)  # some network disks
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold `path`, a file or folder that may not be there yet, alone inside; wait, saying so, while another does.
+    """Hold the lock of `path`, a file or folder that need not exist; wait, and say so, while another process holds it.
 
-    Where the lock can't be made for want of a permission nothing can be written either, and nothing is held.
+    Nothing is held where the lock file cannot be written, as then nothing else can be, or where the disk has no locks.
     """
-    with _lock_file(path) or contextlib.nullcontext() as file:
-        if file is not None:
-            _hold(file, path)
-        yield
-
-
-def _lock_file(path: Path) -> TextIO | None:
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.with_name(f".{path.name}.lock").open("a")
+        _acquire(lock, path)
     except OSError as error:
-        if error.errno in READ_ONLY:
-            return None
-        raise
-
-
-def _hold(file: TextIO, path: Path) -> None:
+        if error.errno in NO_LOCKS:
+            log.warning("%s: this disk has no locks (%s): run one command at a time on it", path.parent, error.strerror)
+        elif error.errno not in READ_ONLY:
+            raise
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, path: Path) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
         log.info("%s: another process is at work on it: waiting", path)
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock.acquire()

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 
-from ich_kaggle import anatomy, cli, disk, formats, hemorrhages, locks, paths, scanner, windows
+from ich_kaggle import anatomy, cli, disk, formats, hemorrhages, locks, paths, scanner
 from ich_kaggle.labels import ANY, LABELS
 
 SETTINGS, TRUTH = "phantom.json", "truth.parquet"
@@ -47,7 +47,7 @@ SHAPES = ((408, 374), (464, 464), (638, 490), (768, 768))  # rows, columns where
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides every byte. Raises ValueError for what cannot be."""
+    """What decides every byte; build_parser has the limits."""
 
     patients: int = 120
     test_fraction: float = 0.2
@@ -59,22 +59,6 @@ class Settings:
     defects: float = 0.01  # of the patients, each defect
     masks: bool = False
     zip: bool = False
-
-    def __post_init__(self):
-        real = self.prevalence == "real"
-        allowed = {
-            "patients": self.patients >= 2,
-            "test_fraction": 0 < self.test_fraction < 1,
-            "slices": 3 <= self.slices <= 200,
-            "size": self.size >= 32,
-            "prevalence": real or (not isinstance(self.prevalence, str) and 0 <= self.prevalence <= 1),
-            "label_noise": 0 <= self.label_noise <= 1,
-            "defects": 0 <= self.defects <= 1,
-        }
-        for name, fine in allowed.items():
-            if not fine:
-                flag = "--" + name.replace("_", "-")
-                raise ValueError(f"{flag} {getattr(self, name)} cannot be: see python -m ich_kaggle.phantom --help")
 
 
 @dataclass(frozen=True)
@@ -158,7 +142,7 @@ def _write_study(patient: Patient, head, study: int, rng, settings: Settings, ou
     pixels = np.zeros((len(ids), ANY), int)
     for i, (slice_id, position) in enumerate(zip(ids, positions, strict=True)):
         hu, blood = scanner.scan(head, gantry, position, rng)
-        pixels[i] = _pixels_of(blood)
+        pixels[i] = pixels_of(blood)
         data = formats.store(hu, patient.form).tobytes()
         data = data[: len(data) // 6 * 2] if i == cut else data
         with disk.writing(out / f"stage_2_{patient.split}" / f"{slice_id}.dcm", sweep=False) as temporary:
@@ -171,7 +155,7 @@ def _write_study(patient: Patient, head, study: int, rng, settings: Settings, ou
     return _rows(patient, ids, dicom.PatientID, pixels, labels, read)
 
 
-def _pixels_of(blood: np.ndarray) -> np.ndarray:
+def pixels_of(blood: np.ndarray) -> np.ndarray:
     return np.array([np.count_nonzero(blood & (1 << k)) for k in range(ANY)])
 
 
@@ -314,78 +298,36 @@ def _describe(table: pd.DataFrame, out: Path) -> str:
     return f"{out}: {n_train} train, {len(table) - n_train} test slices, {table.patient_id.nunique()} patients; {share}"
 
 
-def draw_picture(path: Path, *, seed: int = 0, size: int = 512) -> None:
-    """Write a PNG of one bloody slice in the three windows that the models see."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    hu, kinds = _striking(seed, size)
-    gray = windows.apply(hu, windows.CACHED)
-    edge, gap, head, foot = 388, 12, 46, 40
-    sheet = Image.new("RGB", (3 * edge + 4 * gap, head + edge + foot), (16, 18, 22))
-    pen, large, small = ImageDraw.Draw(sheet), ImageFont.load_default(size=19), ImageFont.load_default(size=16)
-    for k, window in enumerate(windows.CACHED):
-        left = gap + k * (edge + gap)
-        image = Image.fromarray(gray[..., k]).resize((edge, edge), Image.Resampling.LANCZOS)
-        sheet.paste(image, (left, head))
-        pen.text((left, 12), windows.NAMES[window], (236, 239, 242), large)
-        low, high = window.center - window.width / 2, window.center + window.width / 2
-        pen.text((left + edge, 14), f"{low:g} to {high:g} HU", (140, 148, 158), small, anchor="ra")
-    pen.text((gap, head + edge + 10), " · ".join(kinds), (240, 180, 90), small)
-    with disk.writing(path) as temporary:
-        sheet.save(temporary, "PNG", optimize=True)
-
-
-def _striking(seed: int, size: int) -> tuple[np.ndarray, list[str]]:
-    """Return, of six patients with much blood, the slice (HU) with most kinds, and most, of it; and the kinds."""
-    scores, depths = {}, range(-20, 60, 5)
-    for number in range(6):
-        for depth, (_, area) in zip(depths, _bloody(seed, number, 96, depths), strict=True):
-            scores[number, depth] = np.minimum(area, 400).sum()
-    number, depth = max(scores, key=scores.get)
-    [(hu, area)] = _bloody(seed, number, size, [depth])
-    return hu, [label for label, a in zip(LABELS, area, strict=False) if a >= SMALLEST]
-
-
-def _bloody(seed: int, number: int, size: int, depths) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return slices (HU) of a patient with blood of four kinds, and the area (mm2) of each."""
-    rng = np.random.default_rng([seed, 2**32 - 2, number])
-    head = anatomy.Head(rng)
-    hemorrhages.bleed(rng, head, ["intraparenchymal", "intraventricular", "subdural", "subarachnoid"])
-    gantry = draw_gantry(rng, (size, size), 5.0, 10.0)
-    slices = [scanner.scan(head, gantry, depth / np.cos(gantry.tilt), rng) for depth in depths]
-    return [(hu, _pixels_of(blood) * gantry.pixel**2) for hu, blood in slices]
+def share_or_real(text: str) -> float | str:
+    return text if text == "real" else cli.within(0, 1)(text)
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.command(__doc__, "--seed", "--workers", "--overwrite")
     add = parser.add_argument
     add("--out", type=Path, default=Path("input") / paths.SLUG, help="folder to make")
-    add("--patients", type=int, help="in train and test together")
-    add("--test-fraction", type=float, help="share of the patients in test")
-    add("--slices", type=int, help="of a study, about; their spacing covers the head")
-    add("--size", type=int, help="px, square (the real ones have 512)")
+    add("--patients", type=cli.within(2, kind=int), help="in train and test together")
+    add("--test-fraction", type=cli.within(0, 1), help="share of the patients in test")
+    add("--slices", type=cli.within(3, 200, int), help="of a study, about; their spacing covers the head")
+    add("--size", type=cli.within(32, kind=int), help="px, square (the real ones have 512)")
     prevalence = (
         "share of patients with blood, all kinds common enough to be learnt from few; real: as in the competition"
     )
-    add("--prevalence", type=lambda text: text if text == "real" else float(text), help=prevalence)
-    add("--label-noise", type=float, help="chance that a label is a slice off, at each end of a lesion")
-    add("--defects", type=float, help="share of patients with each of the real data's defects, one at least; 0: none")
+    add("--prevalence", type=share_or_real, help=prevalence)
+    add("--label-noise", type=cli.within(0, 1), help="chance that a label is a slice off, at each end of a lesion")
+    add(
+        "--defects",
+        type=cli.within(0, 1),
+        help="share of patients with each of the real data's defects, one at least; 0: none",
+    )
     add("--masks", action="store_true", help="also write where the blood is")
     add("--zip", action="store_true", help="also write <out>.zip, as Kaggle's download")
-    add("--picture", type=Path, help="write only this PNG: one slice in three windows")
     parser.set_defaults(**asdict(Settings()))
     return parser
 
 
-def _phantom_or_picture(picture: Path | None, **options) -> None:
-    if picture:
-        draw_picture(picture, seed=options["seed"])
-    else:
-        phantom(**options)
-
-
 def main(argv: list[str] | None = None) -> None:
-    cli.run(_phantom_or_picture, build_parser(), argv)
+    cli.run(phantom, build_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +135,7 @@ def look(data: paths.Data, member: archive.Member) -> Slice:
     try:
         return axial_slice(found, dataset)
     except ValueError as error:
-        return Slice(member, found.study, found.series, found.slice_id, str(error).removeprefix(f"{name}: "))
+        return replace(found, fault=str(error).removeprefix(f"{name}: "))
 
 
 def axial_slice(found: Slice, dataset: pydicom.Dataset) -> Slice:
@@ -152,11 +152,8 @@ def axial_slice(found: Slice, dataset: pydicom.Dataset) -> Slice:
     where = header.read_header(dataset, name)
     if where.tilt > TILTED:
         raise ValueError(f"not axial: {where.tilt:.0f} degrees from the patient's axis")
-    return Slice(
-        found.member,
-        found.study,
-        found.series,
-        found.slice_id,
+    return replace(
+        found,
         position=where.position,
         shape=(where.rows, where.columns),
         row_spacing=where.row_spacing,

@@ -34,10 +34,7 @@ def losses(target: np.ndarray, probability: np.ndarray) -> np.ndarray:
 
 def ranks(values: np.ndarray) -> np.ndarray:
     """Return 0 for the largest of `values` (n,), 1 for the next, and so on; infinity for NaN."""
-    order = np.argsort(-values, kind="stable")
-    out = np.empty(len(values))
-    out[order] = np.arange(len(values))
-    return np.where(np.isnan(values), np.inf, out)
+    return pd.Series(values).rank(method="first", ascending=False).sub(1).fillna(np.inf).to_numpy()
 
 
 def choose(
@@ -81,14 +78,12 @@ def spread(probabilities: list[np.ndarray], study: np.ndarray) -> np.ndarray:
 
 def worst(target: np.ndarray, loss: np.ndarray, shown: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
     """Return for each label the slices (rows) of the greatest loss that are `shown`, bool (n,): `missed`, `called`."""
-    out = {}
-    for i, label in enumerate(LABELS):
-        place = {
-            name: ranks(np.where(shown & (target[:, i] == kind), loss[:, i], np.nan))
-            for name, kind in (("missed", 1), ("called", 0))
-        }
-        out[label] = {name: np.argsort(rank)[: min(N_WORST, np.isfinite(rank).sum())] for name, rank in place.items()}
-    return out
+
+    def greatest(i: int, kind: int) -> np.ndarray:
+        rows = np.flatnonzero(shown & (target[:, i] == kind) & ~np.isnan(loss[:, i]))
+        return rows[np.argsort(-loss[rows, i], kind="stable")][:N_WORST]
+
+    return {label: {"missed": greatest(i, 1), "called": greatest(i, 0)} for i, label in enumerate(LABELS)}
 
 
 @dataclass(frozen=True)

@@ -42,13 +42,13 @@ class Data(NamedTuple):
     fit: Callable[[str, frozenset], blending.Blend]  # a method, fitted without the folds left out
 
 
-def prepare(target, probabilities, fold, patient, seed: int = 0) -> Data:
+def prepare(target, probabilities, fold, patient) -> Data:
     """Return what the choice works on. Each blend is fitted once, however often it is asked for."""
 
     @cache
     def fit(method: str, left_out: frozenset) -> blending.Blend:
         weight = (~np.isin(fold, list(left_out))).astype(np.float32)
-        return blending.METHODS[method](target, probabilities, weight, seed)
+        return blending.METHODS[method](target, probabilities, weight)
 
     return Data(target, probabilities, fold, np.unique(patient, return_inverse=True)[1], fit)
 
@@ -166,7 +166,7 @@ def honest(data: Data, method: str = "auto", *, calibrate: bool = True) -> np.nd
     return out
 
 
-def without_each(data: Data, runs: list[str], recipe: Recipe, seed: int) -> dict:
+def without_each(data: Data, runs: list[str], recipe: Recipe) -> dict:
     """Return for each run by how much the nested loss grows without it, and the standard error of that over patients.
 
     Less than nothing: better dropped. What was chosen is kept, and fitted again.
@@ -177,7 +177,7 @@ def without_each(data: Data, runs: list[str], recipe: Recipe, seed: int) -> dict
     whole = nested_sums(data, recipe) @ blending.SHARE
     for i, run in enumerate(runs):
         others = [p for j, p in enumerate(data.probabilities) if j != i]
-        rest = prepare(data.target, others, data.fold, data.patient, seed)
+        rest = prepare(data.target, others, data.fold, data.patient)
         gain = nested_sums(rest, recipe) @ blending.SHARE - whole
         gains[run] = [float(gain.sum() / size.sum()), intervals.standard_error(gain, size)]
     return gains

@@ -86,8 +86,8 @@ def test_a_command_imports_only_commands_before_it(module):
 
 
 @pytest.mark.parametrize("module", sorted(GROUND | WORDS))
-def test_the_ground_floor_needs_no_package_but_numpy(module):
-    assert {name.split(".")[0] for name in imports(module, at_top=True)} - STANDARD == set()
+def test_the_ground_floor_needs_small_packages_only(module):
+    assert {name.split(".")[0] for name in imports(module, at_top=True)} - STANDARD <= {"filelock", "psutil"}
 
 
 @pytest.mark.parametrize("module", sorted(set(FLOOR) - LEARNING))

@@ -1,12 +1,11 @@
+import contextlib
 import errno
-import fcntl
 import os
-import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from ich_kaggle import locks
 
@@ -19,13 +18,15 @@ def test_a_lock_is_held_alone_and_goes_with_its_process(tmp_path):
         [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert other.stdout.readline() == "held\n"
-    lock = tmp_path / ".512.lock"
-    with lock.open("a") as file, pytest.raises(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.kill(other.pid, signal.SIGKILL)
+    lock = FileLock(tmp_path / ".512.lock")
+    with pytest.raises(Timeout):
+        lock.acquire(timeout=0)
+    other.kill()
     other.wait()
-    with locks.locked(folder):
-        assert lock.exists()
+    with locks.locked(folder), pytest.raises(Timeout):
+        lock.acquire(timeout=0)
+    lock.acquire(timeout=0)
+    lock.release()
     other.stdin.close()
     other.stdout.close()
 
@@ -33,26 +34,33 @@ def test_a_lock_is_held_alone_and_goes_with_its_process(tmp_path):
 def test_whoever_waits_for_a_lock_says_so(tmp_path, monkeypatch, caplog):
     asked = []
 
-    def flock(file, how):
-        asked.append(how)
-        if how & fcntl.LOCK_NB:
-            raise BlockingIOError
+    def acquire(self, timeout=None):
+        asked.append(timeout)
+        if timeout == 0:
+            raise Timeout(self.lock_file)
 
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(FileLock, "acquire", acquire)
     with caplog.at_level("INFO"), locks.locked(tmp_path / "512"):
-        assert asked == [fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_EX]
+        assert asked == [0, None]
     assert "512: another process is at work on it: waiting" in caplog.text
 
 
-@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
-def test_where_nothing_can_be_written_nothing_is_held_and_a_full_disk_is_told(tmp_path, monkeypatch, code):
-    def refuse(path, mode):
-        raise OSError(code, os.strerror(code), str(path))
+@pytest.mark.parametrize(
+    "code, raised, said",
+    [
+        (errno.EROFS, None, ""),
+        (errno.EACCES, None, ""),
+        (errno.ENOLCK, None, "this disk has no locks (No locks available): run one command at a time on it"),
+        (errno.ENOSPC, OSError, ""),
+    ],
+)
+def test_where_no_lock_can_be_held_none_is_and_a_full_disk_is_told(tmp_path, monkeypatch, caplog, code, raised, said):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code), ".512.lock")
 
-    monkeypatch.setattr(Path, "open", refuse)
-    if code == errno.ENOSPC:
-        with pytest.raises(OSError, match=r"\.512\.lock"), locks.locked(tmp_path / "512"):
-            pass
-    else:
-        with locks.locked(tmp_path / "512"):
-            assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(FileLock, "_acquire", refuse)
+    told = pytest.raises(raised, match=r"\.512\.lock") if raised else contextlib.nullcontext()
+    with told, locks.locked(tmp_path / "512"):
+        (tmp_path / "512").touch()
+    assert (tmp_path / "512").exists() == (raised is None)
+    assert said in caplog.text and bool(said) == bool(caplog.text)

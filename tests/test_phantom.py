@@ -261,15 +261,8 @@ def test_an_interrupted_phantom_does_not_look_finished_and_is_made_anew(tmp_path
 def test_impossible_settings_are_named(tmp_path, capsys, flag, value):
     with pytest.raises(SystemExit) as stop:
         phantom.main(["--out", str(tmp_path / "no"), f"{flag}={value}"])
-    assert str(stop.value).startswith(f"error: {flag} {value}")
+    assert stop.value.code == 2 and f"argument {flag}: {value} is not" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
-
-
-def test_the_picture_shows_three_windows(tmp_path):
-    phantom.draw_picture(tmp_path / "shown.png", size=128)
-    image = cv2.imread(str(tmp_path / "shown.png"))
-    assert image.shape[1] == 1212
-    assert image.std() > 20
 
 
 def test_help_names_every_setting():

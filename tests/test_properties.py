@@ -38,8 +38,7 @@ few = settings(max_examples=40)
 N_LABELS = len(LABELS)
 SEEDS = st.integers(0, 1 << 32)
 PROBABILITY = st.floats(0, 1, width=32)
-ONE_WEIGHT_SET = ["equal", "equal-logit", "simplex", "simplex-logit", "greedy"]
-ON_SIMPLEX = [*ONE_WEIGHT_SET, "simplex-label", "simplex-logit-label"]
+MEANS = ["equal", "simplex"]
 
 
 @pytest.fixture(scope="module")
@@ -206,14 +205,14 @@ def run_sets(draw, most: int = 4) -> tuple[np.ndarray, list[np.ndarray]]:
 
 
 def blend(method: str, target: np.ndarray, probabilities: list) -> blending.Blend:
-    return blending.METHODS[method](target, probabilities, np.ones(len(target), np.float32), 0)
+    return blending.METHODS[method](target, probabilities, np.ones(len(target), np.float32))
 
 
 def score(made: blending.Blend, target: np.ndarray, probabilities: list) -> float:
     return metric.log_loss(target, np.clip(blending.combine(made, probabilities), blending.FLOOR, 1 - blending.FLOOR))
 
 
-@pytest.mark.parametrize("method", ON_SIMPLEX)
+@pytest.mark.parametrize("method", MEANS)
 @few
 @given(runs=run_sets())
 def test_weights_are_on_the_simplex_and_a_blend_stays_between_its_runs(method, runs):
@@ -224,11 +223,10 @@ def test_weights_are_on_the_simplex_and_a_blend_stays_between_its_runs(method, r
     np.testing.assert_allclose(made.weights.sum(axis=0), 1, atol=1e-6)
     stack, mixed = np.stack(probabilities), blending.combine(made, probabilities)
     low, high = stack.min(axis=0), stack.max(axis=0)
-    slack = 1e-5 if made.space == "probability" else 1e-5 + blending.FLOOR
-    assert ((low - slack <= mixed) & (mixed <= high + slack)).all()
+    assert ((low - 1e-5 <= mixed) & (mixed <= high + 1e-5)).all()
 
 
-@pytest.mark.parametrize("method", ONE_WEIGHT_SET)
+@pytest.mark.parametrize("method", MEANS)
 @few
 @given(runs=run_sets())
 def test_any_stays_the_largest_in_a_blend_with_one_set_of_weights(method, runs):
@@ -238,7 +236,7 @@ def test_any_stays_the_largest_in_a_blend_with_one_set_of_weights(method, runs):
     assert (mixed[:, ANY] >= mixed.max(axis=1) - 1e-6).all()
 
 
-@pytest.mark.parametrize("method", ["equal", "equal-logit", "simplex", "simplex-logit", "simplex-label", "stack"])
+@pytest.mark.parametrize("method", ["equal", "simplex", "stack"])
 @few
 @given(runs=run_sets(), seed=SEEDS)
 def test_the_order_of_the_runs_says_nothing(method, runs, seed):
@@ -250,24 +248,22 @@ def test_the_order_of_the_runs_says_nothing(method, runs, seed):
     assert here == pytest.approx(score(blend(method, target, shuffled), target, shuffled), abs=1e-4)
 
 
-@pytest.mark.parametrize("method", ["simplex", "simplex-logit", "simplex-label"])
 @few
 @given(runs=run_sets(most=3))
-def test_a_run_that_is_there_twice_changes_nothing(method, runs):
+def test_a_run_that_is_there_twice_changes_nothing(runs):
     """The least loss on the simplex over runs and over runs with one of them doubled is one number."""
     target, probabilities = runs
     doubled = [*probabilities, probabilities[0]]
-    once, twice = (score(blend(method, target, part), target, part) for part in (probabilities, doubled))
+    once, twice = (score(blend("simplex", target, part), target, part) for part in (probabilities, doubled))
     assert once == pytest.approx(twice, abs=1e-4)
 
 
-@pytest.mark.parametrize("method", ["simplex", "simplex-label"])
 @few
 @given(runs=run_sets())
-def test_the_best_mean_is_no_worse_than_the_best_run_or_the_equal_mean(method, runs):
+def test_the_best_mean_is_no_worse_than_the_best_run_or_the_equal_mean(runs):
     """min over the simplex <= each corner and the centre of it."""
     target, probabilities = runs
-    best = score(blend(method, target, probabilities), target, probabilities)
+    best = score(blend("simplex", target, probabilities), target, probabilities)
     assert best <= score(blend("equal", target, probabilities), target, probabilities) + 1e-5
     assert all(best <= metric.log_loss(target, np.clip(run, 1e-6, 1 - 1e-6)) + 1e-5 for run in probabilities)
 

@@ -15,7 +15,7 @@ def prepare(target=TARGET, runs=RUNS) -> selection.Data:
     return selection.prepare(target, runs, FOLD, PATIENT)
 
 
-@pytest.mark.parametrize("method", ["auto", "simplex-label", "stack", "greedy"])
+@pytest.mark.parametrize("method", ["auto", "simplex", "stack"])
 def test_the_labels_of_a_fold_touch_nothing_that_predicts_it(method):
     spoilt = TARGET.copy()
     spoilt[FOLD == 1] = 1 - spoilt[FOLD == 1]
@@ -27,9 +27,7 @@ def test_the_labels_of_a_fold_touch_nothing_that_predicts_it(method):
 def test_nested_predictions_are_those_of_weights_fitted_on_the_other_folds():
     for rows, probability in selection.nested(prepare(), selection.Recipe("simplex")):
         rest = ~np.isin(FOLD, FOLD[rows[0]])
-        blend = blending.METHODS["simplex"](
-            TARGET[rest], [run[rest] for run in RUNS], np.ones(rest.sum(), np.float32), 0
-        )
+        blend = blending.simplex(TARGET[rest], [run[rest] for run in RUNS], np.ones(rest.sum(), np.float32))
         assert probability == pytest.approx(blending.combine(blend, RUNS, rows), abs=1e-4)
 
 
@@ -106,7 +104,7 @@ def test_a_pipeline_goes_through_json_and_comes_back_the_same():
 
 def test_a_run_that_is_a_copy_adds_nothing_and_the_best_run_most():
     data = prepare(runs=[RUNS[0], RUNS[2], RUNS[2]])
-    gains = selection.without_each(data, ["good", "twin", "copy"], selection.Recipe("simplex"), 0)
+    gains = selection.without_each(data, ["good", "twin", "copy"], selection.Recipe("simplex"))
     assert gains["good"][0] > 10 * abs(gains["copy"][0])
     assert gains["twin"][0] == pytest.approx(gains["copy"][0], abs=1e-6)
 

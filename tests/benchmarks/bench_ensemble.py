@@ -61,7 +61,7 @@ def fit(name: str, target, probabilities, patient) -> float:
         weights = np.tile(slsqp(target, probabilities)[:, None], 6)
         blend = blending.Blend("probability", weights, np.zeros(6))
     else:
-        blend = blending.METHODS[name](target, probabilities, np.ones(len(target), np.float32), 0)
+        blend = blending.METHODS[name](target, probabilities, np.ones(len(target), np.float32))
     return metric.log_loss(target, blending.combine(blend, probabilities))
 
 
