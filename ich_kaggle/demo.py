@@ -1,7 +1,11 @@
 """Run the whole pipeline on a synthetic competition, from nothing, on any machine.
 
+Two networks, a second level on each, the ensemble of all four, a verified submission scored against the truth, and the
+report page: each step is printed as the command that does it.
+
 Reads:   nothing
-Writes:  <demo-dir>/input/ (the competition), <demo-dir>/work/ (folds, cache, runs, ensemble), <demo-dir>/submissions/
+Writes:  <demo-dir>/input/ (the competition), <demo-dir>/work/ (folds, cache, runs, ensemble, report),
+         <demo-dir>/submissions/
 Example: python -m ich_kaggle.demo
 """
 
@@ -13,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import cli, disk, ensemble, metric, paths, tables
+from ich_kaggle import blending, cli, comparison, disk, ensemble, intervals, metric, page, paths, runs, tables
 from ich_kaggle.labels import LABELS
 
-RUNS = ("cpu", "cpu_scratch")
+NETWORKS = ("cpu", "cpu_both")  # recipes
+NAME = "demo"  # of the ensemble
 
 
 def steps(demo_dir: Path, *, patients: int, n_folds: int, epochs: int | None, seed: int, workers: int) -> list[str]:
@@ -24,13 +29,17 @@ def steps(demo_dir: Path, *, patients: int, n_folds: int, epochs: int | None, se
     data, work, out = (shlex.quote(str(demo_dir / part)) for part in (f"input/{paths.SLUG}", "work", "submissions"))
     shared = f"--work-dir {work} --workers {workers}"
     extra = "" if epochs is None else f" --epochs {epochs}"
+    members = " ".join([*NETWORKS, *(f"smooth-{network}" for network in NETWORKS)])
     return [
         f"phantom --out {data} --patients {patients} --slices 16 --seed {seed} --workers {workers}",
         f"slices --data-dir {data} {shared}",
         f"folds --folds {n_folds} --seed {seed} {shared}",
-        *(f"train --recipe {run} --fold all --seed {seed} {shared}{extra}" for run in RUNS),
-        f"ensemble {shared}",
-        f"submit --dry-run --work-dir {work} --submissions-dir {out}",
+        *(f"train --recipe {network} --fold all --seed {seed} {shared}{extra}" for network in NETWORKS),
+        *(f"predict --run {network} {shared}" for network in NETWORKS),
+        *(f"sequence --model smooth --on {network} {shared}" for network in NETWORKS),
+        f"ensemble --name {NAME} --runs {members} {shared}",
+        f"submit --dry-run --ensemble {NAME} --work-dir {work} --submissions-dir {out}",
+        f"report --studies 40 --submissions-dir {out} {shared}",
     ]
 
 
@@ -56,25 +65,46 @@ def test_scores(demo_dir: Path, submission: Path) -> tuple[float, float, int]:
     return metric.log_loss(target, probability), metric.log_loss(target, constant), n_patients
 
 
+def gain(work_dir: Path, folder: Path) -> tuple[str, float, float]:
+    """Return the best member of the ensemble in `folder`, by how much the nested loss is below that member's, and the
+    standard error of this difference over patients."""
+    single = disk.read_json(folder / "weights.json")["single"]
+    best = min(single, key=single.get)
+    table = tables.read_slices(work_dir)
+    fold = tables.read_folds(work_dir, table)
+    train = table[fold >= 0]
+    alone = blending.raise_any(runs.read_oof(work_dir, best, table, fold))
+    nested = tables.read_predictions(folder / "nested.parquet", train.slice_id.to_numpy())
+    patient, size = np.unique(train.patient_id, return_inverse=True, return_counts=True)[1:]
+    total = comparison.patient_losses(tables.targets(train), [alone, nested], patient) @ [1, -1]
+    return best, total.sum() / size.sum(), intervals.standard_error(total, size)
+
+
 def summary(demo_dir: Path, submission: Path) -> str:
     work = demo_dir / "work"
-    folder = paths.ensemble(work, ensemble.default_name(ensemble.all_runs(work)))
+    folder = paths.ensemble(work, NAME)
+    scores = disk.read_json(folder / "weights.json")
+    best, better, error = gain(work, folder)
     ours, constant, n_patients = test_scores(demo_dir, submission)
     lines = [
-        ensemble.describe("ensemble", disk.read_json(folder / "weights.json")),
+        ensemble.describe("ensemble", scores),
         "",
-        f"test log loss of the submission {ours:.5f}, of the training prevalence {constant:.5f}: "
+        f"ensemble {scores['nested_log_loss']:.4f}, best member {best} {scores['single'][best]:.4f}: better by "
+        f"{better:.4f} +- {error:.4f} (standard error over {scores['n_patients']} patients)",
+        f"test log loss of the submission {ours:.4f}, of the training prevalence {constant:.4f}: "
         f"{ours / constant:.2f} of it, on {n_patients} patients",
         f"submission   {submission}",
         f"predictions  {folder}",
         f"models       {work / 'runs'}",
         f"cached CT    {work / 'cache'}",
+        f"report       {work / 'report' / 'index.html'}",
     ]
     return "\n".join(lines)
 
 
 def demo(*, demo_dir: Path, n_folds: int, patients: int, epochs: int | None, seed: int, workers: int) -> None:
     started = time.monotonic()
+    page.plotly_script()  # what the last step needs is asked for before the first
     options = dict(n_folds=n_folds, patients=patients, epochs=epochs, seed=seed, workers=workers)
     for line in steps(demo_dir, **options):
         run_step(line)

@@ -1,5 +1,6 @@
 """The whole pipeline on a tiny competition, command by command, as a user types it."""
 
+import re
 import shutil
 
 import numpy as np
@@ -209,8 +210,17 @@ def test_a_truncated_training_slice_is_listed_and_left_out(competition, tmp_path
 
 
 @pytest.mark.slow
-def test_the_demo_runs_from_nothing_to_a_scored_submission(tmp_path, capsys):
+def test_the_demo_runs_from_nothing_to_a_scored_submission_and_the_report(tmp_path, capsys):
     demo.main(["--demo-dir", str(tmp_path), "--patients", "16", "--folds", "2", "--epochs", "1", "--workers", "1"])
     said = capsys.readouterr().out
     assert "verified" in said and "test log loss of the submission" in said
     assert len(list((tmp_path / "submissions").glob("*.csv"))) == 1
+    scores = disk.read_json(tmp_path / "work" / "ensemble" / demo.NAME / "weights.json")
+    assert set(scores["single"]) == {"cpu", "cpu_both", "smooth-cpu", "smooth-cpu_both"}
+    loss, best, alone, better = re.search(r"ensemble (.+), best member (.+) (.+): better by (.+) \+- ", said).groups()
+    assert float(loss) == round(scores["nested_log_loss"], 4) and best == min(
+        scores["single"], key=scores["single"].get
+    )
+    assert float(better) == pytest.approx(float(alone) - float(loss), abs=2e-4)
+    report = tmp_path / "work" / "report" / "index.html"
+    assert report.is_file() and f"report       {report}" in said

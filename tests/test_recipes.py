@@ -51,6 +51,7 @@ def test_the_list_of_recipes_names_each_with_its_source(capsys):
         ("seresnext50_slices", (-1, 0, 1), 1, 3),
         ("efficientnet_b5_slices", (-1, 0, 1), 1, 1),
         ("convnext_small_both", (-1, 0, 1), 3, 3),
+        ("cpu_both", (-1, 0, 1), 3, 1),
     ],
 )
 def test_a_recipes_context_is_what_its_name_says(name, offsets, n_windows, n_targets):
