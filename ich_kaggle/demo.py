@@ -19,6 +19,7 @@ import pandas as pd
 
 from ich_kaggle import blending, cli, comparison, disk, ensemble, intervals, metric, page, paths, runs, tables
 from ich_kaggle.labels import LABELS
+from ich_kaggle.project import Project
 
 NETWORKS = ("cpu", "cpu_both")  # recipes
 NAME = "demo"  # of the ensemble
@@ -69,11 +70,9 @@ def gain(work_dir: Path, folder: Path) -> tuple[str, float, float]:
     """Return the best member of the ensemble in `folder`, by how much the nested loss is below that member's, and the
     standard error of this difference over patients."""
     single = disk.read_json(folder / "weights.json")["single"]
-    best = min(single, key=single.get)
-    table = tables.read_slices(work_dir)
-    fold = tables.read_folds(work_dir, table)
-    train = table[fold >= 0]
-    alone = blending.raise_any(runs.read_oof(work_dir, best, table, fold))
+    best, project = min(single, key=single.get), Project(None, work_dir)
+    train = project.slices[project.is_train]
+    alone = blending.raise_any(runs.read_oof(project.run(best), project.folds, project.slices, project.fold))
     nested = tables.read_predictions(folder / "nested.parquet", train.slice_id.to_numpy())
     patient, size = np.unique(train.patient_id, return_inverse=True, return_counts=True)[1:]
     total = comparison.patient_losses(tables.targets(train), [alone, nested], patient) @ [1, -1]
