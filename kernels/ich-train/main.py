@@ -1,4 +1,4 @@
-"""Fit one fold of a run, and predict with it. Leaves runs/<run>/fold<k>/, which belongs into work/ at home.
+"""Fit one fold of a run, and predict with it. Leaves runs/<run>/, which belongs into work/ at home.
 
 The weights to start from are a file of the dataset ich-models: `kernel weights --extra <arch>.safetensors`.
 """
@@ -19,5 +19,5 @@ if __name__ == "__main__":
     weights = ["--weights", str(paths.dataset(DATASET) / f"{ARCH}.safetensors")]
     train.main([*shared, *weights, "--arch", ARCH, *SETTINGS])
     predict.main(shared)
-    folder = paths.fold(scratch, RUN, FOLD)
-    shutil.copytree(folder, folder.relative_to(scratch), dirs_exist_ok=True)
+    folder = paths.run(scratch, RUN)
+    shutil.copytree(folder, folder.relative_to(scratch), dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
