@@ -14,12 +14,26 @@ Example: python -m ich_kaggle.ensemble --runs cpu resnet50
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import blending, cli, comparison, disk, folds, intervals, metric, packing, paths, selection, tables
+from ich_kaggle import (
+    blending,
+    cli,
+    comparison,
+    disk,
+    folds,
+    intervals,
+    metric,
+    on_demand,
+    packing,
+    paths,
+    selection,
+    tables,
+)
 from ich_kaggle.labels import LABELS
 from ich_kaggle.project import Project
 from ich_kaggle.runs import Run, hash_of, read_oof, read_test, written
@@ -179,12 +193,8 @@ def choose_runs(project: Project, names: list[str] | None, fold: list[int] | Non
     return found
 
 
-def need_predictions(project: Project, run: Run, of_run: list[int]) -> dict[str, str]:
-    """Predict with those folds of `run` that have not; return the hash of each of its files of predictions."""
-    if set(of_run) - set(run.predicted):
-        from ich_kaggle import predict  # imports torch
-
-        predict.ensure(project, run, of_run)
+def hashes_of(run: Run, of_run: list[int]) -> dict[str, str]:
+    """Return the hash of each file of predictions of those folds of `run`."""
     hashes = {}
     for k in of_run:
         for name in ("oof.parquet", "test.parquet"):
@@ -214,12 +224,13 @@ def blend_runs(
     calibrate: bool = True,
     seed: int = 0,
     overwrite: bool = False,
+    predict: Callable[[Project, Run, list[int]], None],
 ) -> Path:
     """Return the folder of the blend of runs (None: all there are), blended anew where their predictions changed.
 
-    Raises ValueError naming both if it was made of other runs or in another way.
+    `predict` makes predictions of folds that have none. Raises ValueError naming both if it was made of other runs or
+    in another way.
     """
-    folds.ensure(project)
     if names and len(set(names)) < len(names):
         raise ValueError(f"--runs {' '.join(names)}: a run is named twice")
     runs = choose_runs(project, names, fold)
@@ -228,7 +239,8 @@ def blend_runs(
     for run, of_run in runs.items():
         project.check_same(run)
         cli.say(project.describe(run, of_run))
-        made_from |= need_predictions(project, run, of_run)
+        predict(project, run, of_run)
+        made_from |= hashes_of(run, of_run)
     asked = {"method": method, "calibrate": calibrate, "seed": seed}
     wanted = {"asked": asked, "blended": {"runs": [run.name for run in runs], "fold": fold}}
     done = folder / "weights.json"
@@ -299,7 +311,8 @@ def ensemble(
 ) -> None:
     project = Project(data_dir, work_dir, workers)
     if export is None:
-        blend_runs(project, runs, overwrite=overwrite, **options)
+        folds.ensure(project)
+        blend_runs(project, runs, overwrite=overwrite, predict=on_demand.predict, **options)
         return
     if runs:
         raise ValueError("--export packs an ensemble that exists: give its --name, and no --runs")

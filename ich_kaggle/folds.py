@@ -154,7 +154,6 @@ def make(
     seed: int,
     repeats: int = 1,
     source: Path | None = None,
-    picture: Path | None = None,
     overwrite: bool = False,
 ) -> None:
     path, table = paths.folds(project.work_dir), slices.ensure(project)
@@ -173,17 +172,20 @@ def make(
         with disk.writing(path.with_name(f"folds{i}.csv")) as temporary:
             assign_folds(train, n_folds=n_folds, seed=[seed, i]).to_csv(temporary, index=False)
     fold = project.fold[: len(train)]
-    if picture is not None:
-        figures.folds(picture, tables.targets(train), fold)
     cli.say(f"{path}{cli.THERE if is_there else ''}\n{describe(train, fold)}")
 
 
-def folds(*, data_dir: Path | None, work_dir: Path, workers: int, check: bool = False, **options) -> None:
+def folds(
+    *, data_dir: Path | None, work_dir: Path, workers: int, check: bool = False, picture: Path | None = None, **options
+) -> None:
     project = Project(data_dir, work_dir, workers)
     if check:
         run_check(project)
-    else:
-        make(project, **options)
+        return
+    make(project, **options)
+    if picture is not None:
+        train = project.is_train
+        figures.folds(picture, tables.targets(project.slices[train]), project.fold[train])
 
 
 def build_parser():

@@ -127,7 +127,6 @@ def predict(
     overwrite: bool = False,
 ) -> None:
     """Predict with the finished folds of a run, those left out that have been predicted with these settings."""
-    folds.ensure(project)
     run = project.run(name)
     chosen = project.finished(run, fold)
     if run.is_second_level:
@@ -254,6 +253,7 @@ def predict_run(
     if method is None and studies:
         raise ValueError("--studies goes with --explain")
     project = Project(data_dir, work_dir, workers)
+    folds.ensure(project)
     run = run or project.only_run()
     if method is not None and project.run(run).begun:
         explain.check(method, project.run(run).settings.get("arch", ""))

@@ -170,7 +170,6 @@ def fit_second_level(
     overwrite: bool,
 ) -> None:
     """Fit the chosen folds of the second level `name` on the runs `on`, those left out that are finished."""
-    folds.ensure(project)
     run, features = project.run(name), options["features"]
     shared, chosen = folds_to_read(project, on, features, fold)
     need_predictions(project, on, shared if features == "oof" else chosen, features)
@@ -224,6 +223,7 @@ def sequence(
     if model in sequence_models.KINDS:
         options["augment"] = asdict(series.Augment())
     project = Project(data_dir, work_dir, workers)
+    folds.ensure(project)
     read = [project.run(one) for one in on]
     fit_second_level(project, name, read, options, fold, device=device, overwrite=overwrite)
 

@@ -18,7 +18,21 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import cli, diary, disk, ensemble, kaggle_client, labels, locks, paths, runs, slices, tables
+from ich_kaggle import (
+    cli,
+    diary,
+    disk,
+    ensemble,
+    folds,
+    kaggle_client,
+    labels,
+    locks,
+    on_demand,
+    paths,
+    runs,
+    slices,
+    tables,
+)
 from ich_kaggle.labels import ANY, LABELS
 from ich_kaggle.project import Project
 
@@ -44,7 +58,8 @@ def blend(project: Project, name: str | None, run: str | None, fold: list[int] |
     An ensemble `name` is blended anew, as it was asked for, where the predictions of its runs have changed.
     """
     if name is None:
-        return ensemble.blend_runs(project, None if run is None else [run], fold=fold)
+        folds.ensure(project)
+        return ensemble.blend_runs(project, None if run is None else [run], fold=fold, predict=on_demand.predict)
     path = disk.require(paths.ensemble(project.work_dir, name) / "weights.json", f"--name {name}")
     found = disk.read_json(path)
     if not all(project.run(one).finished for one in found["blended"]["runs"]):
@@ -53,7 +68,12 @@ def blend(project: Project, name: str | None, run: str | None, fold: list[int] |
     if fold is not None:
         raise ValueError("--fold narrows runs: the folds of an ensemble are those that it was blended from")
     return ensemble.blend_runs(
-        project, found["blended"]["runs"], name=name, fold=found["blended"]["fold"], **found["asked"]
+        project,
+        found["blended"]["runs"],
+        name=name,
+        fold=found["blended"]["fold"],
+        predict=on_demand.predict,
+        **found["asked"],
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from made_runs import make
 
-from ich_kaggle import diary, disk, ensemble, paths, png, tables
+from ich_kaggle import diary, disk, ensemble, on_demand, paths, png, tables
 from ich_kaggle.labels import LABELS
 from ich_kaggle.project import Project
 
@@ -19,7 +19,7 @@ def work_folder(prepared: Path, competition: Path, root: Path) -> Path:
     """Return a copy of `prepared` with two runs, their ensemble, logs, explanations and submissions, in `root`."""
     work_dir = Path(shutil.copytree(prepared, root / "work"))
     make(competition, work_dir, {"fine": 0.8, "noisy": 2.0})
-    ensemble.blend_runs(Project(None, work_dir), name="both")
+    ensemble.blend_runs(Project(None, work_dir), name="both", predict=on_demand.predict)
     for k in range(3):
         log = pd.DataFrame({"epoch": [0, 1], "lr": 1e-3, "train_loss": [0.6, 0.3], "valid_loss": [0.5, 0.4 - k / 100]})
         log.to_csv(paths.fold(work_dir, "fine", k) / "log.csv", index=False)

@@ -8,7 +8,7 @@ from made_runs import make
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from ich_kaggle import blending, disk, ensemble, evaluate, metric, paths, runs, tables, thresholds
+from ich_kaggle import blending, disk, ensemble, evaluate, metric, on_demand, paths, runs, tables, thresholds
 from ich_kaggle.labels import ANY, LABELS
 from ich_kaggle.project import Project
 
@@ -19,7 +19,7 @@ WANTED = {"beta": 2.0, "recall": 0.8, "confidence": 0.9}
 def made(competition, tmp_path_factory):
     work_dir = tmp_path_factory.mktemp("evaluate")
     make(competition, work_dir, {"fine": 0.8, "noisy": 2.0})
-    ensemble.blend_runs(Project(None, work_dir), name="both")
+    ensemble.blend_runs(Project(None, work_dir), name="both", predict=on_demand.predict)
     evaluate.main(["--work-dir", str(work_dir), "--run", "fine", "--draws", "200"])
     return work_dir
 
