@@ -18,25 +18,12 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import (
-    archive,
-    cli,
-    crop,
-    disk,
-    ledger,
-    locks,
-    parallel,
-    paths,
-    png,
-    render,
-    slices,
-    sources,
-    tables,
-    windows,
-)
-from ich_kaggle.archive import Member
-from ich_kaggle.dicom import Encoding, Plain
-from ich_kaggle.project import Project
+from ich_kaggle import slices
+from ich_kaggle.common import cli, locks, parallel, paths, provenance, storage, tables, windows, zip_reader
+from ich_kaggle.common.project import Project
+from ich_kaggle.common.zip_reader import Member
+from ich_kaggle.dicom import cache_index, head_crop, png, slice_image
+from ich_kaggle.dicom.pixels import Encoding, Plain
 
 BATCH = 32  # slices in a task of one worker
 REMEDY = "give another --work-dir, or run python -m ich_kaggle.cache --overwrite"
@@ -50,20 +37,20 @@ KB = {
 
 def _cache_batch(
     data: paths.Data, batch: list[tuple[str, Member, Plain]], folder: Path, size: int, spacing: float | None
-) -> tuple[list[ledger.Line], int, int]:
+) -> tuple[list[cache_index.Line], int, int]:
     """Cache the slices of `batch`, cut to their head where a `spacing` (mm) is given; return their ledger's lines."""
     cv2.setNumThreads(1)
     # A second reading of a study, from the page cache, costs less than to hold a thousand slices.
-    box = render.study_box(data, [one[1:] for one in batch], spacing) if spacing else None
+    box = slice_image.study_box(data, [one[1:] for one in batch], spacing) if spacing else None
     lines = []
     for slice_id, member, plain in batch:
         content = data.read(member)
-        made = render.picture(content, member.path, size, box, plain)
+        made = slice_image.picture(content, member.path, size, box, plain)
         encoded = png.encode(made.image)
-        with disk.writing(paths.cached(folder, slice_id), sweep=False) as temporary:
+        with storage.writing(paths.cached(folder, slice_id), sweep=False) as temporary:
             temporary.write_bytes(encoded)
-        sums = archive.crc32(content), archive.crc32(encoded)
-        lines.append(ledger.Line(slice_id, member.stamp, *sums, *made.box, made.defect))
+        sums = zip_reader.crc32(content), zip_reader.crc32(encoded)
+        lines.append(cache_index.Line(slice_id, member.stamp, *sums, *made.box, made.defect))
     return lines, len(batch), sum(member.size for _, member, _ in batch)
 
 
@@ -90,7 +77,7 @@ def batch_of(table: pd.DataFrame) -> list[tuple[str, Member, Plain]]:
 
 
 def _sources(data: paths.Data, batch: list[tuple[str, Member, Plain]]) -> tuple[list[tuple[str, int]], int, int]:
-    sums = [(slice_id, archive.crc32(data.read(member))) for slice_id, member, _ in batch]
+    sums = [(slice_id, zip_reader.crc32(data.read(member))) for slice_id, member, _ in batch]
     return sums, len(batch), sum(member.size for _, member, _ in batch)
 
 
@@ -129,20 +116,20 @@ def _sweep(folder: Path) -> set[str]:
 def complete(data: paths.Data, table: pd.DataFrame, folder: Path, *, size: int, crop_by: str, workers: int) -> None:
     """Cache every slice of `table` that the folder has not, and sort its ledger like the table."""
     present = _sweep(folder)
-    held = ledger.read(folder)
+    held = cache_index.read(folder)
     held = recheck(data, table, held[held.index.isin(present)], folder, workers)
-    ledger.write(folder, held)
+    cache_index.write(folder, held)
     todo, groups = _to_cache(table, crop_by, ~table.slice_id.isin(held.index).to_numpy())
     tasks = (
         (data, batch_of(part), folder, size, part.row_spacing.iloc[0] if crop_by == "study" else None)
         for _, part in todo.groupby(groups, sort=False)
     )
-    with ledger.appending(folder) as append:
+    with cache_index.appending(folder) as append:
         for lines in parallel.work(_cache_batch, tasks, len(todo), f"cache {folder.name}", workers):
             append(lines)
-    held = ledger.read(folder)
+    held = cache_index.read(folder)
     others = held.index.difference(table.slice_id)  # cached once, now not in the table: kept
-    ledger.write(folder, held.loc[[*table.slice_id, *others]])
+    cache_index.write(folder, held.loc[[*table.slice_id, *others]])
 
 
 def kb_per_slice(cache_size: int, crop_by: str) -> float:
@@ -176,8 +163,8 @@ def _is_whole(state: Path, settings: dict, contents: dict) -> bool:
     """Return whether the cache has `contents`. Raises ValueError naming both if it has other `settings`."""
     if not state.exists():
         return False
-    found = disk.read_json(state)
-    disk.same_settings(state, found, settings, REMEDY)
+    found = storage.read_json(state)
+    storage.same_settings(state, found, settings, REMEDY)
     return all(found.get(key) == value for key, value in contents.items())
 
 
@@ -198,26 +185,26 @@ def make(project: Project, cache_size: int, crop: str) -> tuple[Path, bool]:
     """
     table = slices.ensure(project)
     folder, settings = folder_of(project.work_dir, cache_size, crop), settings_of(cache_size, crop)
-    state, contents = folder / "cache.json", {"slices": ledger.sources_hash(table), "n_slices": len(table)}
+    state, contents = folder / "cache.json", {"slices": cache_index.sources_hash(table), "n_slices": len(table)}
     if _is_whole(state, settings, contents):
         return folder, False
     with locks.locked(folder):
         if _is_whole(state, settings, contents):  # by the process that this one waited for
             return folder, False
-        n_missing = int((~table.slice_id.isin(ledger.read(folder).index)).sum())
+        n_missing = int((~table.slice_id.isin(cache_index.read(folder).index)).sum())
         check_room(folder, n_missing, cache_size, crop)
-        disk.write_json(state, settings)
+        storage.write_json(state, settings)
         data = slices.data_of(project)
         complete(data, table, folder, size=cache_size, crop_by=crop, workers=project.processes)
         note_defects(project.work_dir, table, folder)
-        disk.write_json(state, settings | contents | {"ledger": disk.file_hash(ledger.path_of(folder))})
+        storage.write_json(state, settings | contents | {"ledger": storage.file_hash(cache_index.path_of(folder))})
     cli.say(f"{folder}: {len(table)} slices of {cache_size} px")
     return folder, True
 
 
 def note_defects(work_dir: Path, table: pd.DataFrame, folder: Path) -> None:
     """Add the blank and constant slices that the ledger names to work/defects.csv."""
-    held, known = ledger.read(folder), slices.read_defects(work_dir)
+    held, known = cache_index.read(folder), slices.read_defects(work_dir)
     new = held.loc[(held.defect != "") & ~held.index.isin(known.slice_id[known.action == slices.KEPT]), ["defect"]]
     new = new.join(table.set_index("slice_id")[["path"]], how="inner").assign(action=slices.KEPT).reset_index()
     if len(new):
@@ -232,7 +219,7 @@ def _damaged(folder: Path, batch: list[tuple[str, int]]) -> tuple[list[str], int
         path = paths.cached(folder, slice_id)
         content = path.read_bytes() if path.exists() else b""
         n_bytes += len(content)
-        if archive.crc32(content) != checksum:
+        if zip_reader.crc32(content) != checksum:
             damaged.append(slice_id)
     return damaged, len(batch), n_bytes
 
@@ -242,23 +229,23 @@ def check(folder: Path, workers: int) -> None:
 
     Those are struck from the ledger, so that the next run makes them again.
     """
-    state = disk.require(folder / "cache.json")
+    state = storage.require(folder / "cache.json")
     with locks.locked(folder):
-        settings, path = disk.read_json(state), ledger.path_of(folder)
-        found = disk.file_hash(path) if path.exists() else "none"
+        settings, path = storage.read_json(state), cache_index.path_of(folder)
+        found = storage.file_hash(path) if path.exists() else "none"
         if found != settings.get("ledger", found):
             raise ValueError(
                 f"{path}: damaged or changed, its hash is {found}, not {settings['ledger']}: "
                 "run python -m ich_kaggle.cache --overwrite"
             )
-        held = ledger.read(folder)
+        held = cache_index.read(folder)
         sums = list(held.checksum.items())
         tasks = ((folder, sums[i : i + 8 * BATCH]) for i in range(0, len(sums), 8 * BATCH))
         damaged = sorted(sum(parallel.work(_damaged, tasks, len(sums), f"verify {folder.name}", workers), []))
         if damaged:
             unfinished = {key: value for key, value in settings.items() if key not in ("n_slices", "ledger")}
-            disk.write_json(state, unfinished)
-            ledger.write(folder, held.drop(damaged))
+            storage.write_json(state, unfinished)
+            cache_index.write(folder, held.drop(damaged))
             raise ValueError(
                 f"{folder}: {len(damaged)} of {len(held)} slices are missing or damaged, the first {damaged[0]}: "
                 "run the same command without --verify, which makes them again"
@@ -275,15 +262,18 @@ def show(data: paths.Data, work_dir: Path, folder: Path, study_id: str) -> Path:
     study = table[table.study_id == study_id]
     if not len(study):
         raise ValueError(f"no study {study_id} in {paths.slices(work_dir)}; the first is {table.study_id.iloc[0]}")
-    boxes = [crop.Box(*box) for box in ledger.read(folder).loc[study.slice_id, list(crop.Box._fields)].to_numpy()]
-    images = [render.resize(png.read(paths.cached(folder, slice_id)), TILE) for slice_id in study.slice_id]
-    rows = [render.sheet(images)]
+    boxes = [
+        head_crop.Box(*box)
+        for box in cache_index.read(folder).loc[study.slice_id, list(head_crop.Box._fields)].to_numpy()
+    ]
+    images = [slice_image.resize(png.read(paths.cached(folder, slice_id)), TILE) for slice_id in study.slice_id]
+    rows = [slice_image.sheet(images)]
     if folder.name.endswith("-study"):
         whole = zip(batch_of(study), boxes, strict=True)
-        drawn = [render.outlined(data.read(member), member.path, TILE, box) for (_, member, _), box in whole]
-        rows.append(render.sheet([image[..., 2:] for image in drawn]))
+        drawn = [slice_image.outlined(data.read(member), member.path, TILE, box) for (_, member, _), box in whole]
+        rows.append(slice_image.sheet([image[..., 2:] for image in drawn]))
     path = paths.sheet(work_dir, study_id)
-    with disk.writing(path) as temporary:
+    with storage.writing(path) as temporary:
         png.write(temporary, np.vstack(rows))
     return path
 
@@ -312,7 +302,7 @@ def cache(
         _, is_new = make(project, cache_size, crop)
     if not is_new:
         table = project.slices
-        sources.same_files(sources.find(tables.slices_settings(work_dir), data_dir), table)
+        provenance.same_files(provenance.find(tables.slices_settings(work_dir), data_dir), table)
         note_defects(work_dir, table, folder)
         cli.say(f"{folder}{cli.THERE}")
     if study is not None:

@@ -17,9 +17,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import blending, cli, comparison, disk, ensemble, intervals, metric, page, paths, runs, tables
-from ich_kaggle.labels import LABELS
-from ich_kaggle.project import Project
+from ich_kaggle import ensemble
+from ich_kaggle.common import cli, metric, paths, runs, storage, tables
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.common.project import Project
+from ich_kaggle.html import app
+from ich_kaggle.scoring import blending, comparison, patient_bootstrap
 
 NETWORKS = ("cpu", "cpu_both")  # recipes
 NAME = "demo"  # of the ensemble
@@ -69,20 +72,20 @@ def test_scores(demo_dir: Path, submission: Path) -> tuple[float, float, int]:
 def gain(work_dir: Path, folder: Path) -> tuple[str, float, float]:
     """Return the best member of the ensemble in `folder`, by how much the nested loss is below that member's, and the
     standard error of this difference over patients."""
-    single = disk.read_json(folder / "weights.json")["single"]
+    single = storage.read_json(folder / "weights.json")["single"]
     best, project = min(single, key=single.get), Project(None, work_dir)
     train = project.slices[project.is_train]
     alone = blending.raise_any(runs.read_oof(project.run(best), project.folds, project.slices, project.fold))
     nested = tables.read_predictions(folder / "nested.parquet", train.slice_id.to_numpy())
     patient, size = np.unique(train.patient_id, return_inverse=True, return_counts=True)[1:]
     total = comparison.patient_losses(tables.targets(train), [alone, nested], patient) @ [1, -1]
-    return best, total.sum() / size.sum(), intervals.standard_error(total, size)
+    return best, total.sum() / size.sum(), patient_bootstrap.standard_error(total, size)
 
 
 def summary(demo_dir: Path, submission: Path) -> str:
     work = demo_dir / "work"
     folder = paths.ensemble(work, NAME)
-    scores = disk.read_json(folder / "weights.json")
+    scores = storage.read_json(folder / "weights.json")
     best, better, error = gain(work, folder)
     ours, constant, n_patients = test_scores(demo_dir, submission)
     lines = [
@@ -103,7 +106,7 @@ def summary(demo_dir: Path, submission: Path) -> str:
 
 def demo(*, demo_dir: Path, n_folds: int, patients: int, epochs: int | None, seed: int, workers: int) -> None:
     started = time.monotonic()
-    page.plotly_script()  # what the last step needs is asked for before the first
+    app.plotly_script()  # what the last step needs is asked for before the first
     options = dict(n_folds=n_folds, patients=patients, epochs=epochs, seed=seed, workers=workers)
     for line in steps(demo_dir, **options):
         run_step(line)

@@ -17,36 +17,37 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ich_kaggle import cli, disk, kaggle_client, paths
+from ich_kaggle.common import cli, paths, storage
+from ich_kaggle.kaggle_api import client
 
 CSVS = (paths.SAMPLE_CSV, paths.TRAIN_CSV)
 BLOCK = 1 << 20  # bytes
 
 
-def tables(kaggle: kaggle_client.Connection, folder: Path) -> list[Path]:
+def tables(kaggle: client.Connection, folder: Path) -> list[Path]:
     """Return the competition's CSVs in `folder`, those fetched that it lacks."""
     return [table(kaggle, folder / name) for name in CSVS]
 
 
-def table(kaggle: kaggle_client.Connection, path: Path) -> Path:
+def table(kaggle: client.Connection, path: Path) -> Path:
     method = kaggle.competitions.download_data_file
     if not is_there(path):
         for name in (path.name, f"{paths.SLUG}/{path.name}"):  # Kaggle has listed the files in both ways
-            fields = dict(competition_name=paths.SLUG, file_name=name, hint=kaggle_client.RULES)
+            fields = dict(competition_name=paths.SLUG, file_name=name, hint=client.RULES)
             try:
                 fetch(kaggle, lambda fields=fields: kaggle.call(method, **fields), path)
                 break
             except RuntimeError as error:
-                if "/" in name or not kaggle_client.is_missing(error):
+                if "/" in name or not client.is_missing(error):
                     raise
     return path
 
 
-def everything(kaggle: kaggle_client.Connection, path: Path) -> Path:
+def everything(kaggle: client.Connection, path: Path) -> Path:
     """Return `path`, the zip of all the competition's files, about 180 GB, fetched if it is missing."""
     method, fields = kaggle.competitions.download_data_files, dict(competition_name=paths.SLUG)
     if not is_there(path):
-        fetch(kaggle, lambda: kaggle.call(method, hint=kaggle_client.RULES, **fields), path)
+        fetch(kaggle, lambda: kaggle.call(method, hint=client.RULES, **fields), path)
     return path
 
 
@@ -56,7 +57,7 @@ def is_there(path: Path) -> bool:
     return path.exists()
 
 
-def fetch(kaggle: kaggle_client.Connection, ask: Callable[[], Any], path: Path) -> None:
+def fetch(kaggle: client.Connection, ask: Callable[[], Any], path: Path) -> None:
     """Write what `ask` answers, a streamed response, to `path`; a CSV that came zipped is unzipped.
 
     Raises RuntimeError where the disk is too small, or Kaggle refuses, and ConnectionError once five tries in a row
@@ -68,7 +69,7 @@ def fetch(kaggle: kaggle_client.Connection, ask: Callable[[], Any], path: Path) 
         answer.close()
         receive = partial(_receive, answer, path, kaggle.timeout)
         try:
-            part = kaggle_client.retry(receive, path.name, kaggle_client.AGAIN, kaggle.sleep)
+            part = client.retry(receive, path.name, client.AGAIN, kaggle.sleep)
             break
         except OSError:
             if _arrived(path) <= before:
@@ -124,12 +125,12 @@ def _settle(part: Path, path: Path) -> None:
         names = [name for name in archive.namelist() if PurePosixPath(name).name == path.name]
         if len(names) != 1:
             raise ValueError(f"{part} holds {', '.join(archive.namelist()[:3])}, not one {path.name}: remove it")
-        with archive.open(names[0]) as source, disk.writing(path) as temporary, temporary.open("wb") as file:
+        with archive.open(names[0]) as source, storage.writing(path) as temporary, temporary.open("wb") as file:
             shutil.copyfileobj(source, file, BLOCK)
     part.unlink()
 
 
-def download(*, data_dir: Path | None, whole: bool, connect: Callable = kaggle_client.connect) -> None:
+def download(*, data_dir: Path | None, whole: bool, connect: Callable = client.connect) -> None:
     """Fetch the CSVs into `data_dir`, or if `whole` the zip of everything, beside it or called so."""
     place = data_dir or Path(os.environ.get("ICH_DATA_DIR") or paths.DEFAULT)
     if not whole:

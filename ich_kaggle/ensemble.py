@@ -20,23 +20,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import (
-    blending,
-    cli,
-    comparison,
-    disk,
-    folds,
-    intervals,
-    metric,
-    on_demand,
-    packing,
-    paths,
-    selection,
-    tables,
-)
-from ich_kaggle.labels import LABELS
-from ich_kaggle.project import Project
-from ich_kaggle.runs import Run, hash_of, read_oof, read_test, written
+from ich_kaggle import folds
+from ich_kaggle.common import cli, metric, paths, storage, tables
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.common.project import Project
+from ich_kaggle.common.runs import Run, hash_of, read_oof, read_test, written
+from ich_kaggle.scans import model_bundle, on_demand
+from ich_kaggle.scoring import blending, comparison, nested_choice, patient_bootstrap
 
 METHODS = ("auto", *blending.METHODS)
 LEAST_FOLDS, N_GROUPS = 3, 5  # runs of fewer folds than the first are nested between that many groups of patients
@@ -62,8 +52,8 @@ def blend(weights: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 def nested(target: np.ndarray, probabilities: np.ndarray, fold: np.ndarray) -> np.ndarray:
     """Return blended predictions (n, 6), each fold's with the simplex weights fitted on the other folds."""
     out = np.empty(target.shape, np.float32)
-    data = selection.prepare(target, probabilities, fold, np.arange(len(target)))
-    for rows, probability in selection.nested(data, selection.Recipe("simplex")):
+    data = nested_choice.prepare(target, probabilities, fold, np.arange(len(target)))
+    for rows, probability in nested_choice.nested(data, nested_choice.Recipe("simplex")):
         out[rows] = probability
     return out
 
@@ -107,20 +97,20 @@ def score(
     With them how sure these are, what each run adds, and how to combine. Without `patient` every slice is one.
     """
     patient = np.arange(len(target)) if patient is None else patient
-    data = selection.prepare(target, probabilities, fold, patient)
+    data = nested_choice.prepare(target, probabilities, fold, patient)
     return _scores(data, runs, method, calibrate, seed, metric.log_loss(target, constant(target, fold)))[0]
 
 
 def _scores(
-    data: selection.Data, runs: list[str], method: str, calibrate: bool, seed: int, constant_loss: float
+    data: nested_choice.Data, runs: list[str], method: str, calibrate: bool, seed: int, constant_loss: float
 ) -> tuple:
-    """Return all that weights.json says, the fitted selection.Pipeline, and its plain and its nested predictions."""
-    recipe = selection.choose(data, method, calibrate=calibrate)
-    honest = selection.honest(data, method, calibrate=calibrate)
-    pipeline = selection.fit_pipeline(data, recipe)
-    plain = selection.predict(pipeline, data.probabilities)
+    """Return all that weights.json says, the fitted nested_choice.Pipeline, and its plain and its nested predictions."""
+    recipe = nested_choice.choose(data, method, calibrate=calibrate)
+    honest = nested_choice.honest(data, method, calibrate=calibrate)
+    pipeline = nested_choice.fit_pipeline(data, recipe)
+    plain = nested_choice.predict(pipeline, data.probabilities)
     total = comparison.patient_losses(data.target, [*data.probabilities, honest], data.patient)
-    size, single = selection.sizes(data), total.sum(axis=0) / len(data.target)
+    size, single = nested_choice.sizes(data), total.sum(axis=0) / len(data.target)
     scores = {
         "runs": dict(zip(runs, (pipeline.blend.weights @ blending.SHARE).tolist(), strict=True)),
         "single": dict(zip(runs, single[:-1].tolist(), strict=True)),
@@ -131,10 +121,10 @@ def _scores(
         "constant": constant_loss,
         "n_slices": len(data.target),
         "n_patients": int((size > 0).sum()),
-        **comparison.compare([*runs, "nested"], total, size, n_draws=intervals.N_DRAWS, seed=seed),
+        **comparison.compare([*runs, "nested"], total, size, n_draws=patient_bootstrap.N_DRAWS, seed=seed),
         "correlation": comparison.error_correlation(data.target, data.probabilities).round(4).tolist(),
-        "left_out": selection.without_each(data, runs, recipe),
-        "pipeline": selection.to_json(recipe, pipeline, runs),
+        "left_out": nested_choice.without_each(data, runs, recipe),
+        "pipeline": nested_choice.to_json(recipe, pipeline, runs),
     }
     return scores, pipeline, plain, honest
 
@@ -198,7 +188,7 @@ def hashes_of(run: Run, of_run: list[int]) -> dict[str, str]:
     hashes = {}
     for k in of_run:
         for name in ("oof.parquet", "test.parquet"):
-            path = disk.require(run.fold(k) / name, f"--run {run.name} --fold {k} --overwrite")
+            path = storage.require(run.fold(k) / name, f"--run {run.name} --fold {k} --overwrite")
             hashes[f"{run.name}/fold{k}/{name}"] = hash_of(path)
     return hashes
 
@@ -245,16 +235,16 @@ def blend_runs(
     wanted = {"asked": asked, "blended": {"runs": [run.name for run in runs], "fold": fold}}
     done = folder / "weights.json"
     if done.exists() and not overwrite:
-        found, remedy = disk.read_json(done), "give another --name, or run python -m ich_kaggle.ensemble --overwrite"
+        found, remedy = storage.read_json(done), "give another --name, or run python -m ich_kaggle.ensemble --overwrite"
         for part, settings in wanted.items():
-            disk.same_settings(done, found.get(part, {}), settings, remedy)
+            storage.same_settings(done, found.get(part, {}), settings, remedy)
         if found["made_from"] == made_from:
             cli.say(f"{folder}{cli.THERE}\n{describe(folder.name, found)}")
             return folder
         cli.say(f"{folder}: blended anew ({what_changed(found['made_from'], made_from)})")
     done.unlink(missing_ok=True)
     scores = write(folder, project, runs, **asked)
-    disk.write_json(done, scores | wanted | {"made_from": made_from, "files": written(folder)})
+    storage.write_json(done, scores | wanted | {"made_from": made_from, "files": written(folder)})
     cli.say(f"{folder}\n{describe(folder.name, scores)}")
     return folder
 
@@ -285,14 +275,16 @@ def write(
     as_predicted = {run: metric.log_loss(target, p) for run, p in zip(names, probabilities, strict=True)}
     for probability in probabilities:
         blending.raise_any(probability)
-    data = selection.prepare(target, probabilities, groups_of(of_train[rows], target, patient, seed), patient)
+    data = nested_choice.prepare(target, probabilities, groups_of(of_train[rows], target, patient, seed), patient)
     if method not in ("auto", "equal") and len(np.unique(data.fold)) < 2:
         raise ValueError(f"--method {method}: the shared folds hold one patient, and nothing can be fitted to one")
     scores, pipeline, plain, honest = _scores(data, names, method, calibrate, seed, metric.log_loss(target, prevalence))
     scores |= {"as_predicted": as_predicted, "folds": {run.name: of_run for run, of_run in runs.items()}}
     if method == "auto" and names[1:] and len(np.unique(data.fold)) > 1:
-        scores["methods"] = selection.try_methods(data)
-    test = selection.of_folds(pipeline, [{k: read_test(run, k, table) for k in of_run} for run, of_run in runs.items()])
+        scores["methods"] = nested_choice.try_methods(data)
+    test = nested_choice.of_folds(
+        pipeline, [{k: read_test(run, k, table) for k in of_run} for run, of_run in runs.items()]
+    )
     for file, probability in (("oof.parquet", plain), ("nested.parquet", honest)):
         tables.write_predictions(folder / file, train.slice_id[rows], probability)
     tables.write_predictions(folder / "test.parquet", table.slice_id[~project.is_train], test)
@@ -316,10 +308,10 @@ def ensemble(
         return
     if runs:
         raise ValueError("--export packs an ensemble that exists: give its --name, and no --runs")
-    folder = packing.choose_ensemble(work_dir, options["name"])
+    folder = model_bundle.choose_ensemble(work_dir, options["name"])
     if export.exists() and not (export.is_file() and overwrite):
         raise ValueError(f"{export} exists: give another file to --export, or --overwrite")
-    packing.export(project, folder, export)
+    model_bundle.export(project, folder, export)
     cli.say(f"{export}: {export.stat().st_size / 1e6:.1f} MB, the models of {folder}")
 
 

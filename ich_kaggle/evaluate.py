@@ -18,26 +18,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import (
-    aggregates,
-    blending,
-    cli,
-    disk,
-    ensemble,
-    figures,
-    folds,
-    intervals,
-    metric,
-    paths,
-    ranking,
-    runs,
-    shift,
-    tables,
-    thresholds,
-)
-from ich_kaggle.labels import LABELS, SHARE
-from ich_kaggle.project import Project
-from ich_kaggle.runs import Run
+from ich_kaggle import ensemble, folds
+from ich_kaggle.common import cli, metric, paths, runs, storage, tables
+from ich_kaggle.common.labels import LABELS, SHARE
+from ich_kaggle.common.project import Project
+from ich_kaggle.common.runs import Run
+from ich_kaggle.html import figures
+from ich_kaggle.scoring import blending, curves, dataset_shift, patient_bootstrap, study_level, thresholds
 
 
 class Source(NamedTuple):
@@ -56,7 +43,7 @@ def read(project: Project, run_name: str | None, name: str | None, wanted: list[
     train_ids = project.slices.slice_id[project.is_train].to_numpy()
     if name is not None:
         run, of_run, folder = None, [], paths.ensemble(project.work_dir, name)
-        files = [disk.require(folder / "nested.parquet", f"--name {name} --overwrite")]
+        files = [storage.require(folder / "nested.parquet", f"--name {name} --overwrite")]
         probability = tables.read_predictions(files[0], train_ids, partial=True)
     else:
         run = project.run(run_name)
@@ -84,10 +71,10 @@ def measure(target, probability, patient, fold, wanted: dict, *, n_draws: int, s
     """Return the metrics of one label, (n,), each with its interval, and its rates at each kind of threshold."""
     at = nested_thresholds(target, probability, patient, fold, **wanted)
     f1, *others = at
-    values = ranking.exact(target, probability, at[f1])
-    draws = ranking.bootstrap(target, probability, patient, at[f1], n_draws=n_draws, seed=seed)
-    scores = {name: [value, *intervals.interval(draws[name])] for name, value in values.items()}
-    return {**scores, "at": {name: ranking.at_threshold(target, probability, at[name]) for name in (f1, *others)}}
+    values = curves.exact(target, probability, at[f1])
+    draws = curves.bootstrap(target, probability, patient, at[f1], n_draws=n_draws, seed=seed)
+    scores = {name: [value, *patient_bootstrap.interval(draws[name])] for name, value in values.items()}
+    return {**scores, "at": {name: curves.at_threshold(target, probability, at[name]) for name in (f1, *others)}}
 
 
 def measure_labels(target, probability, patient, fold, wanted: dict, **options) -> dict:
@@ -100,9 +87,11 @@ def log_losses(target, probability, patient, fold, *, n_draws: int, seed: int) -
     losses = metric.losses(target, probability)
     losses = np.column_stack([losses @ SHARE, losses])
     size = np.bincount(patient)
-    draws = intervals.bootstrap(intervals.sums(losses, patient, len(size)), size, n_draws=n_draws, seed=seed)
+    draws = patient_bootstrap.bootstrap(
+        patient_bootstrap.sums(losses, patient, len(size)), size, n_draws=n_draws, seed=seed
+    )
     names = zip(("total", *LABELS), losses.mean(axis=0).tolist(), draws.T, strict=True)
-    scores = {name: [value, *intervals.interval(column)] for name, value, column in names}
+    scores = {name: [value, *patient_bootstrap.interval(column)] for name, value, column in names}
     return {**scores, "folds": {str(k): float(losses[fold == k, 0].mean()) for k in np.unique(fold)}}
 
 
@@ -110,7 +99,7 @@ def studies(table: pd.DataFrame, target, probability, patient, fold) -> tuple:
     """Return for each study: target (m, 6), the largest probability of its slices (m, 6), what `aggregate` makes of
     them (m, 6), patient (m,) and fold (m,)."""
     first = np.unique(table.study_id.to_numpy(str), return_index=True)[1]
-    *of_study, mean = aggregates.of_studies(table.study_id, target, probability)
+    *of_study, mean = study_level.of_studies(table.study_id, target, probability)
     return *of_study, aggregate(*of_study, mean, fold[first]), patient[first], fold[first]
 
 
@@ -120,7 +109,7 @@ def aggregate(target: np.ndarray, largest: np.ndarray, mean: np.ndarray, fold: n
     out = np.empty(largest.shape)
     for k in np.unique(fold):
         own, rest = fold == k, fold != k
-        out[own] = aggregates.apply(aggregates.fit(target[rest], largest[rest], mean[rest]), largest[own], mean[own])
+        out[own] = study_level.apply(study_level.fit(target[rest], largest[rest], mean[rest]), largest[own], mean[own])
     return out
 
 
@@ -170,7 +159,7 @@ def with_test(project: Project, source: Source) -> np.ndarray:
     by the ensemble, or the mean of the run's folds."""
     is_test = ~project.is_train
     if source.run is None:
-        path = disk.require(source.folder / "test.parquet", f"--name {source.name} --overwrite")
+        path = storage.require(source.folder / "test.parquet", f"--name {source.name} --overwrite")
         test = tables.read_predictions(path, project.slices.slice_id[is_test].to_numpy())
     else:
         test = np.mean([runs.read_test(source.run, k, project.slices) for k in source.folds], axis=0)
@@ -182,10 +171,12 @@ def with_test(project: Project, source: Source) -> np.ndarray:
 def show_shift(project: Project, source: Source, seed: int) -> None:
     probability, path = with_test(project, source), source.folder / "evaluation" / "shift.json"
     known = ~np.isnan(probability[:, 0])
-    of_study = shift.features(project.slices[known], probability[known], shift.find_cache(project.work_dir))
-    test, rows = shift.two_sample(of_study, seed), shift.differences(of_study)
-    disk.write_json(path, plain({**test, "features": rows, "seed": seed}))
-    cli.say(f"{path}\n{shift.describe(test, rows)}")
+    of_study = dataset_shift.features(
+        project.slices[known], probability[known], dataset_shift.find_cache(project.work_dir)
+    )
+    test, rows = dataset_shift.two_sample(of_study, seed), dataset_shift.differences(of_study)
+    storage.write_json(path, plain({**test, "features": rows, "seed": seed}))
+    cli.say(f"{path}\n{dataset_shift.describe(test, rows)}")
 
 
 def plain(content):
@@ -228,7 +219,7 @@ def evaluate(
     beta: float = 2.0,
     recall: float = 0.95,
     confidence: float = 0.95,
-    n_draws: int = intervals.N_DRAWS,
+    n_draws: int = patient_bootstrap.N_DRAWS,
     compare_splits: bool = False,
     seed: int = 0,
     workers: int = 1,
@@ -252,8 +243,8 @@ def evaluate(
     settings = {"wanted": wanted, "n_draws": n_draws, "seed": seed}
     done = folder / "metrics.json"
     if done.exists() and not overwrite:
-        found = disk.read_json(done)
-        disk.same_settings(done, found, settings, "give --overwrite")
+        found = storage.read_json(done)
+        storage.same_settings(done, found, settings, "give --overwrite")
         if found["made_from"] == source.made_from:
             cli.say(f"{done}{cli.THERE}\n{describe(source.name, found)}")
             return folder
@@ -264,9 +255,9 @@ def evaluate(
     metrics, chosen = score(train, probability, of_train[known], wanted=wanted, n_draws=n_draws, seed=seed)
     settings["made_from"] = source.made_from
     draw(folder, tables.targets(train), probability, metrics, chosen)
-    disk.write_json(folder / "thresholds.json", settings | {"n_patients": metrics["n_patients"], **chosen})
+    storage.write_json(folder / "thresholds.json", settings | {"n_patients": metrics["n_patients"], **chosen})
     metrics = plain(metrics)
-    disk.write_json(done, metrics | settings)
+    storage.write_json(done, metrics | settings)
     cli.say(f"{folder}\n{describe(source.name, metrics)}")
     return folder
 
@@ -280,7 +271,7 @@ def build_parser():
     parser.add_argument("--recall", type=float, default=0.95, help="to be promised")
     parser.add_argument("--confidence", type=float, default=0.95, help="of that promise")
     parser.add_argument(
-        "--draws", dest="n_draws", type=cli.POSITIVE, default=intervals.N_DRAWS, help="of the bootstrap"
+        "--draws", dest="n_draws", type=cli.POSITIVE, default=patient_bootstrap.N_DRAWS, help="of the bootstrap"
     )
     parser.add_argument("--shift", dest="compare_splits", action="store_true", help="compare train and test instead")
     return parser

@@ -15,10 +15,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import cli, dicom, disk, figures, leaks, parallel, paths, slices, tables
-from ich_kaggle.archive import Member
-from ich_kaggle.labels import LABELS
-from ich_kaggle.project import Project
+from ich_kaggle import slices
+from ich_kaggle.common import cli, parallel, paths, storage, tables
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.common.project import Project
+from ich_kaggle.common.zip_reader import Member
+from ich_kaggle.dicom import pixels
+from ich_kaggle.html import figures
+from ich_kaggle.scoring import leak_check
 
 BATCH = 64  # slices in a task of one worker
 SHOWN = 10  # pairs that look the same
@@ -89,7 +93,9 @@ def ensure(project: Project) -> np.ndarray:
     if not (path := paths.folds(project.work_dir)).exists():
         made = {"folds": 5, "seed": 0} | tables.folds_settings(project.work_dir)  # of folds that were there, or begun
         if "from" in made:
-            raise FileNotFoundError(f"{path} is missing: give the file it was taken from to {disk.MAKERS[path.name]}")
+            raise FileNotFoundError(
+                f"{path} is missing: give the file it was taken from to {storage.MAKERS[path.name]}"
+            )
         make(project, n_folds=made["folds"], seed=made["seed"])
     return project.fold
 
@@ -97,8 +103,8 @@ def ensure(project: Project) -> np.ndarray:
 def _fingerprints(data: paths.Data, first: int, members: list[Member]) -> tuple:
     found = []
     for member in members:
-        dataset, words = dicom.read_slice(data.read(member), member.path)
-        found.append(leaks.fingerprint(words, dicom.hu_table(dicom.encoding(dataset, member.path))[words]))
+        dataset, words = pixels.read_slice(data.read(member), member.path)
+        found.append(leak_check.fingerprint(words, pixels.hu_table(pixels.encoding(dataset, member.path))[words]))
     return (first, found), len(members), sum(member.size for member in members)
 
 
@@ -118,17 +124,17 @@ def fingerprints(project: Project, table: pd.DataFrame) -> pd.DataFrame:
 
 def check(table: pd.DataFrame, fold: np.ndarray, prints: pd.DataFrame) -> tuple[list[str], list[str]]:
     """Return a line for each leak between folds or between train and test, and one for each pair that looks alike."""
-    places = [f"{slice_id} ({leaks.name(k)})" for slice_id, k in zip(table.slice_id, fold, strict=True)]
+    places = [f"{slice_id} ({leak_check.name(k)})" for slice_id, k in zip(table.slice_id, fold, strict=True)]
     found = []
     for what, keys in (("patient", table.patient_id), ("study", table.study_id)):
-        for key, groups in leaks.shared(keys.to_numpy(str), fold):
-            found.append(f"{what} {key} is in {' and '.join(map(leaks.name, groups))}")
+        for key, groups in leak_check.shared(keys.to_numpy(str), fold):
+            found.append(f"{what} {key} is in {' and '.join(map(leak_check.name, groups))}")
     pixels = np.array([value.hex() for value in prints.pixels])
-    for key, _ in leaks.shared(pixels, fold):
+    for key, _ in leak_check.shared(pixels, fold):
         found.append("identical pixels: " + ", ".join(places[i] for i in np.flatnonzero(pixels == key)))
     alike = [
-        f"{places[a]} looks like {places[b]}: {distance} of {leaks.SIDE**2} bits differ"
-        for a, b, distance in leaks.near(prints.look.tolist(), fold)
+        f"{places[a]} looks like {places[b]}: {distance} of {leak_check.SIDE**2} bits differ"
+        for a, b, distance in leak_check.near(prints.look.tolist(), fold)
         if pixels[a] != pixels[b]
     ]
     return found, alike
@@ -161,15 +167,15 @@ def make(
     settings = {"folds": n_folds, "seed": seed, "slices": tables.slices_hash(table)}
     if source is not None:
         taken = adopt(source, train)
-        settings |= {"folds": int(taken.fold.max()) + 1, "seed": None, "from": disk.file_hash(source)}
+        settings |= {"folds": int(taken.fold.max()) + 1, "seed": None, "from": storage.file_hash(source)}
     if is_there := path.exists() and not overwrite:
         remedy = "give the same, or --overwrite: runs made with the old folds are then refused"
-        disk.same_settings(path, tables.folds_settings(project.work_dir), settings, remedy)
+        storage.same_settings(path, tables.folds_settings(project.work_dir), settings, remedy)
     else:
         taken = assign_folds(train, n_folds=n_folds, seed=seed) if source is None else taken
         tables.write_folds(project.work_dir, taken, settings)
     for i in range(1, repeats):
-        with disk.writing(path.with_name(f"folds{i}.csv")) as temporary:
+        with storage.writing(path.with_name(f"folds{i}.csv")) as temporary:
             assign_folds(train, n_folds=n_folds, seed=[seed, i]).to_csv(temporary, index=False)
     fold = project.fold[: len(train)]
     cli.say(f"{path}{cli.THERE if is_there else ''}\n{describe(train, fold)}")

@@ -23,30 +23,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import (
-    blending,
-    cache,
-    cli,
-    devices,
-    disk,
-    ensemble,
-    gauges,
-    models,
-    packing,
-    passes,
-    paths,
-    selection,
-    slices,
-    submit,
-    tables,
-)
-from ich_kaggle.labels import LABELS
-from ich_kaggle.passes import Pass
-from ich_kaggle.project import Project
+from ich_kaggle import cache, ensemble, slices, submit
+from ich_kaggle.common import cli, paths, storage, tables
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.common.project import Project
+from ich_kaggle.learning import devices, profiling, slice_model
+from ich_kaggle.scans import model_bundle, passes
+from ich_kaggle.scans.passes import Pass
+from ich_kaggle.scoring import blending, nested_choice
 
 log = logging.getLogger(__name__)
 
-MODELS = packing.MANIFEST
+MODELS = model_bundle.MANIFEST
 LEAST = 1e-6  # weight of a run that stands alone
 TEST_ONLY = Path("work") / "infer"
 
@@ -56,14 +44,14 @@ def read_models(folder: Path) -> dict:
     path = folder / MODELS
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: make the folder with python -m ich_kaggle.kernel weights")
-    packed = disk.read_json(path)
-    packing.check(packed, path, passes.AGAIN)
+    packed = storage.read_json(path)
+    model_bundle.check(packed, path, passes.AGAIN)
     for run in packed["models"].values():
         for model in (model for model in run if "file" in model):
             file = folder / model["file"]
             if Path(model["file"]).name != model["file"] or not file.is_file():
                 raise FileNotFoundError(f"{path} lists {model['file']}, which is not beside it: pack it again")
-            if disk.file_hash(file) != model["hash"]:
+            if storage.file_hash(file) != model["hash"]:
                 raise ValueError(f"{file} is not the file that was packed: upload the folder again")
     return packed
 
@@ -114,13 +102,13 @@ def blend_fold(packed: dict, probabilities: dict[str, np.ndarray]) -> np.ndarray
     stack = np.stack(list(probabilities.values()))
     weight = np.array([packed["runs"].get(run, 0.0) for run in probabilities])
     blended = [list(probabilities).index(run) for run in packed["runs"]]
-    pipeline = selection.from_json(packed["pipeline"], list(packed["runs"]))
+    pipeline = nested_choice.from_json(packed["pipeline"], list(packed["runs"]))
     out = np.full(stack.shape[1:], np.nan, np.float32)
     known = ~np.isnan(stack[..., 0])
     for pattern in np.unique(known, axis=1).T:
         rows = (known == pattern[:, None]).all(axis=0)
         if pattern[blended].all():
-            out[rows] = selection.predict(pipeline, [blending.raise_any(stack[run][rows]) for run in blended])
+            out[rows] = nested_choice.predict(pipeline, [blending.raise_any(stack[run][rows]) for run in blended])
         elif pattern.any():
             share = np.clip(weight[pattern], LEAST, None)
             out[rows] = ensemble.blend(
@@ -134,7 +122,7 @@ def write(out: Path, work_dir: Path, data: paths.Data, slice_ids: np.ndarray, pr
     draft = work_dir / out.name
     tables.write_submission(draft, data, slice_ids, probability)
     submit.verify(draft, data, quiet=True)
-    with disk.writing(out) as temporary:
+    with storage.writing(out) as temporary:
         shutil.copyfile(draft, temporary)
 
 
@@ -168,7 +156,7 @@ def infer(
     planned = passes.plan(packed, models_dir)
     work = passes.Work(packed, planned, table, out.parent / "partial", work_dir)
 
-    def cached(config: models.SliceConfig) -> Path:
+    def cached(config: slice_model.SliceConfig) -> Path:
         return cache.ensure(project, config.cache_size, config.crop)
 
     began = now()
@@ -178,7 +166,7 @@ def infer(
     for again, one in itertools.product((False, True), planned):  # what was lost once nothing else is left to make
         if work.make(one, budget, again=again, **how):
             write(out, work_dir, data, table.slice_id, blend(packed, work.values, len(table)))
-            n, ms, left = work.n_done(one), 1000 * budget.rates[one.run], gauges.duration(budget.left)
+            n, ms, left = work.n_done(one), 1000 * budget.rates[one.run], profiling.duration(budget.left)
             log.info("%s: %d of %d slices, %.1f ms each; %s left", one, n, len(table), ms, left)
     cli.say(f"{out}: {report(planned, {one: work.n_done(one) for one in planned}, len(table))}")
 

@@ -23,7 +23,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ich_kaggle import bundle, cli, disk, kaggle_client, kaggle_kernels, kernel_check, packing
+from ich_kaggle.common import cli, storage
+from ich_kaggle.kaggle_api import client, kernel_rules, kernels, wheel
+from ich_kaggle.scans import model_bundle
 
 ACTIONS = ("build", "check", "push", "wait", "fetch", "weights")
 NOTHING = 1e-4  # a run that weighs less, in every label, is not worth its time
@@ -34,16 +36,16 @@ def build(source: Path, out: Path, *, user: str, attached: bool) -> Path:
 
     The package is in that file, or if `attached` it is left to a dataset.
     """
-    metadata = kernel_check.read(source)
-    filled = json.loads(json.dumps(metadata).replace(kernel_check.PLACEHOLDER, user or kernel_check.PLACEHOLDER))
+    metadata = kernel_rules.read(source)
+    filled = json.loads(json.dumps(metadata).replace(kernel_rules.PLACEHOLDER, user or kernel_rules.PLACEHOLDER))
     template = (source.parent / "unpack.py").read_text(encoding="utf-8")
-    unpack = bundle.unpacking(template, None if attached else bundle.wheel())
+    unpack = wheel.unpacking(template, None if attached else wheel.wheel())
     code = read_code(source / "main.py")
-    make = bundle.notebook if metadata.get("kernel_type") == "notebook" else bundle.script
+    make = wheel.notebook if metadata.get("kernel_type") == "notebook" else wheel.script
     name = Path(str(metadata.get("code_file", "main.py"))).name
-    with disk.writing(out / name) as temporary:
+    with storage.writing(out / name) as temporary:
         temporary.write_text(make(code, unpack), encoding="utf-8", newline="\n")
-    disk.write_json(out / kernel_check.METADATA, filled)
+    storage.write_json(out / kernel_rules.METADATA, filled)
     return out
 
 
@@ -56,33 +58,33 @@ def read_code(path: Path) -> str:
 
 def check(folder: Path) -> None:
     """Raise ValueError with all that Kaggle would refuse, or ignore, in the kernel in `folder`."""
-    if found := kernel_check.faults(folder):
+    if found := kernel_rules.faults(folder):
         raise ValueError(f"{folder}: {'; '.join(found)}")
-    metadata = kernel_check.read(folder)
+    metadata = kernel_rules.read(folder)
     size = (folder / metadata["code_file"]).stat().st_size
     cli.say(f"{folder}: {metadata['code_file']}, {size} bytes, keeps to Kaggle's rules")
 
 
 def choose_ensemble(work_dir: Path, name: str | None) -> Path:
-    return packing.choose_ensemble(work_dir, name, "--ensemble")
+    return model_bundle.choose_ensemble(work_dir, name, "--ensemble")
 
 
 def pack(work_dir: Path, ensemble: Path, out: Path, extra: list[Path]) -> Path:
     """Return `out` with the models of `ensemble`, how to blend them, the package and the `extra` files.
 
     What was there before is replaced once all of it is packed. Raises ValueError and FileNotFoundError as
-    packing.gather does, and ValueError for an extra file that is called like another one.
+    model_bundle.gather does, and ValueError for an extra file that is called like another one.
     """
-    packed, files = packing.gather(work_dir, ensemble, packing.kept(ensemble, NOTHING))
+    packed, files = model_bundle.gather(work_dir, ensemble, model_bundle.kept(ensemble, NOTHING))
     for path in extra:
-        if path.name in (*files, packing.MANIFEST, bundle.WHEEL_NAME):
+        if path.name in (*files, model_bundle.MANIFEST, wheel.WHEEL_NAME):
             raise ValueError(f"--extra {path}: another file of the dataset is called so: rename it")
         files[path.name] = path
-    with disk.replacing(out) as draft:
+    with storage.replacing(out) as draft:
         for name, path in files.items():
             shutil.copyfile(path, draft / name)
-        (draft / bundle.WHEEL_NAME).write_bytes(bundle.wheel())
-        disk.write_json(draft / packing.MANIFEST, packed)
+        (draft / wheel.WHEEL_NAME).write_bytes(wheel.wheel())
+        storage.write_json(draft / model_bundle.MANIFEST, packed)
     return out
 
 
@@ -95,12 +97,12 @@ def check_dataset(name: str, kernels_dir: Path) -> None:
 
 
 def known_kernels(kernels_dir: Path) -> list[str]:
-    return sorted(path.parent.name for path in kernels_dir.glob(f"*/{kernel_check.METADATA}"))
+    return sorted(path.parent.name for path in kernels_dir.glob(f"*/{kernel_rules.METADATA}"))
 
 
-def upload(kaggle: kaggle_client.Connection, user: str, dataset: str, folder: Path) -> None:
+def upload(kaggle: client.Connection, user: str, dataset: str, folder: Path) -> None:
     name = f"{user}/{dataset}"
-    kaggle_kernels.publish(kaggle, name, dataset.replace("-", " "), folder)
+    kernels.publish(kaggle, name, dataset.replace("-", " "), folder)
     cli.say(f"{name}: {len(list(folder.iterdir()))} files are ready at https://www.kaggle.com/datasets/{name}")
 
 
@@ -112,13 +114,13 @@ def run_kernel(action: str, source: Path, out: Path, *, user: str, attached: boo
         check(out)
     name = f"{user}/{source.name}"
     if action == "push":
-        url, version = kaggle_kernels.push(connect(), out)
+        url, version = kernels.push(connect(), out)
         cli.say(f"version {version} runs at {url}")
     if action == "wait":
-        kaggle_kernels.wait(connect(), name)
+        kernels.wait(connect(), name)
         cli.say(f"{name}: complete")
     if action == "fetch":
-        for path in kaggle_kernels.fetch(connect(), name, out / "output"):
+        for path in kernels.fetch(connect(), name, out / "output"):
             cli.say(f"{path}: {path.stat().st_size} bytes")
 
 
@@ -135,7 +137,7 @@ def kernel(
     dataset: str,
     extra: list[Path],
     dry_run: bool,
-    connect: Callable = kaggle_client.connect,
+    connect: Callable = client.connect,
 ) -> None:
     if not user and action not in ("build", "check") and not dry_run:
         raise ValueError(f"{action}: whose? give --user, your name at Kaggle")

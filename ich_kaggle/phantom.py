@@ -22,8 +22,9 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 
-from ich_kaggle import anatomy, cli, disk, formats, hemorrhages, locks, paths, scanner
-from ich_kaggle.labels import ANY, LABELS
+from ich_kaggle.common import cli, locks, paths, storage
+from ich_kaggle.common.labels import ANY, LABELS
+from ich_kaggle.synthetic import anatomy, dicom_writer, hemorrhages, scanner
 
 SETTINGS, TRUTH = "phantom.json", "truth.parquet"
 SMALLEST = 12.0  # mm2: a slice with less blood of a kind does not have its label
@@ -66,7 +67,7 @@ class Patient:
     number: int
     split: str
     kind: str | None  # of the first hemorrhage
-    form: formats.Format
+    form: dicom_writer.Format
     defects: frozenset[str]
 
 
@@ -77,10 +78,10 @@ def plan(settings: Settings) -> list[Patient]:
     patients = []
     for split, n in (("train", settings.patients - n_test), ("test", n_test)):
         kinds = _kinds(rng, settings.prevalence, n)
-        forms = _quota(rng, formats.FORMATS, [form.share for form in formats.FORMATS], n)
+        forms = _quota(rng, dicom_writer.FORMATS, [form.share for form in dicom_writer.FORMATS], n)
         defects = _defects(rng, settings.defects, n, DEFECTS if split == "train" else HARMLESS)
         for kind, form, carried in zip(kinds, forms, defects, strict=True):
-            form = formats.WRONG_INTERCEPT if "intercept" in carried else form
+            form = dicom_writer.WRONG_INTERCEPT if "intercept" in carried else form
             patients.append(Patient(len(patients), split, kind, form, carried))
     return patients
 
@@ -119,7 +120,7 @@ def hashed(number: int, digits: int, seed: int) -> str:
 
 def write_patient(patient: Patient, settings: Settings, out: Path) -> pd.DataFrame:
     """Write every DICOM and mask of a patient; return the rows of their slices for the tables."""
-    formats.allow_short_ids()
+    dicom_writer.allow_short_ids()
     rng = np.random.default_rng([settings.seed, patient.number])
     head = anatomy.Head(rng)
     hemorrhages.bleed(rng, head, _all_kinds(rng, patient.kind))
@@ -135,20 +136,20 @@ def _write_study(patient: Patient, head, study: int, rng, settings: Settings, ou
     gantry, positions = _prescribe(patient, head, rng, settings)
     ids = [hashed(patient.number * 1024 + study * 512 + i, 9, settings.seed) for i in range(len(positions))]
     uids = (hashed(4 * patient.number + 2 * study + i, 10, settings.seed) for i in range(2))
-    dicom = formats.header(patient.form, hashed(patient.number, 8, settings.seed), *uids)
-    formats.geometry(dicom, gantry.shape, gantry.pixel, gantry.tilt)
+    dicom = dicom_writer.header(patient.form, hashed(patient.number, 8, settings.seed), *uids)
+    dicom_writer.geometry(dicom, gantry.shape, gantry.pixel, gantry.tilt)
     x, y, z = gantry.corner(rng.uniform(-60, 120))
     cut = len(ids) // 2 if "truncated" in patient.defects and study == 0 else -1
     pixels = np.zeros((len(ids), ANY), int)
     for i, (slice_id, position) in enumerate(zip(ids, positions, strict=True)):
         hu, blood = scanner.scan(head, gantry, position, rng)
         pixels[i] = pixels_of(blood)
-        data = formats.store(hu, patient.form).tobytes()
+        data = dicom_writer.store(hu, patient.form).tobytes()
         data = data[: len(data) // 6 * 2] if i == cut else data
-        with disk.writing(out / f"stage_2_{patient.split}" / f"{slice_id}.dcm", sweep=False) as temporary:
-            formats.write(temporary, dicom, slice_id, (x, y, z + position), data)
+        with storage.writing(out / f"stage_2_{patient.split}" / f"{slice_id}.dcm", sweep=False) as temporary:
+            dicom_writer.write(temporary, dicom, slice_id, (x, y, z + position), data)
         if settings.masks and blood.any():
-            with disk.writing(out / "masks" / f"{slice_id}.png", sweep=False) as temporary:
+            with storage.writing(out / "masks" / f"{slice_id}.png", sweep=False) as temporary:
                 temporary.write_bytes(cv2.imencode(".png", blood)[1])
     labels = (pixels * gantry.pixel**2 >= SMALLEST).astype(np.int8)
     read = read_errors(rng, labels, settings.label_noise)
@@ -219,7 +220,7 @@ def _write_tables(table: pd.DataFrame, out: Path) -> None:
     table = table.sort_values("slice_id", ignore_index=True)
     train, test = (table[table.split == split] for split in paths.SPLITS)
     train = pd.concat([train, train[train["listed_twice"]]])
-    with disk.writing(out / TRUTH) as temporary:
+    with storage.writing(out / TRUTH) as temporary:
         table.loc[:, : LABELS[ANY]].to_parquet(temporary, index=False)
     _write_long(out / paths.SAMPLE_CSV, test.slice_id, np.full((len(test), len(LABELS)), 0.5))
     _write_long(out / paths.TRAIN_CSV, train.slice_id, train[[f"read_{label}" for label in LABELS]].to_numpy())
@@ -227,7 +228,7 @@ def _write_tables(table: pd.DataFrame, out: Path) -> None:
 
 def _write_long(path: Path, slice_ids: pd.Series, values: np.ndarray) -> None:
     names = np.char.add(np.array(slice_ids, str)[:, None] + "_", LABELS)
-    with disk.writing(path) as temporary:
+    with storage.writing(path) as temporary:
         pd.DataFrame({"ID": names.ravel(), "Label": values.ravel()}).to_csv(temporary, index=False)
 
 
@@ -243,7 +244,7 @@ def _write_zip(out: Path) -> None:
         out / paths.TRAIN_CSV,
         *(f for folder in folders for f in sorted(folder.iterdir())),
     ]
-    with disk.writing(zip_of(out)) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+    with storage.writing(zip_of(out)) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in cli.progress(files, len(files), "zip", " files"):
             info = zipfile.ZipInfo(f"{paths.SLUG}/{file.relative_to(out).as_posix()}", (2019, 11, 4, 0, 0, 0))
             info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
@@ -258,9 +259,9 @@ def _is_there(out: Path, wanted: dict, overwrite: bool) -> bool:
         if out.exists() and not (out.is_dir() and all(f.name.startswith(f".{SETTINGS}.") for f in out.iterdir())):
             raise FileExistsError(f"{out} is there and is no phantom: give another --out")
         return False
-    found = {"zip": True} if overwrite else disk.read_json(mark)  # a damaged mark is overwritten too
+    found = {"zip": True} if overwrite else storage.read_json(mark)  # a damaged mark is overwritten too
     if "n_slices" in found:
-        disk.same_settings(mark, found, wanted, "give another --out, or --overwrite")
+        storage.same_settings(mark, found, wanted, "give another --out, or --overwrite")
         return True
     if found.get("zip"):
         zip_of(out).unlink(missing_ok=True)
@@ -281,14 +282,14 @@ def phantom(*, out: Path, workers: int = 1, overwrite: bool = False, **settings)
             return
         if settings.zip and zip_of(out).exists():
             raise FileExistsError(f"{zip_of(out)} is there: give another --out")
-        disk.write_json(out / SETTINGS, wanted)  # without n_slices: begun, not finished
+        storage.write_json(out / SETTINGS, wanted)  # without n_slices: begun, not finished
         patients = plan(settings)
         made = Parallel(workers, return_as="generator")(delayed(write_patient)(p, settings, out) for p in patients)
         table = pd.concat(list(cli.progress(made, len(patients), "phantoms", " patients")), ignore_index=True)
         _write_tables(table, out)
         if settings.zip:
             _write_zip(out)
-        disk.write_json(out / SETTINGS, {**wanted, "n_slices": len(table)})
+        storage.write_json(out / SETTINGS, {**wanted, "n_slices": len(table)})
         cli.say(_describe(table, out))
 
 

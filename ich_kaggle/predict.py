@@ -26,24 +26,12 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from ich_kaggle import (
-    augment,
-    cache,
-    cli,
-    devices,
-    disk,
-    explain,
-    folds,
-    models,
-    paths,
-    runs,
-    scans,
-    tables,
-    tasks,
-    training,
-)
-from ich_kaggle.labels import LABELS
-from ich_kaggle.project import Project
+from ich_kaggle import cache, folds
+from ich_kaggle.common import cli, paths, runs, storage, tables
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.common.project import Project
+from ich_kaggle.learning import augment, devices, fit, saliency, slice_model, tasks
+from ich_kaggle.scans import reader
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +47,14 @@ OF_RUNS = {  # what says nothing to a pile of scans: each flag's name, and its d
 
 
 def predict_rows(
-    model: models.SliceModel, loader, rows: np.ndarray, *, n_slices: int, views: list[str], device, embeddings: Path
+    model: slice_model.SliceModel,
+    loader,
+    rows: np.ndarray,
+    *,
+    n_slices: int,
+    views: list[str],
+    device,
+    embeddings: Path,
 ) -> np.ndarray:
     """Return the probabilities, float32 (n_slices, 6), of the slices `rows` that `loader` gives; NaN for the others.
 
@@ -67,13 +62,13 @@ def predict_rows(
     """
     probability = np.full((n_slices, len(LABELS)), np.nan, np.float32)
     start = 0
-    with disk.writing(embeddings) as temporary:
+    with storage.writing(embeddings) as temporary:
         with temporary.open("wb") as file:  # not through the memory map: on a full disk that ends in a bus error
             header = {"descr": "<f2", "fortran_order": False, "shape": (n_slices, model.embedding_size)}
             np.lib.format.write_array_header_1_0(file, header)
             file.writelines([np.full(model.embedding_size, np.nan, "<f2").tobytes()] * n_slices)
         store = np.lib.format.open_memmap(temporary, "r+")
-        for logits, embedding in training.outputs(model, loader, device, [augment.VIEWS[view] for view in views]):
+        for logits, embedding in fit.outputs(model, loader, device, [augment.VIEWS[view] for view in views]):
             place = rows[start : start + len(logits)]
             probability[place], store[place] = expit(logits), embedding
             start += len(logits)
@@ -86,7 +81,7 @@ def predict_fold(
 ) -> None:
     """Write the predictions of fold `k`'s model into its folder."""
     folder, table, fold = run.fold(k), project.slices, project.fold
-    model = models.load(folder / "model.pt", device)
+    model = slice_model.load(folder / "model.pt", device)
     cache_dir = cache.ensure(project, model.config.cache_size, model.config.crop)
     rows = np.arange(len(table)) if all_slices else np.flatnonzero((fold == k) | (fold < 0))
     loader = tasks.slice_loader(
@@ -109,9 +104,9 @@ def agree_on_views(run: runs.Run, folds_predicted: list[int], views: list[str] |
     kept = [k for k in run.predicted if k not in folds_predicted]
     if known not in (None, views) and kept:
         remedy = f"give the same, or --overwrite --fold {' '.join(map(str, sorted({*kept, *folds_predicted})))}"
-        disk.same_settings(run.path, record, {"views": views}, remedy)
+        storage.same_settings(run.path, record, {"views": views}, remedy)
     if known != views:
-        disk.write_json(run.path, record | {"views": views})
+        storage.write_json(run.path, record | {"views": views})
     return views
 
 
@@ -136,16 +131,16 @@ def predict(
     views = agree_on_views(run, chosen if overwrite else [k for k in chosen if k not in run.predicted], views)
     for k in chosen:
         folder = run.fold(k)
-        settings = {"views": views, "all_slices": all_slices, "model": disk.file_hash(folder / "model.pt")}
+        settings = {"views": views, "all_slices": all_slices, "model": storage.file_hash(folder / "model.pt")}
         done = folder / "predict.json"
         if done.exists() and not overwrite:
-            disk.same_settings(done, disk.read_json(done), settings, "give --overwrite")
+            storage.same_settings(done, storage.read_json(done), settings, "give --overwrite")
             cli.say(f"{folder / 'oof.parquet'}{cli.THERE}")
             continue
         done.unlink(missing_ok=True)
         how = dict(views=views, all_slices=all_slices, batch_size=batch_size, device=devices.pick_device(device))
         predict_fold(project, run, k, **how)
-        disk.write_json(done, settings | {"files": runs.written(folder)})
+        storage.write_json(done, settings | {"files": runs.written(folder)})
         cli.say(f"{folder}: predictions of {', '.join(views)}")
 
 
@@ -164,28 +159,28 @@ def chosen_studies(folder: Path, table: pd.DataFrame, n_studies: int) -> list[st
     """Return the studies of a fold, `table`, that are explained where none are named."""
     flags = f"--run {folder.parent.name} --fold {folder.name.removeprefix('fold')}"
     probability = tables.read_predictions(folder / "oof.parquet", table.slice_id.to_numpy(), flags)
-    return explain.choose(table.study_id.to_numpy(), tables.targets(table), probability, n_studies)
+    return saliency.choose(table.study_id.to_numpy(), tables.targets(table), probability, n_studies)
 
 
 def explain_fold(
     project: Project, folder: Path, chosen: np.ndarray, *, method: str, batch_size: int, device, overwrite: bool
 ) -> None:
     """Write where the model in `folder` sees the labels in the `chosen` rows of the slice table, whole studies."""
-    out, settings = folder / "explain" / method, {"method": method, "model": disk.file_hash(folder / "model.pt")}
+    out, settings = folder / "explain" / method, {"method": method, "model": storage.file_hash(folder / "model.pt")}
     if overwrite:
         shutil.rmtree(out, ignore_errors=True)
-    explain.begin(out, settings)
+    saliency.begin(out, settings)
     part = project.slices[chosen]
-    todo = part[~explain.held(out, part)]
-    if (out / explain.DONE).exists() and not len(todo):
-        cli.say(f"{out / explain.DONE}{cli.THERE}")
+    todo = part[~saliency.held(out, part)]
+    if (out / saliency.DONE).exists() and not len(todo):
+        cli.say(f"{out / saliency.DONE}{cli.THERE}")
         return
-    model = models.load(folder / "model.pt", device)
+    model = slice_model.load(folder / "model.pt", device)
     config = model.config
     cache_dir = cache.ensure(project, config.cache_size, config.crop)
     loader = tasks.slice_loader(todo, cache_dir, config, batch_size=batch_size, workers=project.workers)
-    explain.write(out, method, model, training.batches(loader), todo.slice_id.tolist())
-    explain.finish(out, settings | {"cache": cache_dir.name}, project.slices)
+    saliency.write(out, method, model, fit.batches(loader), todo.slice_id.tolist())
+    saliency.finish(out, settings | {"cache": cache_dir.name}, project.slices)
     cli.say(f"{out}: maps of {len(todo)} slices of {todo.study_id.nunique()} studies")
 
 
@@ -199,7 +194,7 @@ def explain_run(
     device: str,
     **how,
 ) -> None:
-    """Explain the models of a run on `studies` they never saw, or on those of each fold that `explain.choose` names.
+    """Explain the models of a run on `studies` they never saw, or on those of each fold that `saliency.choose` names.
 
     Raises ValueError for a study that does not exist, or whose fold is not asked for.
     """
@@ -235,7 +230,7 @@ def command(*, dicom: Path | None, bundle: Path | None, out: Path, rule: str, re
         if options[name] != default:
             raise ValueError(f"{flag} is of runs, and says nothing to --dicom: leave one of them out")
     how = {key: options[key] for key in ("batch_size", "device", "workers", "overwrite")}
-    scans.predict(dicom, bundle, out, rule=rule, report=report, **how)
+    reader.predict(dicom, bundle, out, rule=rule, report=report, **how)
 
 
 def predict_run(
@@ -256,7 +251,7 @@ def predict_run(
     folds.ensure(project)
     run = run or project.only_run()
     if method is not None and project.run(run).begun:
-        explain.check(method, project.run(run).settings.get("arch", ""))
+        saliency.check(method, project.run(run).settings.get("arch", ""))
     predict(project, run, fold, **options)
     if method is not None:
         rest = {key: value for key, value in options.items() if key not in ("views", "all_slices")}
@@ -273,7 +268,7 @@ def build_parser():
     parser.add_argument("--views", nargs="+", choices=list(augment.VIEWS), help=averaged)
     parser.add_argument("--all-slices", action="store_true", help="embed the slices of the other folds as well")
     add = parser.add_argument
-    add("--explain", dest="method", choices=explain.METHODS, help="also write maps of where each label is seen")
+    add("--explain", dest="method", choices=saliency.METHODS, help="also write maps of where each label is seen")
     add("--studies", nargs="+", metavar="ID", help="explain these (default: each fold's --n-studies)")
     add(
         "--n-studies",

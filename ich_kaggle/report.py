@@ -22,31 +22,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import (
-    __version__,
-    cache,
-    cli,
-    crop,
-    diary,
-    dicom,
-    disk,
-    ensemble,
-    evaluate,
-    intervals,
-    ledger,
-    metric,
-    page,
-    parallel,
-    paths,
-    png,
-    render,
-    report_scores,
-    report_studies,
-    slices,
-    tables,
-)
-from ich_kaggle.labels import LABELS
-from ich_kaggle.project import Project
+from ich_kaggle import __version__, cache, ensemble, evaluate, slices
+from ich_kaggle.common import cli, metric, parallel, paths, storage, tables
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.common.project import Project
+from ich_kaggle.dicom import cache_index, head_crop, pixels, png, slice_image
+from ich_kaggle.html import app, report_scores, report_studies
+from ich_kaggle.kaggle_api import submission_log
+from ich_kaggle.scoring import patient_bootstrap
 
 SHOWN = ("time", "name", "runs", "oof", "public", "private", "status", "note")  # of a submission
 
@@ -57,7 +40,7 @@ def score(source: report_scores.Source, target: np.ndarray, patient: np.ndarray,
     there = ~np.isnan(source.probability[:, 0])
     target, probability, fold = target[there], source.probability[there], fold[there]
     patient = np.unique(patient[there], return_inverse=True)[1]
-    found = evaluate.log_losses(target, probability, patient, fold, n_draws=intervals.N_DRAWS, seed=seed)
+    found = evaluate.log_losses(target, probability, patient, fold, n_draws=patient_bootstrap.N_DRAWS, seed=seed)
     by_fold = found.pop("folds")
     return {
         "name": source.name,
@@ -73,9 +56,9 @@ def score(source: report_scores.Source, target: np.ndarray, patient: np.ndarray,
 
 def describe_ensemble(work_dir: Path, name: str) -> dict:
     """Return what weights.json says, and whether the predictions it was made from are still those of its runs."""
-    found = disk.read_json(disk.require(paths.ensemble(work_dir, name) / "weights.json", f"--name {name}"))
+    found = storage.read_json(storage.require(paths.ensemble(work_dir, name) / "weights.json", f"--name {name}"))
     files = {paths.run(work_dir, "any").parent / file: digest for file, digest in found.get("made_from", {}).items()}
-    is_stale = any(not path.exists() or disk.file_hash(path) != digest for path, digest in files.items())
+    is_stale = any(not path.exists() or storage.file_hash(path) != digest for path, digest in files.items())
     kept = ("runs", "single", "intervals", "left_out", "oof_log_loss", "nested_log_loss", "n_patients", "n_slices")
     return {
         "name": name,
@@ -92,8 +75,8 @@ def find_cache(work_dir: Path, name: str | None, table: pd.DataFrame) -> Path | 
 
     Only whole caches of the slices in `table` count. Raises ValueError if `name` is none of them.
     """
-    states = {path.parent: disk.read_json(path) for path in paths.cache(work_dir, "any").parent.glob("*/cache.json")}
-    wanted = {"slices": ledger.sources_hash(table), "n_slices": len(table)}
+    states = {path.parent: storage.read_json(path) for path in paths.cache(work_dir, "any").parent.glob("*/cache.json")}
+    wanted = {"slices": cache_index.sources_hash(table), "n_slices": len(table)}
     whole = {
         folder: (s["image_size"], s["crop"] == "none") for folder, s in states.items() if wanted.items() <= s.items()
     }
@@ -103,15 +86,15 @@ def find_cache(work_dir: Path, name: str | None, table: pd.DataFrame) -> Path | 
 
 
 def cache_state(cache_dir: Path | None) -> dict:
-    return {} if cache_dir is None else disk.read_json(cache_dir / "cache.json")
+    return {} if cache_dir is None else storage.read_json(cache_dir / "cache.json")
 
 
 def render_bone(data: paths.Data, number: int, batch: list, boxes: np.ndarray, size: int) -> tuple:
     """Return `number` and the slices of `batch`, cut to `boxes` (n, 4), in the bone window: PNGs of `size` px."""
     images = []
     for (_, member, plain), box in zip(batch, boxes, strict=True):
-        words, code = dicom.read_words(data.read(member), member.path, plain)
-        images.append(png.encode(render.bone(crop.Box(*box).cut(words), code, size)))
+        words, code = pixels.read_words(data.read(member), member.path, plain)
+        images.append(png.encode(slice_image.bone(head_crop.Box(*box).cut(words), code, size)))
     return (number, images), len(batch), sum(member.size for _, member, _ in batch)
 
 
@@ -119,10 +102,10 @@ def render_studies(
     data: paths.Data, parts: dict[int, pd.DataFrame], cache_dir: Path, size: int, workers: int
 ) -> Iterator[tuple[int, list[bytes]]]:
     """Yield the number of each of `parts`, the slices of a study, and its bone window, as they are ready."""
-    held = ledger.read(cache_dir)[list(crop.Box._fields)]
+    held = cache_index.read(cache_dir)[list(head_crop.Box._fields)]
     if lost := [one for part in parts.values() for one in part.slice_id[~part.slice_id.isin(held.index)]]:
         again = "run python -m ich_kaggle.cache --verify, then without it"
-        raise ValueError(f"{ledger.path_of(cache_dir)}: {lost[0]} is not in it ({len(lost)} such slices): {again}")
+        raise ValueError(f"{cache_index.path_of(cache_dir)}: {lost[0]} is not in it ({len(lost)} such slices): {again}")
     tasks = (
         (data, number, cache.batch_of(part), held.loc[part.slice_id].to_numpy(), size) for number, part in parts.items()
     )
@@ -141,7 +124,7 @@ def find_pixels(project: Project) -> paths.Data | None:
 
 def overview(work_dir: Path, submissions_dir: Path, table: pd.DataFrame, fold: np.ndarray) -> dict:
     """Return what the page says of the data, of training and of submissions."""
-    history = diary.read(submissions_dir / "history.csv")
+    history = submission_log.read(submissions_dir / "history.csv")
     data = report_scores.describe_data(table, fold if paths.folds(work_dir).exists() else None)
     return {
         "labels": LABELS,
@@ -181,7 +164,7 @@ def pages_of(
     cache_dir: Path | None,
     data: paths.Data | None,
     workers: int,
-) -> tuple[dict, Iterator[page.Study]]:
+) -> tuple[dict, Iterator[app.Study]]:
     """Return what the page says of the `chosen` studies, and each of them as it is ready.
 
     Without `data` there is no bone window.
@@ -246,7 +229,7 @@ def report(
     content |= overview(work_dir, submissions_dir, table, of_slice) | {"sources": scores}
     content |= compared(work_dir, sources, studies.target, of_train)
     folder = work_dir / "report"
-    page.write(folder, evaluate.plain(content), pages, images=images)
+    app.write(folder, evaluate.plain(content), pages, images=images)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     cli.say(f"{folder / 'index.html'}: {len(sources)} runs and ensembles, {len(chosen)} studies, {size / 1e6:.0f} MB")
     return folder / "index.html"

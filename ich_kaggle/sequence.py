@@ -27,24 +27,14 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from ich_kaggle import (
-    cli,
-    disk,
-    folds,
-    levels,
-    locks,
-    metric,
-    models,
-    predict,
-    runs,
-    sequence_models,
-    series,
-    spans,
-    tables,
-    training,
-)
-from ich_kaggle.project import Project
-from ich_kaggle.runs import Run
+from ich_kaggle import folds, predict
+from ich_kaggle.common import cli, locks, metric, runs, series_rows, storage, tables
+from ich_kaggle.common.project import Project
+from ich_kaggle.common.runs import Run
+from ich_kaggle.learning import fit as learning_fit
+from ich_kaggle.learning import slice_model
+from ich_kaggle.second_level import fit as second_level_fit
+from ich_kaggle.second_level import sequence_models, series_dataset
 
 READS = "reads.json"  # of a fold that is not finished: what predict.json says of one that is
 NETWORK = ("seed", "seeds", "epochs", "batch_size", "lr", "ema", "hidden", "dropout")
@@ -65,7 +55,7 @@ def part_of(project: Project, folds_read: list[int]) -> Part:
     return Part(project.slices.iloc[rows].reset_index(drop=True), project.fold[rows], rows)
 
 
-def read_inputs(on: list[Run], k: int, features: str, folds_read: list[int], part: Part) -> series.Inputs:
+def read_inputs(on: list[Run], k: int, features: str, folds_read: list[int], part: Part) -> series_dataset.Inputs:
     """Return what fold `k` reads of the runs `on`, of whose out-of-fold predictions it reads `folds_read`."""
     if features == "oof":
         embeddings, logits = [], [runs.oof_logits(run, k, folds_read, part.table, part.fold) for run in on]
@@ -73,16 +63,17 @@ def read_inputs(on: list[Run], k: int, features: str, folds_read: list[int], par
         embeddings = [runs.embeddings(run, k, part.table) for run in on]
         models_of = [run.fold(k) / "model.pt" for run in on]
         logits = [
-            models.head_logits(models.load(path), of_run) for path, of_run in zip(models_of, embeddings, strict=True)
+            slice_model.head_logits(slice_model.load(path), of_run)
+            for path, of_run in zip(models_of, embeddings, strict=True)
         ]
-    return series.Inputs(
+    return series_dataset.Inputs(
         embeddings,
         np.stack(logits, axis=1),
         np.mean(logits, axis=0),
         tables.targets(part.table),
         part.table.position.to_numpy(float),
-        spans.number(part.table.series_id),
-        spans.number(part.table.study_id),
+        series_rows.number(part.table.series_id),
+        series_rows.number(part.table.study_id),
     )
 
 
@@ -122,16 +113,16 @@ def need_predictions(project: Project, on: list[Run], read: list[int], features:
             raise ValueError(f"{run.name} is a second level and has no embeddings: read it with --features oof")
         predict.ensure(project, run, read, all_slices=features == "fold")
         for k in read if features == "fold" else ():
-            disk.require(run.fold(k) / "embeddings.npy", f"--run {run.name} --fold {k} --all-slices")
+            storage.require(run.fold(k) / "embeddings.npy", f"--run {run.name} --fold {k} --all-slices")
 
 
-def write_fold(k: int, folder: Path, part: Part, inputs: series.Inputs, **how) -> None:
+def write_fold(k: int, folder: Path, part: Part, inputs: series_dataset.Inputs, **how) -> None:
     """Fit the second level on all folds but `k` and write its predictions of `k` and of the test slices."""
     table, fold = part.table, part.fold
     fitted = (fold >= 0) & (fold != k)
     probability = np.full(inputs.target.shape, np.nan)
-    tell = partial(training.write_log, folder / "log.csv")
-    probability[~fitted] = levels.second_level(inputs, fitted, folder, tell=tell, **how)
+    tell = partial(learning_fit.write_log, folder / "log.csv")
+    probability[~fitted] = second_level_fit.second_level(inputs, fitted, folder, tell=tell, **how)
     held_out, is_test = fold == k, fold < 0
     for name, rows in (("oof.parquet", held_out), ("test.parquet", is_test)):
         tables.write_predictions(folder / name, table.slice_id[rows], probability[rows])
@@ -150,9 +141,9 @@ def is_current(folder: Path, reads: dict[str, str]) -> bool:
     path = next((path for name in ("predict.json", READS) if (path := folder / name).exists()), None)
     if path is None:
         return False
-    found = disk.read_json(path)["reads"]
+    found = storage.read_json(path)["reads"]
     still = {name: digest for name, digest in reads.items() if name in found}
-    disk.same_settings(path, found, still, "give another --run, or --overwrite")
+    storage.same_settings(path, found, still, "give another --run, or --overwrite")
     if found.keys() != reads.keys():
         cli.say(f"{folder}: fitted anew, the runs that it reads have other folds now")
         shutil.rmtree(folder)
@@ -190,10 +181,10 @@ def fit_second_level(
                 continue
             inputs = read_inputs(on, k, features, shared, part)
             run.write(settings)
-            disk.write_json(folder / READS, {"reads": reads})
+            storage.write_json(folder / READS, {"reads": reads})
             write_fold(k, folder, part, inputs, options=options, reads=reads, device=device)
             facts = {"on": options["on"], "features": features, "reads": reads, "files": runs.written(folder)}
-            disk.write_json(folder / "predict.json", facts)
+            storage.write_json(folder / "predict.json", facts)
             (folder / READS).unlink()
 
 
@@ -221,7 +212,7 @@ def sequence(
         raise ValueError(f"{name} can't read itself: give another --run")
     options = {"model": model, "on": on, "features": features} | {key: settings[key] for key in SETTINGS[model]}
     if model in sequence_models.KINDS:
-        options["augment"] = asdict(series.Augment())
+        options["augment"] = asdict(series_dataset.Augment())
     project = Project(data_dir, work_dir, workers)
     folds.ensure(project)
     read = [project.run(one) for one in on]

@@ -16,28 +16,19 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import (
-    cli,
-    data_report,
-    dicom,
-    disk,
-    header,
-    parallel,
-    paths,
-    render,
-    sources,
-    tables,
-    windows,
-)
-from ich_kaggle.labels import LABELS
-from ich_kaggle.project import Project
+from ich_kaggle.common import cli, parallel, paths, provenance, storage, tables, windows
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.common.project import Project
+from ich_kaggle.dicom import geometry, slice_image
+from ich_kaggle.dicom import pixels as pixels_module
+from ich_kaggle.html import data_report
 
 BATCH = 128  # headers in a task of one worker
 ORDER = ["patient_id", "study_id", "series_id", "position", "slice_id"]
 DEFECT_COLUMNS = ["slice_id", "path", "defect", "action"]
 KEPT = "kept"
 AGAIN = "get the competition's data again"
-FACTS = (*paths.Member._fields, "start", "rows", "columns", *dicom.Encoding._fields)  # what the cache needs
+FACTS = (*paths.Member._fields, "start", "rows", "columns", *pixels_module.Encoding._fields)  # what the cache needs
 WHOLE = {**dict.fromkeys(["start", "rows", "columns", "bits", "padding_low", "padding_high"], "int64"), "signed": bool}
 
 
@@ -45,13 +36,13 @@ def scan_slice(data: paths.Data, member: paths.Member, pixels: bool) -> dict:
     """Return the header facts of one slice, where its bytes are, its `defect`, and what became of it, `action`."""
     row = {"slice_id": PurePosixPath(member.path).stem, **member._asdict()}
     try:
-        dataset, start = dicom.read_head(data, member)
-        code = dicom.encoding(dataset, member.path)
-        row |= header.read_header(dataset, member.path)._asdict() | {"start": start} | code._asdict()
+        dataset, start = pixels_module.read_head(data, member)
+        code = pixels_module.encoding(dataset, member.path)
+        row |= geometry.read_header(dataset, member.path)._asdict() | {"start": start} | code._asdict()
         if pixels:
-            words = dicom.read_slice(data.read(member), member.path)[1]
-            brain = windows.apply(dicom.hu_table(code), (windows.BRAIN,))[words]
-            row |= {"defect": render.pixel_defect(words, brain) or None, "action": KEPT}
+            words = pixels_module.read_slice(data.read(member), member.path)[1]
+            brain = windows.apply(pixels_module.hu_table(code), (windows.BRAIN,))[words]
+            row |= {"defect": slice_image.pixel_defect(words, brain) or None, "action": KEPT}
         return row
     except ValueError as error:
         return row | {"defect": str(error).removeprefix(f"{member.path}: "), "action": "left out"}
@@ -59,7 +50,7 @@ def scan_slice(data: paths.Data, member: paths.Member, pixels: bool) -> dict:
 
 def _scan_batch(data: paths.Data, members: list[paths.Member], pixels: bool) -> tuple[pd.DataFrame, int, int]:
     rows = pd.DataFrame([scan_slice(data, member, pixels) for member in members])
-    n_bytes = sum(member.size if pixels else min(member.size, dicom.HEAD_BYTES) for member in members)
+    n_bytes = sum(member.size if pixels else min(member.size, pixels_module.HEAD_BYTES) for member in members)
     return rows, len(rows), n_bytes
 
 
@@ -145,11 +136,11 @@ def read_defects(work_dir: Path) -> pd.DataFrame:
     path = paths.defects(work_dir)
     if not path.exists():
         return pd.DataFrame(columns=DEFECT_COLUMNS, dtype=str)
-    return tables.read_csv(path, disk.remedy(path))
+    return tables.read_csv(path, storage.remedy(path))
 
 
 def write_defects(work_dir: Path, defects: pd.DataFrame) -> None:
-    with disk.writing(paths.defects(work_dir)) as temporary:
+    with storage.writing(paths.defects(work_dir)) as temporary:
         defects.to_csv(temporary, index=False)
 
 
@@ -160,14 +151,14 @@ def ensure(project: Project) -> pd.DataFrame:
         slices(data_dir=project.data_dir, work_dir=project.work_dir, workers=project.processes)
     elif not project.is_checked:
         found = tables.slices_settings(project.work_dir)
-        data = sources.find(found, project.data_dir, zips=False)
+        data = provenance.find(found, project.data_dir, zips=False)
         if project.data_dir is not None:
-            disk.same_settings(path, found, {"data_dir": str(data.root.absolute())}, sources.REMEDY)
-        sources.same_tables(path, found, data)
+            storage.same_settings(path, found, {"data_dir": str(data.root.absolute())}, provenance.REMEDY)
+        provenance.same_tables(path, found, data)
     project.is_checked = True
     table = project.slices
     if missing := [column for column in FACTS if column not in table]:
-        raise ValueError(f"{path}: no column {missing[0]}: run {disk.MAKERS[path.name]} --overwrite")
+        raise ValueError(f"{path}: no column {missing[0]}: run {storage.MAKERS[path.name]} --overwrite")
     return table
 
 
@@ -185,16 +176,16 @@ def slices(
     if path.exists() and not overwrite:
         table = ensure(Project(data_dir, work_dir, workers))
         found = tables.slices_settings(work_dir)
-        data = sources.find(found, data_dir)
-        sources.same_tables(path, found, data)
-        sources.same_files(data, table)
+        data = provenance.find(found, data_dir)
+        provenance.same_tables(path, found, data)
+        provenance.same_files(data, table)
         cli.say(f"{path}{cli.THERE}\n{describe(table, read_defects(work_dir))}")
         return
     data = paths.find_data(data_dir)
     with parallel.using(backend, scheduler):
         table, defects = build(data, workers, pixels)
     write_defects(work_dir, defects)
-    tables.write_slices(work_dir, table, sources.settings(data))
+    tables.write_slices(work_dir, table, provenance.settings(data))
     cli.say(f"{path}\n{describe(table, defects)}")
 
 
@@ -203,7 +194,7 @@ def report(data_dir: Path | None, work_dir: Path, seed: int) -> None:
     path = work_dir / "report" / "data.html"
     defects = kinds_of(read_defects(work_dir))
     text = data_report.make(data_of(Project(data_dir, work_dir)), tables.read_slices(work_dir), defects, seed=seed)
-    with disk.writing(path) as temporary:
+    with storage.writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     cli.say(f"{path}: open it in a browser")
 
@@ -218,7 +209,7 @@ def data_of(project: Project) -> paths.Data:
     """Return the competition's data: in the project's folder, or those that the slice table was made from."""
     found = tables.slices_settings(project.work_dir)
     data = paths.find_data(project.data_dir or Path(found["data_dir"]))
-    sources.same_tables(paths.slices(project.work_dir), found, data)
+    provenance.same_tables(paths.slices(project.work_dir), found, data)
     return data
 
 

@@ -18,23 +18,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import (
-    cli,
-    diary,
-    disk,
-    ensemble,
-    folds,
-    kaggle_client,
-    labels,
-    locks,
-    on_demand,
-    paths,
-    runs,
-    slices,
-    tables,
-)
-from ich_kaggle.labels import ANY, LABELS
-from ich_kaggle.project import Project
+from ich_kaggle import ensemble, folds, slices
+from ich_kaggle.common import cli, labels, locks, paths, runs, storage, tables
+from ich_kaggle.common.labels import ANY, LABELS
+from ich_kaggle.common.project import Project
+from ich_kaggle.kaggle_api import client, submission_log
+from ich_kaggle.scans import on_demand
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +49,8 @@ def blend(project: Project, name: str | None, run: str | None, fold: list[int] |
     if name is None:
         folds.ensure(project)
         return ensemble.blend_runs(project, None if run is None else [run], fold=fold, predict=on_demand.predict)
-    path = disk.require(paths.ensemble(project.work_dir, name) / "weights.json", f"--name {name}")
-    found = disk.read_json(path)
+    path = storage.require(paths.ensemble(project.work_dir, name) / "weights.json", f"--name {name}")
+    found = storage.read_json(path)
     if not all(project.run(one).finished for one in found["blended"]["runs"]):
         cli.say(f"{path.parent}: its runs are not in {project.work_dir / 'runs'}, so it is taken as it is")
         return path.parent
@@ -80,9 +69,9 @@ def blend(project: Project, name: str | None, run: str | None, fold: list[int] |
 def make(folder: Path, project: Project, data: paths.Data, submissions_dir: Path) -> tuple[Path, Source]:
     """Return the CSV of the ensemble in `folder`, written unless one with the same bytes exists, and its source."""
     test_ids = project.slices.slice_id[~project.is_train]
-    weights = disk.read_json(folder / "weights.json")
+    weights = storage.read_json(folder / "weights.json")
     for name in ("oof.parquet", "test.parquet"):
-        runs.hash_of(disk.require(folder / name))
+        runs.hash_of(storage.require(folder / name))
     source = Source(
         name=folder.name,
         runs=" ".join(f"{run}:{weight:.3g}" for run, weight in weights["runs"].items()),
@@ -185,21 +174,21 @@ def warn_of_means(path: Path, found: np.ndarray, expected: np.ndarray) -> None:
             log.warning("WARNING %s: the mean of %s is %.4f, out of fold it is %.4f", path, label, ours, theirs)
 
 
-def send(kaggle: kaggle_client.Connection, path: Path, row: dict[str, str], history_csv: Path) -> dict[str, str]:
+def send(kaggle: client.Connection, path: Path, row: dict[str, str], history_csv: Path) -> dict[str, str]:
     """Return `row` with the ref of `path` at Kaggle. It is in the history before Kaggle is asked for a submission."""
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != row["sha256"]:
         raise ValueError(f"{path} has changed since it was verified: run the command again")
     try:
-        token = kaggle_client.upload(kaggle, path.name, content, path.stat().st_mtime)
-        row = row | {"time": diary.now(), "status": "SENDING"}  # not before: an upload alone is no submission
-        diary.record(history_csv, row)
+        token = client.upload(kaggle, path.name, content, path.stat().st_mtime)
+        row = row | {"time": submission_log.now(), "status": "SENDING"}  # not before: an upload alone is no submission
+        submission_log.record(history_csv, row)
         message = f"{cli.printable(row['note'], LONGEST)} [{row['tag']}]"  # short, so that the tag is not cut off
-        return row | {"ref": str(kaggle_client.create(kaggle, token, message, row["tag"]))}
+        return row | {"ref": str(client.create(kaggle, token, message, row["tag"]))}
     except TimeoutError:
         raise  # Kaggle may have it: the row stays SENDING
     except (OSError, RuntimeError) as error:
-        diary.record(history_csv, row | {"status": "REFUSED", "note": f"{row['note']}: {error}"})
+        submission_log.record(history_csv, row | {"status": "REFUSED", "note": f"{row['note']}: {error}"})
         raise
 
 
@@ -211,79 +200,79 @@ def deliver(
     Raises FileExistsError if Kaggle has scored it and not `again`, RuntimeError or OSError with Kaggle's reason.
     """
     with locks.locked(sending(history_csv.parent)):
-        rows = diary.read(history_csv)
+        rows = submission_log.read(history_csv)
         # With `again` too a command that was cut short is finished: it may have been this one.
-        find_begun = diary.cut_short if again else diary.already_sent
+        find_begun = submission_log.cut_short if again else submission_log.already_sent
         begun = find_begun(rows, row["file"], row["sha256"])
         try:
             kaggle = connect()
         except (ImportError, OSError) as error:
-            raise RuntimeError(f"{error}; or upload {path} in the browser at {kaggle_client.SITE}/submit") from error
+            raise RuntimeError(f"{error}; or upload {path} in the browser at {client.SITE}/submit") from error
         if begun and (ref := find(kaggle, begun)):
             cli.say(f"{path}: was sent before, and is not sent again")
             row = begun | {"ref": str(ref)}
         else:
-            log.info("%s", kaggle_client.preflight(kaggle))
+            log.info("%s", client.preflight(kaggle))
             row = send(kaggle, path, begun or row, history_csv)
         row = row | {"status": "PENDING"}
-        diary.record(history_csv, row)
+        submission_log.record(history_csv, row)
     cli.say(f"{path}: submission {row['ref']}")
     if not no_wait:
         score(kaggle, row, history_csv)
 
 
-def find(kaggle: kaggle_client.Connection, row: dict[str, str]) -> int:
+def find(kaggle: client.Connection, row: dict[str, str]) -> int:
     """Return the ref of the submission in `row`, of a command that was cut short; 0 if Kaggle does not have it."""
     if row["ref"]:
         return int(row["ref"])
-    if diary.age(row) > LONG_AGO:
-        return kaggle_client.find(kaggle, row["tag"])
+    if submission_log.age(row) > LONG_AGO:
+        return client.find(kaggle, row["tag"])
     what = f"submission [{row['tag']}]"
-    limit = kaggle_client.LONGEST_LOOK
+    limit = client.LONGEST_LOOK
     log.info("%s was being sent at %s: looking for it at Kaggle, for up to %d s", what, row["time"], limit)
-    if not (ref := kaggle_client.look(kaggle, row["tag"])):
+    if not (ref := client.look(kaggle, row["tag"])):
         log.info("%s is not at Kaggle: sending it again", what)
     return ref
 
 
-def score(kaggle: kaggle_client.Connection, row: dict[str, str], history_csv: Path) -> None:
+def score(kaggle: client.Connection, row: dict[str, str], history_csv: Path) -> None:
     """Wait for the scores of the submission in `row`, print and record them. Raises RuntimeError if there are none."""
     ref = row["ref"]
     try:
-        submission = kaggle_client.wait(kaggle, int(ref))
+        submission = client.wait(kaggle, int(ref))
     except (OSError, RuntimeError) as error:
         raise RuntimeError(
             f"submission {ref} is at Kaggle, its scores are not known ({error}): see --status"
         ) from error
-    diary.record(history_csv, diary.scored(row, submission))
+    submission_log.record(history_csv, submission_log.scored(row, submission))
     if submission.status.name == "ERROR":
         raise RuntimeError(f"submission {ref}: Kaggle can't score it: {submission.error_description}")
     cli.say(f"public {submission.public_score}  private {submission.private_score}")
 
 
-def show_status(kaggle: kaggle_client.Connection, history_csv: Path) -> None:
+def show_status(kaggle: client.Connection, history_csv: Path) -> None:
     """Print the team's latest submissions, and fill in the rows of the history that wait for them."""
-    found = kaggle_client.submissions(kaggle)
-    for row in diary.read(history_csv):
+    found = client.submissions(kaggle)
+    for row in submission_log.read(history_csv):
         for submission in found:
             is_same = row["ref"] == str(submission.ref) or row["tag"] in (submission.description or "")
             if is_same and row["status"] in ("SENDING", "PENDING"):
-                diary.record(history_csv, diary.scored(row, submission))
+                submission_log.record(history_csv, submission_log.scored(row, submission))
     fields = ["ref", "date", "public_score", "private_score", "description"]
     rows = [
         {field: str(getattr(submission, field) or "") for field in fields} | {"status": submission.status.name}
         for submission in found
     ]
-    cli.say(diary.table(rows, ["status", *fields]) if rows else "no submission yet")
+    cli.say(submission_log.table(rows, ["status", *fields]) if rows else "no submission yet")
 
 
 def show_history(history_csv: Path) -> None:
     """Print the history, and draw its out-of-fold losses against the private scores."""
-    rows = diary.read(history_csv)
-    cli.say(diary.table(rows, diary.SHOWN) if rows else f"{history_csv}: no submission yet")
-    if points := diary.points(rows):
+    rows = submission_log.read(history_csv)
+    cli.say(submission_log.table(rows, submission_log.SHOWN) if rows else f"{history_csv}: no submission yet")
+    if points := submission_log.points(rows):
         picture = history_csv.with_suffix(".png")
-        diary.plot(picture, points)
+        submission_log.plot(picture, points)
         cli.say(f"{picture}: out-of-fold loss against private score, {len(points)} submissions")
 
 
@@ -301,7 +290,7 @@ def submit(
     dry_run: bool = False,
     no_wait: bool = False,
     again: bool = False,
-    connect: Callable = kaggle_client.connect,
+    connect: Callable = client.connect,
 ) -> None:
     """Make, verify and deliver the submission of an ensemble (`name`), of a `run`, of a `file`, or of every run."""
     project = Project(data_dir, work_dir, workers)
@@ -317,12 +306,12 @@ def submit(
     if dry_run:
         return
     facts = dict(name=source.name, file=path.name, sha256=digest, runs=source.runs, oof=source.oof)
-    row = diary.new_row(message or f"{source.name}, out of fold {source.oof or 'not known'}", **facts)
+    row = submission_log.new_row(message or f"{source.name}, out of fold {source.oof or 'not known'}", **facts)
     history_csv = submissions_dir / "history.csv"
     deliver(path, row, history_csv, again=again, no_wait=no_wait, connect=connect)
 
 
-def command(*, status: bool, history: bool, connect: Callable = kaggle_client.connect, **options) -> None:
+def command(*, status: bool, history: bool, connect: Callable = client.connect, **options) -> None:
     history_csv = options["submissions_dir"] / "history.csv"
     if history:
         show_history(history_csv)

@@ -19,38 +19,34 @@ from pathlib import Path
 
 import pandas as pd
 
-from ich_kaggle import (
+from ich_kaggle import cache, folds
+from ich_kaggle.common import cli, metric, runs, tables
+from ich_kaggle.common.project import Project
+from ich_kaggle.learning import (
     augment,
-    cache,
-    cli,
+    ddp,
     devices,
-    distributed,
-    flags,
-    folds,
-    gauges,
-    metric,
-    models,
+    fit,
     preflight,
-    runs,
-    tables,
+    pretrained,
+    profiling,
+    slice_model,
     tasks,
-    training,
-    weights,
+    training_options,
 )
-from ich_kaggle.project import Project
 
 log = logging.getLogger(__name__)
 
 
 def fit_fold(
-    model: models.SliceModel,
+    model: slice_model.SliceModel,
     loaders: tuple,
     loss: Callable,
     seen: pd.DataFrame,
     held_out: pd.DataFrame,
     folder: Path,
     *,
-    recipe: training.Recipe,
+    recipe: fit.Recipe,
     device,
     begin: Callable[[], None],
     every: float = 600.0,
@@ -63,14 +59,14 @@ def fit_fold(
     loader, valid_loader = loaders
 
     def validate(averaged) -> dict:
-        logits = distributed.gather(training.predict(averaged, valid_loader, device, what="validate"))
+        logits = ddp.gather(fit.predict(averaged, valid_loader, device, what="validate"))
         return metric.validation(tables.targets(held_out), logits)
 
     checkpoint = folder / "state.pt"
     is_told = checkpoint.exists()  # the last row of the log, when it comes
-    with distributed.first() as is_first:
-        tell = gauges.board(folder / "tensorboard") if tensorboard and is_first else None
-    for rows in training.fit(
+    with ddp.first() as is_first:
+        tell = profiling.board(folder / "tensorboard") if tensorboard and is_first else None
+    for rows in fit.fit(
         model,
         loader,
         loss,
@@ -83,40 +79,40 @@ def fit_fold(
         names=lambda batch: seen.slice_id.iloc[batch[-1].tolist()].tolist(),
     ):
         if is_first:
-            training.write_log(folder / "log.csv", rows)
+            fit.write_log(folder / "log.csv", rows)
         if tell and rows and not is_told:
             tell(rows[-1])
         is_told = False
-    with distributed.first() as is_first:
+    with ddp.first() as is_first:
         if is_first:
-            models.save(folder / "model.pt", models.for_prediction(model))
+            slice_model.save(folder / "model.pt", slice_model.for_prediction(model))
             checkpoint.unlink(missing_ok=True)
     cli.say(f"{folder}: log loss {rows[-1]['valid_loss']:.4f} on {held_out.patient_id.nunique()} held-out patients")
 
 
-def rehearse(model: models.SliceModel, loaders: tuple, loss: Callable, *, recipe: training.Recipe, device) -> str:
+def rehearse(model: slice_model.SliceModel, loaders: tuple, loss: Callable, *, recipe: fit.Recipe, device) -> str:
     """Train and validate for up to a minute, keep nothing, and return what the run would take."""
     loader, valid_loader = loaders
     recipe = replace(recipe, freeze=0, accumulate=1)  # the costliest step: all of the network learns, in each batch
-    run = training.Fit(model, recipe, len(loader), device)
+    run = fit.Fit(model, recipe, len(loader), device)
     run.start_epoch()
     n_queued = loader.num_workers * (loader.prefetch_factor or 0)
-    cli.say(f"dry run: timing training, then validation, for up to {gauges.LONGEST:.0f} s each")
-    work = partial(training.careful_step, run, loss)
-    step = gauges.seconds_per_batch(training.batches(loader), work, n_queued)
-    valid = gauges.seconds_per_batch(training.outputs(run.averaged(), valid_loader, device), lambda _: None, n_queued)
+    cli.say(f"dry run: timing training, then validation, for up to {profiling.LONGEST:.0f} s each")
+    work = partial(fit.careful_step, run, loss)
+    step = profiling.seconds_per_batch(fit.batches(loader), work, n_queued)
+    valid = profiling.seconds_per_batch(fit.outputs(run.averaged(), valid_loader, device), lambda _: None, n_queued)
     epoch, size = step * len(loader) + valid * len(valid_loader), len(loader.batch_sampler.rows()) / len(loader)
-    memory, checkpoint = gauges.peak_memory(device), gauges.size_on_disk(run.write)
+    memory, checkpoint = profiling.peak_memory(device), profiling.size_on_disk(run.write)
     return (
-        f"dry run: {step:.2f} s a step of {size:.0f} slices, {size / step:.0f} img/s; {gauges.duration(epoch)} an "
-        f"epoch, {gauges.duration(epoch * recipe.epochs)} a fold of {recipe.epochs} epochs; "
+        f"dry run: {step:.2f} s a step of {size:.0f} slices, {size / step:.0f} img/s; {profiling.duration(epoch)} an "
+        f"epoch, {profiling.duration(epoch * recipe.epochs)} a fold of {recipe.epochs} epochs; "
         f"{memory / 1e9:.1f} GB of memory, {checkpoint / 1e6:.0f} MB a checkpoint"
     )
 
 
 def settings_of(project: Project, settings: dict) -> dict:
     """Return what run.json records of the flags `settings`: weights by their content, slices and folds by a hash."""
-    return settings | {"weights": weights.identity(settings["weights"])} | project.same
+    return settings | {"weights": pretrained.identity(settings["weights"])} | project.same
 
 
 def open_folds(run: runs.Run, chosen: list[int], overwrite: bool) -> list[int]:
@@ -146,29 +142,29 @@ def train(
 ) -> None:
     """Fit the chosen folds of a run, those left out that are finished.
 
-    `settings` are fields of training.Recipe, augment.Augment and tasks.Task, and arguments of tasks.slice_config.
+    `settings` are fields of fit.Recipe, augment.Augment and tasks.Task, and arguments of tasks.slice_config.
     """
     if arch is None:
         raise ValueError("no architecture: give --arch or --recipe")
     project, flags_of_run = Project(data_dir, work_dir, workers), {"arch": arch, **settings}
     this = project.run(run or arch)
-    models.check_arch(arch)
+    slice_model.check_arch(arch)
     if overwrite or not this.begun:
-        flags.check(settings)  # else it is resumed with the settings that it has
-    recipe, move, task = (flags.take(kind, settings) for kind in (training.Recipe, augment.Augment, tasks.Task))
+        training_options.check(settings)  # else it is resumed with the settings that it has
+    recipe, move, task = (training_options.take(kind, settings) for kind in (fit.Recipe, augment.Augment, tasks.Task))
     config = tasks.slice_config(arch, side_weight=task.side_weight, **settings)
-    with distributed.processes(device) as name:
+    with ddp.processes(device) as name:
         same = dict(recipe=recipe, device=devices.pick_device(name))
         probe = partial(preflight.check, config, recipe, task, device=same["device"], tensorboard=tensorboard)
         if is_new := overwrite or not this.begun:
             probe(work_dir=work_dir)
-        with distributed.first():
+        with ddp.first():
             folds.ensure(project)
         chosen, recorded = project.chosen(fold), settings_of(project, flags_of_run)
         this.check(recorded, replaced=chosen if overwrite else [])
         if not is_new and set(chosen) - set(this.finished):
             probe(work_dir=work_dir)
-        with distributed.first():
+        with ddp.first():
             cache_dir = cache.ensure(project, config.cache_size, config.crop)
         load = partial(tasks.slice_loader, folder=cache_dir, config=config, batch_size=task.batch_size, workers=workers)
         loss = partial(tasks.slice_loss, focal=task.focal, side_weight=task.side_weight)
@@ -183,14 +179,14 @@ def train(
             n_open = sum(overwrite or not (this.fold(k) / "model.pt").exists() for k in chosen)
             cli.say(f"{rehearse(model, loaders, loss, **same)}; folds to fit: {n_open}")
             return
-        with distributed.first() as is_first:
+        with ddp.first() as is_first:
             if overwrite and is_first:
                 this.remove(chosen)
         rest = dict(every=checkpoint_every, tensorboard=tensorboard)
         rest["begin"] = partial(this.write, recorded, weights_from=flags_of_run["weights"])
         for k in chosen:
-            with distributed.alone(this.fold(k)):
-                with distributed.first():
+            with ddp.alone(this.fold(k)):
+                with ddp.first():
                     is_open = open_folds(this, [k], overwrite=False)
                 if is_open:
                     model, loaders, seen, held_out = parts(k)
@@ -207,7 +203,7 @@ def build_parser():
     shared = ("--data-dir", "--work-dir", "--run", "--recipe", "--arch", "--fold", "--image-size", "--epochs")
     shared += ("--batch-size", "--lr", "--weights", "--seed", "--device", "--workers", "--overwrite")
     parser = cli.command(__doc__, *shared)
-    flags.add(parser)
+    training_options.add(parser)
     add = parser.add_argument
     add("--checkpoint-every", type=cli.within(0), default=600.0, help="seconds")
     add("--tensorboard", action="store_true", help="write the log for TensorBoard too")

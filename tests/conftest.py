@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ich_kaggle import cache, folds, paths, phantom
+from ich_kaggle import cache, folds, phantom
+from ich_kaggle.common import paths
 
 REAL = os.environ.get("ICH_REAL_DATA")
 

@@ -11,9 +11,11 @@ import pandas as pd
 import pytest
 from dicom_files import content, ct, head
 
-from ich_kaggle import cache, crop, dicom, ledger, paths, png, render, slices, tables, windows
-from ich_kaggle.labels import LABELS
-from ich_kaggle.project import Project
+from ich_kaggle import cache, slices
+from ich_kaggle.common import paths, tables, windows
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.common.project import Project
+from ich_kaggle.dicom import cache_index, head_crop, pixels, png, slice_image
 
 SIZE = 64
 
@@ -43,7 +45,7 @@ def command(data_dir: Path, work: Path, *flags: str) -> list[str]:
 
 def process(data_dir: Path, work: Path, *flags: str, code: str = "") -> subprocess.Popen:
     """Start the command in a process of its own, after `code`."""
-    code = f"import os, resource, signal\nfrom ich_kaggle import cache, png\n{code}\n"
+    code = f"import os, resource, signal\nfrom ich_kaggle import cache; from ich_kaggle.dicom import png\n{code}\n"
     code += f"cache.main({command(data_dir, work, *flags)!r})"
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -63,19 +65,19 @@ png.encode = encode_until
 @pytest.mark.parametrize("crop_by", ["none", "study"])
 def test_a_cached_slice_is_its_three_windows(data_dir, work, crop_by):
     folder = make(data_dir, work, crop_by)
-    held = ledger.read(folder)
+    held = cache_index.read(folder)
     for row in tables.read_slices(work).iloc[::5].itertuples():
-        hu = dicom.read_hu(data_dir / row.path)
-        box = crop.Box(*held.loc[row.slice_id, list(crop.Box._fields)])
-        expected = render.resize(windows.apply(box.cut(hu), windows.CACHED), SIZE)
+        hu = pixels.read_hu(data_dir / row.path)
+        box = head_crop.Box(*held.loc[row.slice_id, list(head_crop.Box._fields)])
+        expected = slice_image.resize(windows.apply(box.cut(hu), windows.CACHED), SIZE)
         assert np.array_equal(png.read(paths.cached(folder, row.slice_id)), expected)
 
 
 def test_the_study_crop_has_one_square_box_a_series_that_holds_the_head(data_dir, work):
     folder = make(data_dir, work, "study")
     assert folder.name == f"{SIZE}-study"
-    table = tables.read_slices(work).set_index("slice_id").join(ledger.read(folder).drop(columns="stamp"))
-    boxes = table.groupby("series_id")[list(crop.Box._fields)]
+    table = tables.read_slices(work).set_index("slice_id").join(cache_index.read(folder).drop(columns="stamp"))
+    boxes = table.groupby("series_id")[list(head_crop.Box._fields)]
     assert (boxes.nunique() == 1).all(axis=None)
     assert (table.height == table.width).all()
     assert table.height.between(40, 64).all()
@@ -117,11 +119,11 @@ def test_a_disk_without_room_is_refused_with_both_numbers_before_anything_is_cac
 
 def test_room_is_needed_only_for_the_slices_that_are_not_cached_yet(data_dir, work, monkeypatch):
     folder = make(data_dir, work)
-    last = ledger.read(folder).iloc[:-1]
-    ledger.write(folder, last)
+    last = cache_index.read(folder).iloc[:-1]
+    cache_index.write(folder, last)
     (folder / "cache.json").unlink()
     disk_of(monkeypatch, 2.5 * 1e3 * cache.kb_per_slice(SIZE, "none"))
-    assert len(ledger.read(make(data_dir, work))) == len(last) + 1
+    assert len(cache_index.read(make(data_dir, work))) == len(last) + 1
 
 
 @pytest.mark.parametrize(
@@ -236,7 +238,7 @@ def test_slices_that_left_the_table_stay_in_the_cache(data_dir, work):
     gone = [Path(name).stem for name in take_away(data_dir, 2) if name.endswith(".dcm")]
     slices.slices(data_dir=data_dir, work_dir=work, workers=1, overwrite=True)
     make(data_dir, work)
-    assert ledger.read(folder).index.tolist()[-2:] == gone
+    assert cache_index.read(folder).index.tolist()[-2:] == gone
     assert all(paths.cached(folder, slice_id).exists() for slice_id in gone)
 
 
@@ -251,7 +253,7 @@ def changed(data_dir: Path, work: Path) -> str:
 
 def test_changed_pixels_are_refused_with_both_checksums(data_dir, work):
     make(data_dir, work)
-    before = ledger.read(paths.cache(work, str(SIZE)))
+    before = cache_index.read(paths.cache(work, str(SIZE)))
     slice_id = changed(data_dir, work)
     slices.slices(data_dir=data_dir, work_dir=work, workers=1, overwrite=True)
     with pytest.raises(ValueError, match=f"{slice_id} was cached from a file with checksum") as refused:
@@ -259,7 +261,7 @@ def test_changed_pixels_are_refused_with_both_checksums(data_dir, work):
     assert f"{before.source[slice_id]:08x}, but {data_dir}: " in str(refused.value)
     assert "give another --work-dir, or run python -m ich_kaggle.cache --overwrite" in str(refused.value)
     cache.main(command(data_dir, work, "--overwrite"))
-    assert ledger.read(paths.cache(work, str(SIZE))).source[slice_id] != before.source[slice_id]
+    assert cache_index.read(paths.cache(work, str(SIZE))).source[slice_id] != before.source[slice_id]
 
 
 def test_files_that_were_only_touched_are_checked_and_kept(data_dir, work, monkeypatch):
@@ -269,7 +271,7 @@ def test_files_that_were_only_touched_are_checked_and_kept(data_dir, work, monke
     slices.slices(data_dir=data_dir, work_dir=work, workers=1, overwrite=True)
     monkeypatch.setattr(png, "encode", None)  # nothing may be made again
     assert make(data_dir, work) == folder
-    assert (ledger.read(folder).stamp == 1).any()
+    assert (cache_index.read(folder).stamp == 1).any()
 
 
 def test_other_windows_are_refused_with_both_named(data_dir, work, monkeypatch):
@@ -333,7 +335,7 @@ def test_what_is_left_beside_a_truncated_slice_is_cached(data_dir, work):
     path.write_bytes(path.read_bytes()[:-100])
     folder = make(data_dir, work)
     assert sorted(file.stem for file in folder.rglob("*.png")) == sorted(tables.read_slices(work).slice_id)
-    assert path.stem not in ledger.read(folder).index
+    assert path.stem not in cache_index.read(folder).index
 
 
 def test_a_cache_of_test_slices_alone_needs_no_table_of_defects(data_dir, work):
@@ -355,7 +357,7 @@ def test_a_contact_sheet_shows_a_study_in_order(data_dir, work, crop_by, rows, c
     image = png.read(path)
     assert image.shape == (rows * cache.TILE * -(-n // 12), cache.TILE * min(n, 12), 3)
     first = png.read(paths.cached(cache.folder_of(work, SIZE, crop_by), tables.read_slices(work).slice_id[0]))
-    assert np.array_equal(image[: cache.TILE, : cache.TILE, 0], render.resize(first, cache.TILE)[..., 0])
+    assert np.array_equal(image[: cache.TILE, : cache.TILE, 0], slice_image.resize(first, cache.TILE)[..., 0])
 
 
 def test_a_study_that_is_not_there_is_refused_with_one_that_is(data_dir, work):
@@ -378,16 +380,16 @@ def test_slices_that_are_not_square_or_of_two_sizes_share_no_box(tmp_path, work)
         rows += [f"{slice_id}_{label},0" for label in LABELS]
     (root / paths.TRAIN_CSV).write_text("\n".join(rows[:13]) + "\n")
     (root / paths.SAMPLE_CSV).write_text("\n".join([rows[0], *rows[13:]]) + "\n")
-    held = ledger.read(make(root, work, "study"))
-    boxes = held[list(crop.Box._fields)].to_numpy().tolist()
+    held = cache_index.read(make(root, work, "study"))
+    boxes = held[list(head_crop.Box._fields)].to_numpy().tolist()
     assert boxes[0] == boxes[1] == [21, 21, 55, 55]
     assert boxes[2] == [3, 18, 55, 55]
 
 
 def test_real_studies_are_cropped_to_heads_that_stay_whole(real_data, work):
     folder = cache.ensure(Project(real_data, work, 1), 128, "study")
-    table = tables.read_slices(work).set_index("slice_id").join(ledger.read(folder).drop(columns="stamp"))
-    assert (table.groupby("study_id")[list(crop.Box._fields)].nunique() == 1).all(axis=None)
+    table = tables.read_slices(work).set_index("slice_id").join(cache_index.read(folder).drop(columns="stamp"))
+    assert (table.groupby("study_id")[list(head_crop.Box._fields)].nunique() == 1).all(axis=None)
     mm = table.height * table.row_spacing
     assert mm.between(170, 255).all()  # a head from the front of the nose to the back, tilted or not
     assert (table.defect.str.startswith("blank") | (table.defect == "")).all()

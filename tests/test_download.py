@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import kaggle_server as fake
 import pytest
 
-from ich_kaggle import download, kaggle_client, paths
+from ich_kaggle import download
+from ich_kaggle.common import paths
+from ich_kaggle.kaggle_api import client
 
 no_network, kaggle_server, proxied_server = fake.no_network, fake.kaggle_server, fake.proxied_server
 
@@ -36,7 +38,7 @@ def get(server):
     """Download in this process, pauses not waited for; return what was written, by name."""
 
     def get(data_dir: str = "data", *, whole: bool = False) -> dict[str, bytes]:
-        connect = functools.partial(kaggle_client.connect, sleep=lambda seconds: None, timeout=5)
+        connect = functools.partial(client.connect, sleep=lambda seconds: None, timeout=5)
         download.download(data_dir=paths.Path(data_dir), whole=whole, connect=connect)
         folder = paths.Path(data_dir if not whole else ".")
         return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}

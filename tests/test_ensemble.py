@@ -5,9 +5,11 @@ import pandas as pd
 import pytest
 from made_runs import make, synthetic
 
-from ich_kaggle import blending, disk, ensemble, metric, paths, runs, selection, tables
-from ich_kaggle.labels import ANY, LABELS
-from ich_kaggle.project import Project
+from ich_kaggle import ensemble
+from ich_kaggle.common import metric, paths, runs, storage, tables
+from ich_kaggle.common.labels import ANY, LABELS
+from ich_kaggle.common.project import Project
+from ich_kaggle.scoring import blending, nested_choice
 
 TARGET, RUNS, PATIENT, FOLD = synthetic()
 
@@ -70,7 +72,7 @@ def test_nested_is_worse_than_plain_and_both_beat_the_constant():
 
 def test_scores_in_the_file_are_those_of_the_predictions_beside_it(work_dir):
     run(work_dir)
-    scores = disk.read_json(folder_of(work_dir) / "weights.json")
+    scores = storage.read_json(folder_of(work_dir) / "weights.json")
     for file, key, labels in (
         ("oof.parquet", "oof_log_loss", "label_losses"),
         ("nested.parquet", "nested_log_loss", "nested_label_losses"),
@@ -88,8 +90,8 @@ def test_scores_in_the_file_are_those_of_the_predictions_beside_it(work_dir):
 
 def test_test_predictions_are_the_fitted_blend_of_each_folds_models_averaged(work_dir):
     run(work_dir, "--method", "stack", "--name", "s")
-    scores = disk.read_json(folder_of(work_dir, "s") / "weights.json")
-    pipeline = selection.from_json(scores["pipeline"], ["fine", "noisy"])
+    scores = storage.read_json(folder_of(work_dir, "s") / "weights.json")
+    pipeline = nested_choice.from_json(scores["pipeline"], ["fine", "noisy"])
     table = tables.read_slices(work_dir)
     ids = table.slice_id[table.split == "test"].to_numpy()
     per_fold = []
@@ -97,7 +99,7 @@ def test_test_predictions_are_the_fitted_blend_of_each_folds_models_averaged(wor
         each = [
             tables.read_predictions(paths.fold(work_dir, r, k) / "test.parquet", ids).copy() for r in ("fine", "noisy")
         ]
-        per_fold.append(selection.predict(pipeline, [blending.raise_any(p) for p in each]))
+        per_fold.append(nested_choice.predict(pipeline, [blending.raise_any(p) for p in each]))
     found = tables.read_predictions(folder_of(work_dir, "s") / "test.parquet", ids)
     assert found == pytest.approx(np.mean(per_fold, axis=0), abs=1e-6)
     assert (found[:, ANY] >= found.max(axis=1)).all()
@@ -107,9 +109,11 @@ def test_plain_predictions_are_the_pipeline_in_the_file_applied(work_dir):
     run(work_dir)
     table = tables.read_slices(work_dir)
     fold = tables.read_folds(work_dir, table)
-    pipeline = selection.from_json(disk.read_json(folder_of(work_dir) / "weights.json")["pipeline"], ["fine", "noisy"])
+    pipeline = nested_choice.from_json(
+        storage.read_json(folder_of(work_dir) / "weights.json")["pipeline"], ["fine", "noisy"]
+    )
     oof = [blending.raise_any(runs.read_oof(runs.Run(work_dir, r), [0, 1, 2], table, fold)) for r in ("fine", "noisy")]
-    assert oof_of(work_dir, "oof.parquet")[1] == pytest.approx(selection.predict(pipeline, oof), abs=1e-6)
+    assert oof_of(work_dir, "oof.parquet")[1] == pytest.approx(nested_choice.predict(pipeline, oof), abs=1e-6)
 
 
 def test_the_order_of_the_runs_changes_no_prediction(work_dir):

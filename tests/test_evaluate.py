@@ -8,9 +8,12 @@ from made_runs import make
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from ich_kaggle import blending, disk, ensemble, evaluate, metric, on_demand, paths, runs, tables, thresholds
-from ich_kaggle.labels import ANY, LABELS
-from ich_kaggle.project import Project
+from ich_kaggle import ensemble, evaluate
+from ich_kaggle.common import metric, paths, runs, storage, tables
+from ich_kaggle.common.labels import ANY, LABELS
+from ich_kaggle.common.project import Project
+from ich_kaggle.scans import on_demand
+from ich_kaggle.scoring import blending, thresholds
 
 WANTED = {"beta": 2.0, "recall": 0.8, "confidence": 0.9}
 
@@ -147,7 +150,7 @@ def test_an_ensemble_is_scored_on_its_nested_predictions(work_dir):
     run(work_dir, "--ensemble", "both")
     folder = paths.ensemble(work_dir, "both")
     scores = json.loads((folder / "evaluation" / "metrics.json").read_text())
-    nested = disk.read_json(folder / "weights.json")["nested_log_loss"]
+    nested = storage.read_json(folder / "weights.json")["nested_log_loss"]
     assert scores["log_loss"]["total"][0] == pytest.approx(nested, abs=1e-6)
 
 

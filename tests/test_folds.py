@@ -4,8 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ich_kaggle import disk, folds, leaks, paths, slices, tables
-from ich_kaggle.labels import LABELS
+from ich_kaggle import folds, slices
+from ich_kaggle.common import paths, storage, tables
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.scoring import leak_check
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_from_takes_what_repeats_wrote_and_repeats_leave_the_folds_alone(work_di
     repeat = shutil.copy(work_dir / "folds2.csv", tmp_path / "repeat.csv")
     run(work_dir, "--from", str(repeat), "--overwrite")
     assert pd.read_csv(paths.folds(work_dir)).equals(pd.read_csv(repeat))
-    assert tables.folds_settings(work_dir)["from"] == disk.file_hash(tmp_path / "repeat.csv")
+    assert tables.folds_settings(work_dir)["from"] == storage.file_hash(tmp_path / "repeat.csv")
 
 
 def train_of(work_dir) -> pd.DataFrame:
@@ -177,7 +179,7 @@ def test_near_duplicates_are_listed_and_do_not_fail(work_dir, capsys):
     rng = np.random.default_rng(0)
     prints = pd.DataFrame({"pixels": [b"%d" % i for i in range(len(table))]})
     prints["look"] = [rng.bytes(32) for _ in range(len(table))]
-    b = int((fold == leaks.TEST).argmax())
+    b = int((fold == leak_check.TEST).argmax())
     prints.loc[b, "look"] = prints.look[0]
     found, alike = folds.check(table, fold, prints)
     assert found == [] and len(alike) == 1

@@ -20,34 +20,18 @@ import pandas as pd
 import pytest
 import torch
 
-from ich_kaggle import (
-    bundle,
-    cli,
-    devices,
-    disk,
-    ensemble,
-    folds,
-    infer,
-    kaggle_client,
-    kaggle_kernels,
-    kernel,
-    kernel_check,
-    models,
-    passes,
-    paths,
-    png,
-    render,
-    submit,
-    tables,
-    tasks,
-    train,
-    training,
-)
+from ich_kaggle import ensemble, folds, infer, kernel, submit, train
+from ich_kaggle.common import cli, paths, storage, tables
+from ich_kaggle.dicom import png, slice_image
+from ich_kaggle.kaggle_api import client, kernel_rules, kernels
+from ich_kaggle.kaggle_api import wheel as wheel_module
+from ich_kaggle.learning import devices, fit, slice_model, tasks
+from ich_kaggle.scans import passes
 
 no_network, kaggle_server, proxied_server = fake.no_network, fake.kaggle_server, fake.proxied_server
 
 KERNELS = Path(__file__).parent.parent / "kernels"
-PACKAGE = Path(paths.__file__).parent
+PACKAGE = Path(paths.__file__).parents[1]
 NAMES = ("ich-infer", "ich-train", "ich-explore")
 RUNS = ("test_efficientnet", "test_resnet")
 USER = fake.USER
@@ -90,7 +74,7 @@ def run(tmp_path, capfd, monkeypatch):
     run_pauses = []
 
     def run(*argv: str) -> str:
-        connect = functools.partial(kaggle_client.connect, sleep=run_pauses.append, timeout=image.TIMEOUT)
+        connect = functools.partial(client.connect, sleep=run_pauses.append, timeout=image.TIMEOUT)
         options = vars(kernel.build_parser().parse_args([*argv, "--kernels-dir", str(KERNELS)]))
         options.pop("recipe", None)
         kernel.kernel(**options, connect=connect)
@@ -106,8 +90,8 @@ def run(tmp_path, capfd, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_built_kernel_keeps_to_every_rule_and_is_small(tmp_path, name):
     folder = built(name, tmp_path)
-    assert kernel_check.faults(folder) == []
-    file = folder / kernel_check.read(folder)["code_file"]
+    assert kernel_rules.faults(folder) == []
+    file = folder / kernel_rules.read(folder)["code_file"]
     assert file.stat().st_size < 900_000
 
 
@@ -122,20 +106,23 @@ def test_another_process_builds_the_same_wheel_from_a_copy_with_other_times(tmp_
     shutil.copytree(PACKAGE, tmp_path / "ich_kaggle", ignore=shutil.ignore_patterns("__pycache__"))
     for path in (tmp_path / "ich_kaggle").rglob("*"):
         os.utime(path, (1_000_000_000, 1_000_000_000))
-    code = "import sys; from ich_kaggle import bundle; sys.stdout.buffer.write(bundle.wheel())"
+    code = "import sys; from ich_kaggle.kaggle_api import wheel; sys.stdout.buffer.write(wheel.wheel())"
     env = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=env, cwd=tmp_path)
-    assert done.stdout == bundle.wheel()
+    assert done.stdout == wheel_module.wheel()
 
 
 def test_the_wheel_is_one_that_pip_installs(tmp_path):
-    wheel = tmp_path / bundle.WHEEL_NAME
-    wheel.write_bytes(bundle.wheel())
+    wheel = tmp_path / wheel_module.WHEEL_NAME
+    wheel.write_bytes(wheel_module.wheel())
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target"]
     subprocess.run([*pip, tmp_path / "site", wheel], check=True)
-    ours = {p.relative_to(PACKAGE): p.read_bytes() for p in PACKAGE.rglob("*") if p.suffix in (".py", ".toml")}
+    ours = {p.relative_to(PACKAGE): p.read_bytes() for p in PACKAGE.rglob("*") if p.suffix in wheel_module.SUFFIXES}
+    assert Path("html", "web", "index.html") in ours
     site = tmp_path / "site" / "ich_kaggle"
-    assert {path.relative_to(site): path.read_bytes() for path in site.rglob("*.[pt]*[yl]")} == ours
+    assert {
+        path.relative_to(site): path.read_bytes() for path in site.rglob("*") if path.suffix in wheel_module.SUFFIXES
+    } == ours
 
 
 def test_a_kernel_holds_the_package_or_leaves_it_to_a_dataset(tmp_path):
@@ -143,8 +130,8 @@ def test_a_kernel_holds_the_package_or_leaves_it_to_a_dataset(tmp_path):
         (built("ich-infer", tmp_path / str(flag), attached=flag) / "main.py").read_text() for flag in (False, True)
     )
     (text,) = re.findall(r'WHEEL = """\n(.*?)"""', inside, re.DOTALL)
-    assert base64.b85decode(text.replace("\n", "")) == bundle.wheel()
-    assert bundle.PLACE in attached
+    assert base64.b85decode(text.replace("\n", "")) == wheel_module.wheel()
+    assert wheel_module.PLACE in attached
     assert len(attached) < 5_000
 
 
@@ -159,7 +146,7 @@ def test_the_notebook_has_a_kernelspec_and_no_output(tmp_path):
 
 
 def edit(folder: Path, **changes) -> None:
-    path = folder / kernel_check.METADATA
+    path = folder / kernel_rules.METADATA
     metadata = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in metadata.items() if value is not None}))
 
@@ -266,7 +253,7 @@ def test_a_notebook_that_kaggle_can_not_run_is_named(tmp_path, fault):
 )
 def test_metadata_that_is_no_object_is_named(tmp_path, content, message):
     folder = built("ich-infer", tmp_path)
-    (folder / kernel_check.METADATA).write_bytes(content)
+    (folder / kernel_rules.METADATA).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         kernel.check(folder)
 
@@ -287,7 +274,7 @@ def test_a_kernel_that_is_not_there_is_answered_with_those_that_are(run):
 
 
 def test_no_module_uses_syntax_newer_than_python_3_11():
-    sources = [*PACKAGE.glob("*.py"), *KERNELS.rglob("*.py")]
+    sources = [*PACKAGE.rglob("*.py"), *KERNELS.rglob("*.py")]
     assert [path for path in sources if not ast.parse(path.read_text(), feature_version=(3, 11))] == []
 
 
@@ -308,7 +295,7 @@ def test_every_module_compiles_without_a_warning(version, tmp_path):
         "import pathlib, sys\n"
         "for path in sys.argv[1:]: compile(pathlib.Path(path).read_text(encoding='utf-8'), path, 'exec')"
     )
-    sources = [*PACKAGE.glob("*.py"), *KERNELS.rglob("*.py")]
+    sources = [*PACKAGE.rglob("*.py"), *KERNELS.rglob("*.py")]
     done = subprocess.run(
         [interpreter(version), "-W", "error", "-c", code, *map(str, sources)], capture_output=True, check=False
     )
@@ -334,8 +321,8 @@ def test_the_kernel_predicts_the_same_on_other_pythons(version, home, packed, co
 def test_without_isal_the_pixels_are_the_same(competition, tmp_path):
     path = sorted((competition / "stage_2_test").glob("*.dcm"))[0]
     code = (
-        "import hashlib, pathlib, sys; from ich_kaggle import png, render\n"
-        "picture = render.picture(pathlib.Path(sys.argv[1]).read_bytes(), 'x', 64).image\n"
+        "import hashlib, pathlib, sys; from ich_kaggle.dicom import png, slice_image\n"
+        "picture = slice_image.picture(pathlib.Path(sys.argv[1]).read_bytes(), 'x', 64).image\n"
         "content = png.encode(picture); sys.stdout.buffer.write(content)\n"
         "print(png.zlib.__name__, hashlib.sha256(png.decode(content).tobytes()).hexdigest(), file=sys.stderr)"
     )
@@ -343,7 +330,7 @@ def test_without_isal_the_pixels_are_the_same(competition, tmp_path):
     env["PYTHONPATH"] += f":{PACKAGE.parent}"
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, check=False, env=env)
     assert done.returncode == 0, done.stderr.decode()
-    picture = render.picture(path.read_bytes(), "x", 64).image
+    picture = slice_image.picture(path.read_bytes(), "x", 64).image
     assert done.stderr.decode().split() == ["zlib", hashlib.sha256(picture.tobytes()).hexdigest()]
     np.testing.assert_array_equal(png.decode(done.stdout), picture)
     assert png.zlib.__name__ == "isal.isal_zlib"
@@ -354,7 +341,7 @@ def test_a_gpu_that_can_not_run_this_torch_gives_way_to_the_cpu_in_one_line(monk
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(training.torch, "zeros", fail)
+    monkeypatch.setattr(fit.torch, "zeros", fail)
     caplog.set_level("INFO")
     assert devices.pick_device("auto").type == "cpu"
     (record,) = caplog.records
@@ -424,7 +411,7 @@ def test_a_kernel_is_waited_for(run, kaggle_server):
     ran(kaggle_server, fake.Output("COMPLETE"))
     kaggle_server.fail(STATUS, fake.status(502), fake.status(429, "slow down", Retry_After="7"))
     assert run("wait", "ich-infer", "--user", USER) == "tester/ich-infer: complete\n"
-    assert run.pauses == [1, 7, kaggle_kernels.POLL_PAUSE]
+    assert run.pauses == [1, 7, kernels.POLL_PAUSE]
 
 
 @pytest.mark.parametrize("state", ["ERROR", "CANCEL_ACKNOWLEDGED"])
@@ -437,7 +424,7 @@ def test_a_kernel_that_failed_is_an_error_with_kaggles_reason(run, kaggle_server
 
 
 def test_a_kernel_that_never_ends_is_left(run, kaggle_server, monkeypatch):
-    monkeypatch.setattr(kaggle_kernels, "POLLS", 3)
+    monkeypatch.setattr(kernels, "POLLS", 3)
     ran(kaggle_server, fake.Output("RUNNING"))
     with pytest.raises(TimeoutError, match="tester/ich-infer: still RUNNING after 0 h"):
         run("wait", "ich-infer", "--user", USER)
@@ -498,7 +485,7 @@ def test_models_are_uploaded_whole_and_a_second_time_as_a_version(run, kaggle_se
     assert {name: version.files[name] for name in models_of_home} == {
         name: path.read_bytes() for name, path in models_of_home.items()
     }
-    assert version.files[bundle.WHEEL_NAME] == bundle.wheel()
+    assert version.files[wheel_module.WHEEL_NAME] == wheel_module.wheel()
 
 
 def test_ready_is_waited_for_and_a_version_waits_for_the_one_before(run, kaggle_server, home):
@@ -506,7 +493,7 @@ def test_ready_is_waited_for_and_a_version_waits_for_the_one_before(run, kaggle_
         {}, {}, ["BLOBS_RECEIVED", "BLOBS_DECOMPRESSED", "READY"]
     )
     weights(run, home)
-    assert run.pauses == 2 * [kaggle_kernels.READY_PAUSE]  # for the one before, and for the new one
+    assert run.pauses == 2 * [kernels.READY_PAUSE]  # for the one before, and for the new one
     assert kaggle_server.calls("CreateDatasetVersion") == 1
 
 
@@ -569,7 +556,7 @@ def test_a_dry_run_packs_and_asks_nobody(run, kaggle_server, home, tmp_path):
 def test_one_of_several_ensembles_must_be_chosen(home, tmp_path):
     assert kernel.choose_ensemble(home, None).name == "both"
     for name in ("a", "b"):
-        disk.write_json(paths.ensemble(tmp_path, name) / "weights.json", {})
+        storage.write_json(paths.ensemble(tmp_path, name) / "weights.json", {})
     with pytest.raises(ValueError, match="has a, b: choose one with --ensemble"):
         kernel.choose_ensemble(tmp_path, None)
     with pytest.raises(
@@ -666,13 +653,13 @@ def test_a_run_cut_short_and_gone_on_from_ends_in_the_same_bytes(predict, packed
     content["runs"] = {"test_resnet": 1.0}
     content["views"] = {"test_resnet": ["identity"]}
     del content["models"]["test_efficientnet"]
-    disk.write_json(small / infer.MODELS, content)
+    storage.write_json(small / infer.MODELS, content)
     predict = functools.partial(predict, models_dir=small)
     out = tmp_path / "out" / "submission.csv"
     predict()
     whole = out.read_bytes()
     shutil.rmtree(out.parent)
-    make, made = training.outputs, []
+    make, made = fit.outputs, []
 
     def stop_in_the_third_chunk(*args, **options):
         made.append(1)
@@ -680,7 +667,7 @@ def test_a_run_cut_short_and_gone_on_from_ends_in_the_same_bytes(predict, packed
             raise KeyboardInterrupt
         return make(*args, **options)
 
-    monkeypatch.setattr(passes.training, "outputs", stop_in_the_third_chunk)
+    monkeypatch.setattr(passes.learning_fit, "outputs", stop_in_the_third_chunk)
     with pytest.raises(KeyboardInterrupt):
         predict()
     assert out.exists()
@@ -726,9 +713,9 @@ def test_a_model_that_changed_on_the_way_is_named(packed, tmp_path, predict):
 def test_a_model_file_outside_the_folder_is_not_read(packed, tmp_path, predict):
     changed = tmp_path / "changed"
     shutil.copytree(packed, changed)
-    content = disk.read_json(changed / infer.MODELS)
+    content = storage.read_json(changed / infer.MODELS)
     content["models"]["test_resnet"][0]["file"] = "../evil.pt"
-    disk.write_json(changed / infer.MODELS, content)
+    storage.write_json(changed / infer.MODELS, content)
     (tmp_path / "evil.pt").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"lists \.\./evil\.pt"):
         predict(models_dir=changed)
@@ -798,7 +785,7 @@ def test_weights_to_score(run, kaggle_server, home, competition, tmp_path, sandb
     ours, theirs = pd.read_csv(output / "submission.csv"), pd.read_csv(next((home / "csv").glob("*-both.csv")))
     assert ours.ID.tolist() == theirs.ID.tolist()
     np.testing.assert_allclose(ours.Label, theirs.Label, atol=1e-5)
-    connect = functools.partial(kaggle_client.connect, sleep=lambda seconds: None)
+    connect = functools.partial(client.connect, sleep=lambda seconds: None)
     argv = ["--file", str(output / "submission.csv"), "--data-dir", str(competition)]
     cli.run(functools.partial(submit.command, connect=connect), submit.build_parser(), argv)
     (sent,) = kaggle_server.submissions
@@ -811,7 +798,7 @@ def test_a_sandbox_has_neither_network_nor_a_writable_input_nor_the_package(tmp_
         pytest.skip(why)
     probe = (
         "import importlib.util, pathlib, socket\n"
-        "print(importlib.util.find_spec('ich_kaggle.labels') if importlib.util.find_spec('ich_kaggle') else None)\n"
+        "print(importlib.util.find_spec('ich_kaggle.common') if importlib.util.find_spec('ich_kaggle') else None)\n"
         "for attempt in (lambda: pathlib.Path('/kaggle/input/x').touch(), "
         "lambda: socket.create_connection(('127.0.0.1', 9), 1), lambda: __import__('kaggle')):\n"
         "    try: print('did', attempt())\n"
@@ -829,7 +816,7 @@ def test_a_sandbox_has_neither_network_nor_a_writable_input_nor_the_package(tmp_
 @pytest.mark.slow
 def test_a_kernel_takes_the_package_and_wheels_from_its_dataset(home, competition, tmp_path):
     wheel = tmp_path / "more-1.0-py3-none-any.whl"
-    wheel.write_bytes(bundle._zip({
+    wheel.write_bytes(wheel_module._zip({
         "more.py": b"VALUE = 7\n",
         "more-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: more\nVersion: 1.0\n",
         "more-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
@@ -876,7 +863,7 @@ def edited_kernels(tmp_path: Path, name: str, **constants: str) -> Path:
 
 @pytest.mark.slow
 def test_the_training_kernel_leaves_a_fold_for_home(competition, tmp_path):
-    model = models.SliceModel(tasks.slice_config("test_resnet", image_size=64, cache_size=64))
+    model = slice_model.SliceModel(tasks.slice_config("test_resnet", image_size=64, cache_size=64))
     start = tmp_path / "test_resnet.safetensors"
     importlib.import_module("safetensors.torch").save_file(
         {key: value.contiguous() for key, value in model.backbone.state_dict().items()}, start

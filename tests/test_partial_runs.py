@@ -9,9 +9,11 @@ import pytest
 import torch
 from made_runs import make
 
-from ich_kaggle import disk, ensemble, evaluate, paths, predict, report, sequence, submit, tables, train, training
-from ich_kaggle.labels import LABELS
-from ich_kaggle.project import Project
+from ich_kaggle import ensemble, evaluate, predict, report, sequence, submit, train
+from ich_kaggle.common import paths, storage, tables
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.common.project import Project
+from ich_kaggle.learning import fit
 
 TINY = ["--arch", "test_resnet", "--weights", "none", "--image-size", "32", "--cache-size", "64", "--batch-size", "8"]
 TINY += ["--epochs", "1", "--workers", "0", "--device", "cpu"]
@@ -90,7 +92,7 @@ def test_runs_of_different_folds_are_blended_on_the_slices_that_all_have_predict
     assert "run fine: 2 of 3 folds (1, 2)" in said and "run noisy: 2 of 3 folds (0, 1)" in said
     nested = pd.read_parquet(made / "ensemble" / "fine+noisy" / "nested.parquet")
     assert nested.slice_id.tolist() == project.slices.slice_id[project.fold == 1].tolist()
-    scores = disk.read_json(made / "ensemble" / "fine+noisy" / "weights.json")
+    scores = storage.read_json(made / "ensemble" / "fine+noisy" / "weights.json")
     assert scores["folds"] == {"fine": [1, 2], "noisy": [0, 1]} and scores["n_patients"] == n_patients(made, 1)
 
 
@@ -120,17 +122,17 @@ def test_with_one_fold_a_fit_is_scored_on_patients_it_was_not_fitted_to(made):
     assert all(len(set(groups[patient == one])) == 1 for one in set(patient))
     flags = ["--work-dir", str(made), "--fold", "0", "--method", "stack", "--no-calibrate"]
     ensemble.main(flags)
-    nested = disk.read_json(made / "ensemble" / "fine+noisy-fold0" / "weights.json")
+    nested = storage.read_json(made / "ensemble" / "fine+noisy-fold0" / "weights.json")
     assert nested["nested_log_loss"] != nested["oof_log_loss"]
 
 
 def test_fold_narrows_every_command_downstream(made, capsys):
     common = ["--work-dir", str(made)]
     ensemble.main([*common, "--fold", "0", "2"])
-    scores = disk.read_json(made / "ensemble" / "fine+noisy-fold0-2" / "weights.json")
+    scores = storage.read_json(made / "ensemble" / "fine+noisy-fold0-2" / "weights.json")
     assert scores["folds"] == {"fine": [0, 2], "noisy": [0, 2]}
     evaluate.main([*common, "--run", "fine", "--fold", "0", "--draws", "20"])
-    assert set(disk.read_json(made / "runs" / "fine" / "evaluation" / "metrics.json")["log_loss"]["folds"]) == {"0"}
+    assert set(storage.read_json(made / "runs" / "fine" / "evaluation" / "metrics.json")["log_loss"]["folds"]) == {"0"}
     sequence.main([*common, "--on", "fine", "--model", "smooth", "--fold", "1"])
     assert [folder.name for folder in (made / "runs" / "smooth-fine").glob("fold*")] == ["fold1"]
     submit_from(made, "--run", "fine", "--fold", "1")
@@ -169,7 +171,7 @@ def test_a_second_level_on_fewer_folds_is_fitted_anew_when_there_are_more(made, 
     sequence.main(flags)
     said = capsys.readouterr().out
     assert said.count("fitted anew, the runs that it reads have other folds now") == 2
-    assert len(disk.read_json(paths.fold(made, "smooth-fine", 0) / "predict.json")["reads"]) == 4
+    assert len(storage.read_json(paths.fold(made, "smooth-fine", 0) / "predict.json")["reads"]) == 4
 
 
 def test_a_fold_with_other_settings_is_refused_with_both_before_anything_is_made(one):
@@ -212,7 +214,7 @@ def interrupt(*_, **__):
 
 @pytest.mark.parametrize("moment", ["new_model", "train_step"])
 def test_an_aborted_start_leaves_no_run_behind(one, monkeypatch, moment, capsys):
-    monkeypatch.setattr(*{"new_model": (train.tasks, moment), "train_step": (training.Fit, moment)}[moment], interrupt)
+    monkeypatch.setattr(*{"new_model": (train.tasks, moment), "train_step": (fit.Fit, moment)}[moment], interrupt)
     with pytest.raises(SystemExit):
         train.main([*TINY, "--work-dir", str(one), "--run", "b", "--lr", "0.5"])
     monkeypatch.undo()
@@ -228,8 +230,8 @@ def test_views_are_those_of_the_run(one):
     common = ["--work-dir", str(one), "--run", "a", "--workers", "0"]
     predict.main([*common, "--fold", "0", "--views", "identity"])
     predict.main([*common, "--fold", "1"])
-    assert disk.read_json(paths.fold(one, "a", 1) / "predict.json")["views"] == ["identity"]
+    assert storage.read_json(paths.fold(one, "a", 1) / "predict.json")["views"] == ["identity"]
     line = refused(predict.main, *common, "--fold", "1", "--views", "hflip", "--overwrite")
     assert "was made with views ['identity'], not ['hflip']: give the same, or --overwrite --fold 0 1" in line
     predict.main([*common, "--views", "hflip", "--overwrite"])
-    assert disk.read_json(paths.fold(one, "a", 0) / "predict.json")["views"] == ["hflip"]
+    assert storage.read_json(paths.fold(one, "a", 0) / "predict.json")["views"] == ["hflip"]

@@ -6,10 +6,12 @@ import pandas as pd
 import pydicom
 import pytest
 
-from ich_kaggle import formats, paths, phantom
-from ich_kaggle.labels import LABELS
+from ich_kaggle import phantom
+from ich_kaggle.common import paths
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.synthetic import dicom_writer
 
-formats.allow_short_ids()
+dicom_writer.allow_short_ids()
 SETTINGS = dict(patients=12, slices=8, size=64, defects=0.01, label_noise=0.5, prevalence=0.8, masks=True)
 KINDS = list(LABELS[:5])
 

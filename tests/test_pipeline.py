@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ich_kaggle import cache, demo, disk, ensemble, folds, paths, predict, slices, submit, tables, train
-from ich_kaggle.labels import ANY, LABELS
+from ich_kaggle import cache, demo, ensemble, folds, predict, slices, submit, train
+from ich_kaggle.common import paths, storage, tables
+from ich_kaggle.common.labels import ANY, LABELS
 
 TRAIN = ["--arch", "test_resnet", "--weights", "none", "--image-size", "32", "--cache-size", "64", "--epochs", "1"]
 
@@ -54,7 +55,7 @@ def test_the_submission_is_the_weighted_mean_of_the_folds_models(done, tmp_path)
     ensemble.main(["--work-dir", str(work), "--name", "plain", "--method", "simplex", "--no-calibrate"])
     argv = ["--dry-run", "--work-dir", str(work), "--submissions-dir", str(tmp_path), "--ensemble", "plain"]
     submit.main(argv)
-    weights = disk.read_json(paths.ensemble(work, "plain") / "weights.json")["runs"]
+    weights = storage.read_json(paths.ensemble(work, "plain") / "weights.json")["runs"]
     expected = 0
     for run, weight in weights.items():
         per_fold = [pd.read_parquet(paths.fold(work, run, k) / "test.parquet").set_index("slice_id") for k in range(3)]
@@ -215,7 +216,7 @@ def test_the_demo_runs_from_nothing_to_a_scored_submission_and_the_report(tmp_pa
     said = capsys.readouterr().out
     assert "verified" in said and "test log loss of the submission" in said
     assert len(list((tmp_path / "submissions").glob("*.csv"))) == 1
-    scores = disk.read_json(tmp_path / "work" / "ensemble" / demo.NAME / "weights.json")
+    scores = storage.read_json(tmp_path / "work" / "ensemble" / demo.NAME / "weights.json")
     assert set(scores["single"]) == {"cpu", "cpu_both", "smooth-cpu", "smooth-cpu_both"}
     loss, best, alone, better = re.search(r"ensemble (.+), best member (.+) (.+): better by (.+) \+- ", said).groups()
     assert float(loss) == round(scores["nested_log_loss"], 4) and best == min(

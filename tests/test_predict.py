@@ -3,9 +3,11 @@ import pandas as pd
 import pytest
 import torch
 
-from ich_kaggle import augment, folds, models, predict, tables, tasks, train
-from ich_kaggle.labels import LABELS
-from ich_kaggle.project import Project
+from ich_kaggle import folds, predict, train
+from ich_kaggle.common import tables
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.common.project import Project
+from ich_kaggle.learning import augment, slice_model, tasks
 
 TINY = ["--arch", "test_resnet", "--weights", "none", "--image-size", "32", "--cache-size", "64", "--epochs", "1"]
 
@@ -31,7 +33,7 @@ def read(work, name: str) -> pd.DataFrame:
 
 def by_hand(work, views: list[str]) -> np.ndarray:
     """Return the probabilities of all slices, predicted one at a time."""
-    model, table = models.load(work / "runs" / "a" / "fold0" / "model.pt"), tables.read_slices(work)
+    model, table = slice_model.load(work / "runs" / "a" / "fold0" / "model.pt"), tables.read_slices(work)
     loader = tasks.slice_loader(table, work / "cache" / "64", model.config, batch_size=1, workers=0)
     with torch.inference_mode():
         logits = [torch.stack([model(augment.VIEWS[view](images)) for view in views]).mean(0) for images, *_ in loader]

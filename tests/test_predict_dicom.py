@@ -9,8 +9,10 @@ import pandas as pd
 import pydicom
 import pytest
 
-from ich_kaggle import disk, findings, predict, scans, tables
-from ich_kaggle.labels import LABELS
+from ich_kaggle import predict
+from ich_kaggle.common import storage, tables
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.scans import reader, results
 
 FILES = ("predictions.json", "slices.csv", "studies.csv")
 
@@ -74,7 +76,7 @@ def test_test_patients_get_the_predictions_of_the_ensemble(competition, made, tm
 
 def test_flags_and_studies_follow_from_the_slices_and_the_thresholds_of_the_rule(competition, made, model, tmp_path):
     slices = run(competition / "stage_2_test", model, tmp_path / "out", "--threshold-rule", "recall_0.95_expected")
-    thresholds = disk.read_json(made / "ensemble" / "levels" / "evaluation" / "thresholds.json")
+    thresholds = storage.read_json(made / "ensemble" / "levels" / "evaluation" / "thresholds.json")
     studies = pd.read_csv(tmp_path / "out" / "studies.csv").set_index("study")
     for label in LABELS:
         at = {level: thresholds[level][label]["recall_0.95_expected"] for level in ("slices", "studies_max")}
@@ -140,14 +142,14 @@ def test_the_story_says_by_what_the_predictions_were_made(study, model, tmp_path
     run(study, model, tmp_path / "out")
     content = story(tmp_path / "out")
     assert "not a medical device" in content["intended_use"]
-    assert content["bundle"]["sha256"].startswith(disk.file_hash(model))
+    assert content["bundle"]["sha256"].startswith(storage.file_hash(model))
     assert content["bundle"]["ensemble"] == "levels"
     assert set(content["versions"]) == {"ich_kaggle", "torch", "timm", "numpy", "pydicom", "opencv"}
     assert content["thresholds"]["rule"] == "f1"
 
 
 def test_a_slice_that_can_not_be_read_is_a_row_without_a_probability(study, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(scans, "UNREAD", 0.2)
+    monkeypatch.setattr(reader, "UNREAD", 0.2)
     path = sorted(study.iterdir())[0]
     path.write_bytes(path.read_bytes()[:-50])
     found = run(study, model, tmp_path / "out").set_index("file")
@@ -247,7 +249,7 @@ def test_interrupted_it_leaves_nothing(study, model, tmp_path, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(findings, "slice_rows", stop)
+    monkeypatch.setattr(results, "slice_rows", stop)
     with pytest.raises(SystemExit):
         run(study, model, tmp_path / "out")
     assert list((tmp_path / "out").glob("*")) == []

@@ -11,23 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from ich_kaggle import (
-    blending,
-    cli,
-    contexts,
-    folds,
-    labels,
-    metric,
-    passes,
-    paths,
-    png,
-    spans,
-    submit,
-    tables,
-    thresholds,
-    windows,
-)
-from ich_kaggle.labels import ANY, LABELS
+from ich_kaggle import folds, submit
+from ich_kaggle.common import cli, labels, metric, paths, series_rows, tables, windows
+from ich_kaggle.common.labels import ANY, LABELS
+from ich_kaggle.dicom import png
+from ich_kaggle.learning import neighbours
+from ich_kaggle.scans import passes
+from ich_kaggle.scoring import blending, thresholds
 
 settings.register_profile(
     "bounded", max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
@@ -347,10 +337,10 @@ def series_of(draw) -> tuple[np.ndarray, np.ndarray]:
 def test_spans_part_the_table_and_places_run_from_0_to_1(series):
     """The spans follow on each other, cover all rows, and hold one series each; relative places rise from 0 to 1."""
     ids, position = series
-    numbers = spans.number(ids)
-    start, stop = spans.bounds(numbers)
+    numbers = series_rows.number(ids)
+    start, stop = series_rows.bounds(numbers)
     assert start[0] == 0 and stop[-1] == len(ids) and np.array_equal(start[1:], stop[:-1])
-    place = spans.relative(numbers, position)
+    place = series_rows.relative(numbers, position)
     for a, b in zip(start, stop, strict=True):
         assert len(set(ids[a:b])) == 1 and (np.diff(place[a:b]) >= 0).all()
         ends = (0.5, 0.5) if position[a] == position[b - 1] else (0, 1)
@@ -371,9 +361,9 @@ def test_chunks_part_the_table_into_whole_series(series, size):
 def test_neighbours_are_of_the_same_series_and_on_the_right_side(series, offset):
     """beside(row, d) is in row's series, at or above it for d > 0, at or below for d < 0, and row itself for d = 0."""
     ids, position = series
-    beside = contexts.neighbours(ids, position, (offset, 0))
+    beside = neighbours.neighbours(ids, position, (offset, 0))
     assert np.array_equal(beside[:, 1], np.arange(len(ids))) and (ids[beside[:, 0]] == ids).all()
-    assert (np.sign(offset) * (position[beside[:, 0]] - position) >= -6 * contexts.SAME).all()
+    assert (np.sign(offset) * (position[beside[:, 0]] - position) >= -6 * neighbours.SAME).all()
 
 
 # Thresholds

@@ -6,8 +6,10 @@ import pytest
 import timm
 import torch
 
-from ich_kaggle import cli, disk, ensemble, folds, models, tasks, train
-from ich_kaggle.labels import LABELS
+from ich_kaggle import ensemble, folds, train
+from ich_kaggle.common import cli, storage
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.learning import slice_model, tasks
 
 NAMES = sorted(path.stem for path in cli.RECIPES.glob("*.toml"))
 SEED = ["vgg16", "resnet50", "inception_v3", "dilated_resnet50"]
@@ -70,7 +72,7 @@ def test_the_four_systems_of_the_seed_train_predict_and_enter_an_ensemble(work):
         tiny = ["--image-size", size, "--cache-size", "64", "--epochs", "1", "--sampler", "study", "--per-study", "1"]
         train.main(["--recipe", name, "--weights", "none", *common, *tiny])
     ensemble.main([*common, "--runs", *SEED, "--name", "seed"])
-    assert set(disk.read_json(work / "ensemble" / "seed" / "weights.json")["runs"]) == set(SEED)
+    assert set(storage.read_json(work / "ensemble" / "seed" / "weights.json")["runs"]) == set(SEED)
     test = pd.read_parquet(work / "ensemble" / "seed" / "test.parquet")
     assert np.isfinite(test[list(LABELS)].to_numpy()).all()
-    assert models.load(work / "runs" / "dilated_resnet50" / "fold0" / "model.pt").config.output_stride == 8
+    assert slice_model.load(work / "runs" / "dilated_resnet50" / "fold0" / "model.pt").config.output_stride == 8

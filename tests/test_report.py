@@ -10,21 +10,11 @@ import pytest
 from made_report import given
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
 
-from ich_kaggle import (
-    cache,
-    dicom,
-    disk,
-    metric,
-    page,
-    paths,
-    png,
-    report,
-    report_scores,
-    report_studies,
-    tables,
-    windows,
-)
-from ich_kaggle.labels import ANY, LABELS
+from ich_kaggle import cache, report
+from ich_kaggle.common import metric, paths, storage, tables, windows
+from ich_kaggle.common.labels import ANY, LABELS
+from ich_kaggle.dicom import pixels, png
+from ich_kaggle.html import app, report_scores, report_studies
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +59,7 @@ def refusal(capsys, work_dir, *flags) -> str:
 def test_the_ensemble_stands_first_with_its_nested_score_and_its_patients(made):
     content = content_of(made)
     names = [source["name"] for source in content["sources"]]
-    weights = disk.read_json(paths.ensemble(made, "both") / "weights.json")
+    weights = storage.read_json(paths.ensemble(made, "both") / "weights.json")
     assert names == ["both", "fine", "noisy"]
     assert content["sources"][0]["loss"][0] == pytest.approx(weights["nested_log_loss"])
     assert content["sources"][1]["loss"][0] == pytest.approx(weights["single"]["fine"])
@@ -234,7 +224,7 @@ def test_the_bone_window_is_rendered_from_the_pixels(made, competition):
     study_id, data = study_of(made)
     train, _ = training(made)
     for row, reference in zip(train[train.study_id == study_id].itertuples(), data["images"]["bone"], strict=True):
-        hu = dicom.read_hu(competition / row.path)
+        hu = pixels.read_hu(competition / row.path)
         assert np.array_equal(png.read(made / "report" / reference), windows.apply(hu, (windows.BONE,))[..., 0])
 
 
@@ -295,43 +285,43 @@ def test_a_report_without_runs_or_cache_has_the_data_and_the_folds(prepared, tmp
 
 def test_an_interrupted_report_leaves_the_old_one(tmp_path):
     folder = tmp_path / "report"
-    page.write(folder, {"n": 1}, [])
+    app.write(folder, {"n": 1}, [])
 
     def broken():
-        yield page.Study("ID_a", {})
+        yield app.Study("ID_a", {})
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        page.write(folder, {"n": 2}, broken())
+        app.write(folder, {"n": 2}, broken())
     assert given(folder / "data.js")[0] == {"n": 1}
     assert sorted(path.name for path in tmp_path.iterdir()) == [".report.lock", "report"]
 
 
 def test_a_new_report_replaces_all_of_the_old_one(tmp_path):
     folder = tmp_path / "report"
-    page.write(folder, {}, [page.Study("ID_old", {"picture": b"png"})])
+    app.write(folder, {}, [app.Study("ID_old", {"picture": b"png"})])
     (tmp_path / ".report.old").mkdir()  # what a killed process leaves
-    page.write(folder, {}, [page.Study("ID_new", {})])
+    app.write(folder, {}, [app.Study("ID_new", {})])
     assert [path.name for path in (folder / "data").iterdir()] == ["ID_new.js"]
     assert not list((folder / "images").iterdir()) and not (tmp_path / ".report.old").exists()
 
 
 @pytest.mark.parametrize("hostile", ["../../x", "a/b", ".", "", "</script>", "ID_a\n", "é", "x" * 200, "C:\\x"])
 def test_an_id_that_is_no_file_name_does_not_become_one(tmp_path, hostile):
-    page.write(tmp_path / "report", {}, [page.Study(hostile, {"n": 1})])
+    app.write(tmp_path / "report", {}, [app.Study(hostile, {"n": 1})])
     (written,) = (tmp_path / "report" / "data").iterdir()
     assert written.name.startswith("x-") and given(written) == [hostile, {"n": 1}]
-    assert page.file_name("ID_0a1b2c3d4") == "ID_0a1b2c3d4" and page.file_name("1.2.840.1") == "1.2.840.1"
+    assert app.file_name("ID_0a1b2c3d4") == "ID_0a1b2c3d4" and app.file_name("1.2.840.1") == "1.2.840.1"
 
 
 def test_json_in_a_script_cannot_end_it():
-    text = page.to_json({"<!--": "</script>\u2028<img onerror>é"})
+    text = app.to_json({"<!--": "</script>\u2028<img onerror>é"})
     assert "<" not in text and ">" not in text and text.isascii()
 
 
 def test_a_number_that_json_has_not_is_refused():
     with pytest.raises(ValueError, match="not JSON compliant"):
-        page.to_json([float("nan")])
+        app.to_json([float("nan")])
 
 
 # --- refusals ---
@@ -348,18 +338,18 @@ def test_a_cache_that_is_not_there_is_named(work_dir, capsys):
 
 def test_explanations_of_other_labels_are_refused(work_dir, capsys):
     path = paths.fold(work_dir, "fine", 0) / "explain" / "gradcam" / "explain.json"
-    disk.write_json(path, {"labels": ["any"]})
+    storage.write_json(path, {"labels": ["any"]})
     assert "explain.json: the labels are not epidural" in refusal(capsys, work_dir)
 
 
 def test_a_page_that_no_browser_opens_is_refused_and_nothing_stays(work_dir, capsys, monkeypatch):
-    monkeypatch.setattr(page, "LARGEST", 1000)
+    monkeypatch.setattr(app, "LARGEST", 1000)
     assert "give fewer --studies" in refusal(capsys, work_dir, "--embed")
     assert not (work_dir / "report").exists() and not (work_dir / ".report.new").exists()
 
 
 def test_without_plotly_the_extra_is_named(work_dir, capsys, monkeypatch):
-    monkeypatch.setattr(page, "find_spec", lambda name: None)
+    monkeypatch.setattr(app, "find_spec", lambda name: None)
     assert "pip install 'ich_kaggle[report]'" in refusal(capsys, work_dir)
 
 

@@ -13,8 +13,11 @@ import pytest
 from made_report import given
 from sklearn.metrics import confusion_matrix
 
-from ich_kaggle import png, report, report_scores, tables
-from ich_kaggle.labels import LABELS
+from ich_kaggle import report
+from ich_kaggle.common import tables
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.dicom import png
+from ich_kaggle.html import report_scores
 
 CHROMIUM = shutil.which("chromium")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")

@@ -9,24 +9,13 @@ import pytest
 import second_level
 import torch
 
-from ich_kaggle import (
-    cli,
-    disk,
-    ensemble,
-    folds,
-    levels,
-    metric,
-    models,
-    paths,
-    predict,
-    runs,
-    sequence,
-    sequence_models,
-    tables,
-    train,
-    training,
-)
-from ich_kaggle.labels import LABELS
+from ich_kaggle import ensemble, folds, predict, sequence, train
+from ich_kaggle.common import cli, metric, paths, runs, storage, tables
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.learning import fit as learning_fit
+from ich_kaggle.learning import slice_model
+from ich_kaggle.second_level import fit as second_level_fit
+from ich_kaggle.second_level import sequence_models
 
 LENGTHS = [1, 12, 9, 20, 40, 12, 9, 20, 14, 12, 9, 11, 12, 13, 14]
 SAME_OPTIONS = {"seed": 0, "seeds": 1, "epochs": 2, "batch_size": 4, "lr": 1e-3, "ema": 0.9, "hidden": 8}
@@ -71,9 +60,9 @@ def fit(inputs, fitted, folder, model):
     """Return the predictions of the slices that aren't fitted, and what was kept of the fit."""
     options = OPTIONS | {"model": model}
     how = dict(options=options, reads={}, device="cpu", tell=lambda rows: None)
-    answers = levels.second_level(inputs, fitted, folder, **how)
+    answers = second_level_fit.second_level(inputs, fitted, folder, **how)
     if model == "smooth":
-        return answers, disk.read_json(folder / "widths.json")
+        return answers, storage.read_json(folder / "widths.json")
     if model == "stack":
         return answers, None
     (network,) = sequence_models.load(folder / "model.pt", {})
@@ -171,7 +160,7 @@ def test_embeddings_of_other_folds_are_not_looked_at(work_dir):
 def test_the_embeddings_are_memory_mapped_and_give_the_logits_of_the_slice_model(first_level):
     inputs, _ = read(first_level, "fold", on=["a"])
     assert isinstance(inputs.embeddings[0], np.memmap)
-    model = models.load(paths.fold(first_level, "a", 0) / "model.pt")
+    model = slice_model.load(paths.fold(first_level, "a", 0) / "model.pt")
     expected = model.head(torch.from_numpy(inputs.embeddings[0].astype(np.float32)))
     assert inputs.logits[:, 0] == pytest.approx(expected.detach().numpy(), abs=1e-4)
 
@@ -216,7 +205,7 @@ def test_only_the_predictions_are_made_where_the_networks_are_there(work_dir, mo
     run_sequence(work_dir, "--fold", "0")
     before = oof(work_dir, "second", 0)
     (paths.fold(work_dir, "second", 0) / "predict.json").unlink()
-    monkeypatch.setattr(training, "fit", None)
+    monkeypatch.setattr(learning_fit, "fit", None)
     run_sequence(work_dir, "--fold", "0")
     assert np.array_equal(oof(work_dir, "second", 0), before)
 
@@ -236,14 +225,14 @@ def test_the_same_command_again_does_nothing_and_made_again_gives_the_same(work_
 def test_a_changed_run_is_refused_by_name(work_dir, capsys, features, name):
     run_sequence(work_dir, "--features", features, "--fold", "0")
     path = work_dir / "runs" / "b" / name
-    old = disk.file_hash(path)
+    old = storage.file_hash(path)
     if features == "oof":
         ids = pd.read_parquet(path).slice_id.to_numpy()
         tables.write_predictions(path, ids, np.full((len(ids), len(LABELS)), 0.5))
     else:
         second_level.write_embeddings(path, np.load(path) + 1)
     message = refusal(work_dir, capsys, "--features", features, "--fold", "0")
-    assert f"was made with b/{name} {old}, not {disk.file_hash(path)}: give another --run, or --overwrite" in message
+    assert f"was made with b/{name} {old}, not {storage.file_hash(path)}: give another --run, or --overwrite" in message
     run_sequence(work_dir, "--features", features, "--fold", "0", "--overwrite")
 
 
@@ -282,8 +271,8 @@ def test_missing_embeddings_are_refused_with_the_command_that_makes_them(work_di
 
 def test_a_run_on_other_slices_or_folds_is_refused(work_dir, capsys):
     path = paths.fold(work_dir, "b", 1) / "options.json"
-    options = disk.read_json(path)
-    disk.write_json(path, {"options": options["options"] | {"folds": "other"}})
+    options = storage.read_json(path)
+    storage.write_json(path, {"options": options["options"] | {"folds": "other"}})
     assert re.search(r"b/fold1/options.json was made with folds other, not .*fit b again", refusal(work_dir, capsys))
 
 

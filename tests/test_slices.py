@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from dicom_files import content, ct, head, write
 
-from ich_kaggle import cli, paths, slices, tables
-from ich_kaggle.labels import LABELS
-from ich_kaggle.project import Project
+from ich_kaggle import slices
+from ich_kaggle.common import cli, paths, tables
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.common.project import Project
 
 HEAD = (head((32, 32), 12, (16, 16)) + 1024).astype(np.uint16)
 

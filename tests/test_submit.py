@@ -18,8 +18,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from ich_kaggle import cli, diary, disk, kaggle_client, paths, submit, tables
-from ich_kaggle.labels import LABELS
+from ich_kaggle import submit
+from ich_kaggle.common import cli, paths, storage, tables
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.kaggle_api import client, submission_log
 
 no_network, kaggle_server, proxied_server = fake.no_network, fake.kaggle_server, fake.proxied_server
 
@@ -53,7 +55,7 @@ def write_ensemble(folder, name: str, ids: np.ndarray, is_train: np.ndarray, see
     out = paths.ensemble(folder / "work", name)
     tables.write_predictions(out / "oof.parquet", ids[is_train], probabilities(is_train.sum(), 7))
     tables.write_predictions(out / "test.parquet", ids[~is_train], probabilities((~is_train).sum(), seed))
-    disk.write_json(out / "weights.json", {"runs": {"b0": 0.75, "b4": 0.25}, "nested_log_loss": 0.0523})
+    storage.write_json(out / "weights.json", {"runs": {"b0": 0.75, "b4": 0.25}, "nested_log_loss": 0.0523})
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ def run(project, capfd, caplog):
             pauses.append(seconds)
             on_pause()
 
-        connect = functools.partial(kaggle_client.connect, sleep=sleep, timeout=timeout)
+        connect = functools.partial(client.connect, sleep=sleep, timeout=timeout)
         code, message = 0, ""
         try:
             cli.run(functools.partial(submit.command, connect=connect), submit.build_parser(), list(argv))
@@ -106,7 +108,7 @@ def run(project, capfd, caplog):
 
 
 def history() -> list[dict[str, str]]:
-    return diary.read(paths.Path(HISTORY))
+    return submission_log.read(paths.Path(HISTORY))
 
 
 def only_csv() -> paths.Path:
@@ -196,7 +198,7 @@ def test_two_runs_are_blended_and_both_are_in_the_history(run, project, kaggle_s
             ids = table.slice_id[is_train].to_numpy()[fold == k]
             tables.write_predictions(folder / "oof.parquet", ids, probabilities(20, 10 + seed))
             tables.write_predictions(folder / "test.parquet", table.slice_id[~is_train], probabilities(20, 20 + seed))
-            disk.write_json(folder / "predict.json", {})
+            storage.write_json(folder / "predict.json", {})
     assert_arrived_once(run(), kaggle_server)
     (row,) = history()
     assert re.fullmatch(r"b0:[\d.e-]+ b4:[\d.e-]+", row["runs"])
@@ -340,7 +342,7 @@ def assert_arrived_once(done: Outcome, server) -> None:
 RULES = f"accept the rules at https://www.kaggle.com/competitions/{paths.SLUG}/rules"
 MISSING, MEND = "look at the name, and at whose it is", "mend that, and run the command again"
 REFUSALS = {
-    (401, "Unauthenticated"): f"the credentials are not accepted: {kaggle_client.NEW_TOKEN}",
+    (401, "Unauthenticated"): f"the credentials are not accepted: {client.NEW_TOKEN}",
     (403, "Permission 'competitions.participate' was denied"): RULES,
     (404, "Not Found"): MISSING,
     (400, "Submission not allowed: daily limit"): MEND,
@@ -444,7 +446,7 @@ def test_a_wrong_clock_changes_neither_the_pause_nor_the_submission(run, kaggle_
 
 @pytest.mark.parametrize("call", [START, "PUT"])
 def test_an_upload_that_fails_to_the_end_leaves_nothing_behind(run, kaggle_server, call):
-    kaggle_server.fail(call, *[fake.status(500)] * kaggle_client.TRIES)
+    kaggle_server.fail(call, *[fake.status(500)] * client.TRIES)
     done = run(*BLEND)
     assert outcome(done, kaggle_server) == (1, 0, ["REFUSED"])
     assert "Kaggle answered 500: Internal Server Error" in done.error
@@ -499,7 +501,7 @@ def test_an_answer_without_a_number_is_no_success(run, kaggle_server):
     def no_number(handler, work):
         handler.reply(200, {"message": "Could not submit to competition"})
 
-    kaggle_server.fail(CREATE, *[no_number] * kaggle_client.TRIES)
+    kaggle_server.fail(CREATE, *[no_number] * client.TRIES)
     done = run(*BLEND)
     assert outcome(done, kaggle_server) == (1, 0, ["SENDING"])
     assert "Kaggle gave no number, but: Could not submit to competition" in done.error
@@ -527,7 +529,7 @@ def test_an_error_code_inside_a_good_answer_is_an_error(run, kaggle_server):
 
 def test_a_silent_server_is_left_after_the_time_limit(run, kaggle_server):
     never = threading.Event()
-    kaggle_server.fail(START, *[fake.silence(never, then_work=False)] * kaggle_client.TRIES)
+    kaggle_server.fail(START, *[fake.silence(never, then_work=False)] * client.TRIES)
     done = run(*BLEND, timeout=0.1)
     never.set()
     assert outcome(done, kaggle_server) == (1, 0, ["REFUSED"])
@@ -540,7 +542,7 @@ def test_a_silence_shorter_than_the_time_limit_is_waited_for(run, kaggle_server)
     kaggle_server.fail(CREATE, fake.silence(awake))
     done = run(*BLEND)
     assert_arrived_once(done, kaggle_server)
-    assert (kaggle_server.calls(CREATE), done.pauses) == (1, [kaggle_client.POLL_PAUSE])
+    assert (kaggle_server.calls(CREATE), done.pauses) == (1, [client.POLL_PAUSE])
 
 
 def test_a_submission_made_during_a_long_silence_is_waited_for_and_not_doubled(run, kaggle_server):
@@ -561,7 +563,7 @@ def test_a_submission_made_during_a_long_silence_is_waited_for_and_not_doubled(r
 
 def test_a_command_cut_short_after_the_submission_finds_it_the_next_time(run, kaggle_server):
     kaggle_server.fail(CREATE, fake.lose_reply)
-    kaggle_server.fail("ListSubmissions", *[fake.status(500)] * kaggle_client.TRIES)
+    kaggle_server.fail("ListSubmissions", *[fake.status(500)] * client.TRIES)
     first = run(*BLEND)
     assert outcome(first, kaggle_server) == (1, 1, ["SENDING"])
     assert "may be at Kaggle: run the command again, it looks there before it sends" in first.error
@@ -570,7 +572,7 @@ def test_a_command_cut_short_after_the_submission_finds_it_the_next_time(run, ka
 
 def test_a_command_cut_short_before_the_submission_makes_it_the_next_time(run, kaggle_server):
     kaggle_server.fail(CREATE, fake.hang_up)
-    kaggle_server.fail("ListSubmissions", *[fake.status(500)] * kaggle_client.TRIES)
+    kaggle_server.fail("ListSubmissions", *[fake.status(500)] * client.TRIES)
     assert outcome(run(*BLEND), kaggle_server) == (1, 0, ["SENDING"])
     assert_arrived_once(run(*BLEND), kaggle_server)
 
@@ -625,8 +627,8 @@ def test_ctrl_c_while_kaggle_is_slow_and_the_same_command_again_make_one_submiss
 def put_sending(ago: timedelta) -> str:
     """Put a command that was cut short `ago` into the history; return the flags that name its file."""
     path = paths.Path(altered(lambda rows: None))
-    row = diary.new_row("cut short", name="mine", file=path.name, sha256=submit.sha256(path))
-    diary.record(paths.Path(HISTORY), row | {"time": f"{datetime.now(UTC) - ago:%Y-%m-%dT%H:%M:%SZ}"})
+    row = submission_log.new_row("cut short", name="mine", file=path.name, sha256=submit.sha256(path))
+    submission_log.record(paths.Path(HISTORY), row | {"time": f"{datetime.now(UTC) - ago:%Y-%m-%dT%H:%M:%SZ}"})
     return str(path)
 
 
@@ -634,7 +636,7 @@ def put_sending(ago: timedelta) -> str:
 def test_what_was_just_being_sent_is_looked_for_as_long_as_it_may_arrive_and_then_sent(run, kaggle_server, ago):
     done = run("--file", put_sending(ago))
     assert outcome(done, kaggle_server) == (0, 1, ["COMPLETE"])
-    assert sum(done.pauses) == kaggle_client.LONGEST_LOOK + kaggle_client.POLL_PAUSE
+    assert sum(done.pauses) == client.LONGEST_LOOK + client.POLL_PAUSE
     assert "looking for it at Kaggle, for up to 120 s\n" in done.err
     assert "is not at Kaggle: sending it again\n" in done.err
 
@@ -642,13 +644,13 @@ def test_what_was_just_being_sent_is_looked_for_as_long_as_it_may_arrive_and_the
 def test_what_was_being_sent_yesterday_is_looked_for_once_and_then_sent(run, kaggle_server):
     done = run("--file", put_sending(timedelta(days=1)))
     assert outcome(done, kaggle_server) == (0, 1, ["COMPLETE"])
-    assert (done.pauses, kaggle_server.calls("ListSubmissions")) == ([kaggle_client.POLL_PAUSE], 1)
+    assert (done.pauses, kaggle_server.calls("ListSubmissions")) == ([client.POLL_PAUSE], 1)
     assert timedelta() <= datetime.now(UTC) - datetime.fromisoformat(history()[0]["time"]) < timedelta(minutes=5)
 
 
 def test_again_finishes_a_command_that_was_cut_short_before_it_sends_once_more(run, kaggle_server):
     kaggle_server.fail(CREATE, fake.lose_reply)
-    kaggle_server.fail("ListSubmissions", *[fake.status(500)] * kaggle_client.TRIES)
+    kaggle_server.fail("ListSubmissions", *[fake.status(500)] * client.TRIES)
     assert outcome(run(*BLEND, "--again"), kaggle_server) == (1, 1, ["SENDING"])
     assert_arrived_once(run(*BLEND, "--again"), kaggle_server)
     assert outcome(run(*BLEND, "--again"), kaggle_server) == (0, 2, ["COMPLETE", "COMPLETE"])
@@ -659,7 +661,7 @@ def test_an_interrupted_upload_is_no_submission_and_is_repeated(run, kaggle_serv
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(kaggle_client.Connection, "put", interrupt)
+        patched.setattr(client.Connection, "put", interrupt)
         assert outcome(run(*BLEND), kaggle_server) == (1, 0, [])
     done = run(*BLEND)
     assert_arrived_once(done, kaggle_server)
@@ -703,11 +705,11 @@ def test_scores_are_polled_for_until_they_are_there(run, kaggle_server):
     kaggle_server.polls_until_scored = 6
     done = run(*BLEND)
     assert_arrived_once(done, kaggle_server)
-    assert done.pauses == [kaggle_client.POLL_PAUSE] * 6
+    assert done.pauses == [client.POLL_PAUSE] * 6
 
 
 def test_scores_that_never_come_are_left_to_status(run, kaggle_server, monkeypatch):
-    monkeypatch.setattr(kaggle_client, "POLLS", 3)
+    monkeypatch.setattr(client, "POLLS", 3)
     kaggle_server.polls_until_scored = 4
     done = run(*BLEND)
     assert outcome(done, kaggle_server) == (1, 1, ["PENDING"])
@@ -751,7 +753,7 @@ def test_no_wait_leaves_the_scores_to_status(run, kaggle_server):
 
 def test_status_finds_a_submission_whose_reply_was_lost(run, kaggle_server):
     kaggle_server.fail(CREATE, fake.lose_reply)
-    kaggle_server.fail("ListSubmissions", *[fake.status(500)] * kaggle_client.TRIES)
+    kaggle_server.fail("ListSubmissions", *[fake.status(500)] * client.TRIES)
     run(*BLEND)
     kaggle_server.submissions[0]["polls"] = 9
     run("--status")
@@ -866,7 +868,7 @@ def test_a_token_that_is_no_plain_text_is_named_and_nobody_asked(project, proxie
     put_token(no_network, token)
     done = shell(*BLEND)
     assert done.stderr.startswith(
-        f"error: ~/.kaggle/access_token holds something else than a token in plain text: {kaggle_client.NEW_TOKEN}"
+        f"error: ~/.kaggle/access_token holds something else than a token in plain text: {client.NEW_TOKEN}"
     )
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert not proxied_server.calls("IntrospectToken")
@@ -895,7 +897,7 @@ def test_without_credentials_the_csv_is_kept_and_one_line_says_what_to_do(projec
     done = shell(*BLEND)
     assert (done.returncode, done.stdout) == (1, f"{only_csv()}: verified, 120 rows\n")
     assert done.stderr == (
-        f"error: no Kaggle credentials: {kaggle_client.NEW_TOKEN}; or upload {only_csv()} in the browser at "
+        f"error: no Kaggle credentials: {client.NEW_TOKEN}; or upload {only_csv()} in the browser at "
         f"https://www.kaggle.com/competitions/{paths.SLUG}/submit\n"
     )
 
@@ -918,13 +920,13 @@ def test_a_client_that_cannot_be_imported_is_one_line(project, no_network, at_im
 def test_a_server_that_is_silent_while_the_client_is_imported_is_left_too(project, proxied_server):
     never = threading.Event()
     proxied_server.fail("IntrospectToken", *[fake.silence(never, then_work=False)] * 9)
-    code = "from ich_kaggle import kaggle_client; kaggle_client.connect(timeout=0.1, sleep=lambda seconds: None)"
+    code = "from ich_kaggle.kaggle_api import client; client.connect(timeout=0.1, sleep=lambda seconds: None)"
     env = os.environ | {"KAGGLE_API_TOKEN": fake.TOKEN}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False, timeout=30
     )
     never.set()
-    assert proxied_server.calls("IntrospectToken") == 1 + kaggle_client.TRIES
+    assert proxied_server.calls("IntrospectToken") == 1 + client.TRIES
     assert done.stderr.splitlines()[-1].startswith("ConnectionError: signing in with the token in the environment")
     assert_untold(done)
 
@@ -934,14 +936,16 @@ def test_a_server_that_is_silent_while_the_client_is_imported_is_left_too(projec
 
 def put_history(*scores: tuple[str, str]) -> None:
     for i, (oof, private) in enumerate(scores):
-        row = diary.new_row("", name=f"blend{i}", oof=oof, sha256="0")
-        diary.record(paths.Path(HISTORY), row | {"private": private, "status": "COMPLETE", "ref": str(REF + i)})
+        row = submission_log.new_row("", name=f"blend{i}", oof=oof, sha256="0")
+        submission_log.record(
+            paths.Path(HISTORY), row | {"private": private, "status": "COMPLETE", "ref": str(REF + i)}
+        )
 
 
 def test_every_column_and_status_of_the_history_is_explained():
     text = (paths.Path(__file__).parents[1] / "submissions" / "README.md").read_text()
     explained = re.findall(r"^\| `(\w+)` \| ", text, re.MULTILINE)
-    assert explained == [*diary.COLUMNS, "SENDING", "REFUSED", "PENDING", "COMPLETE", "ERROR"]
+    assert explained == [*submission_log.COLUMNS, "SENDING", "REFUSED", "PENDING", "COMPLETE", "ERROR"]
 
 
 def test_history_shows_the_out_of_fold_loss_beside_the_private_score(run):
@@ -964,24 +968,24 @@ def test_a_score_of_kaggles_that_is_no_number_does_not_damage_the_history(tmp_pa
         ref, error_description, public_score, private_score = 1, "", "nan", "0.05"
         status = type("Status", (), {"name": "COMPLETE"})
 
-    diary.record(tmp_path / "history.csv", diary.scored(diary.new_row(""), Submission()))
-    (row,) = diary.read(tmp_path / "history.csv")
+    submission_log.record(tmp_path / "history.csv", submission_log.scored(submission_log.new_row(""), Submission()))
+    (row,) = submission_log.read(tmp_path / "history.csv")
     assert (row["public"], row["private"]) == ("", "0.05")
 
 
 def test_a_token_may_be_the_path_of_a_file(tmp_path, monkeypatch, no_network):
     (tmp_path / "schlüssel").write_text(f"{fake.TOKEN}\n")
     monkeypatch.setenv("KAGGLE_API_TOKEN", str(tmp_path / "schlüssel"))
-    assert kaggle_client._token_source() == "the environment variable KAGGLE_API_TOKEN"
+    assert client._token_source() == "the environment variable KAGGLE_API_TOKEN"
     (tmp_path / "schlüssel").write_text("schlüssel")
     with pytest.raises(PermissionError, match="holds something else than a token in plain text"):
-        kaggle_client._token_source()
+        client._token_source()
 
 
 def test_what_a_message_holds_can_not_steer_the_terminal():
-    row = dict.fromkeys(diary.SHOWN, "") | {"note": "one\n\x1b[31mtwo"}
-    assert all(line.isprintable() for line in diary.table([row], diary.SHOWN).splitlines())
-    assert diary.table([row], diary.SHOWN).splitlines()[1].endswith("one ?[31mtwo")
+    row = dict.fromkeys(submission_log.SHOWN, "") | {"note": "one\n\x1b[31mtwo"}
+    assert all(line.isprintable() for line in submission_log.table([row], submission_log.SHOWN).splitlines())
+    assert submission_log.table([row], submission_log.SHOWN).splitlines()[1].endswith("one ?[31mtwo")
 
 
 def test_the_plot_puts_a_better_submission_lower_and_further_left(run):
@@ -999,7 +1003,7 @@ def test_a_history_of_nothing_says_so(run):
     assert run("--history").out == f"{HISTORY}: no submission yet\n"
 
 
-@pytest.mark.parametrize("text", ["a,b\n1,2\n", ",".join(diary.COLUMNS) + "\n2026,cut"])
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", ",".join(submission_log.COLUMNS) + "\n2026,cut"])
 def test_a_damaged_history_is_named_and_nothing_is_sent(run, kaggle_server, text):
     paths.Path("submissions").mkdir()
     paths.Path(HISTORY).write_text(text)
@@ -1014,7 +1018,7 @@ def test_a_submission_of_full_size_arrives_byte_for_byte(tmp_path, kaggle_server
     monkeypatch.chdir(tmp_path)
     write_competition(tmp_path, n_train=2000, n_test=121_232)
     kaggle_server.fail("PUT", fake.cut_body(5_000_000))
-    connect = functools.partial(kaggle_client.connect, sleep=lambda seconds: None)
+    connect = functools.partial(client.connect, sleep=lambda seconds: None)
     submit.submit(work_dir=tmp_path / "work", name="blend", connect=connect)
     content = only_csv().read_bytes()
     assert content.count(b"\n") == 727_393

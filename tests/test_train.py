@@ -9,24 +9,12 @@ import pandas as pd
 import pytest
 import torch
 
-from ich_kaggle import (
-    contexts,
-    datasets,
-    disk,
-    folds,
-    metric,
-    models,
-    paths,
-    png,
-    predict,
-    tables,
-    tasks,
-    train,
-    training,
-    windows,
-)
-from ich_kaggle.labels import LABELS
-from ich_kaggle.project import Project
+from ich_kaggle import folds, predict, train
+from ich_kaggle.common import metric, paths, storage, tables, windows
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.common.project import Project
+from ich_kaggle.dicom import png
+from ich_kaggle.learning import datasets, fit, neighbours, slice_model, tasks
 
 TINY = ["--arch", "test_resnet", "--weights", "none", "--image-size", "32", "--cache-size", "64", "--batch-size", "8"]
 TINY += ["--epochs", "2", "--workers", "0", "--device", "cpu"]
@@ -127,7 +115,7 @@ def test_a_loss_that_is_no_number_names_the_slices_of_the_batch(work, monkeypatc
 def test_each_context_trains_and_predicts_from_the_one_cache(work, context, n_channels):
     run(work, "--context", context, "--epochs", "1", *(["--stride", "2"] if context != "windows" else []))
     predict.main(["--work-dir", str(work), "--run", "a", "--fold", "0", "--workers", "0"])
-    model = models.load(work / "runs" / "a" / "fold0" / "model.pt")
+    model = slice_model.load(work / "runs" / "a" / "fold0" / "model.pt")
     assert next(model.backbone.parameters()).shape[1] == n_channels
     assert pd.read_parquet(work / "runs" / "a" / "fold0" / "oof.parquet").notna().all(axis=None)
 
@@ -136,9 +124,9 @@ def test_a_run_on_the_cropped_cache_trains_and_predicts_from_that_cache_alone(wo
     run(work, "--crop", "study", "--epochs", "1")
     predict.main(["--work-dir", str(work), "--run", "a", "--fold", "0", "--workers", "0"])
     assert {path.name for path in (work / "cache").glob("[!.]*")} == {"64", "64-study"}  # the fixture made the first
-    options = disk.read_json(work / "runs" / "a" / "fold0" / "options.json")["options"]
+    options = storage.read_json(work / "runs" / "a" / "fold0" / "options.json")["options"]
     assert (options["crop"], options["cache_size"]) == ("study", 64)
-    assert models.load(work / "runs" / "a" / "fold0" / "model.pt").config.crop == "study"
+    assert slice_model.load(work / "runs" / "a" / "fold0" / "model.pt").config.crop == "study"
     assert "made with crop study, not none" in refused(work, "--fold", "0", "--epochs", "1")
 
 
@@ -147,7 +135,7 @@ def test_a_batch_of_three_slices_is_the_window_of_each_neighbour(work):
     config = tasks.slice_config("test_resnet", image_size=64, cache_size=64, context="slices", window="subdural")
     loader = tasks.slice_loader(table, work / "cache" / "64", config, batch_size=len(table), workers=0)
     images = next(iter(loader))[0].numpy()
-    beside = contexts.neighbours(table.series_id, table.position, (-1, 0, 1))
+    beside = neighbours.neighbours(table.series_id, table.position, (-1, 0, 1))
     for row, image in enumerate(images):
         for channel, other in enumerate(beside[row]):
             cached = png.read(paths.cached(work / "cache" / "64", table.slice_id[other]))
@@ -156,12 +144,12 @@ def test_a_batch_of_three_slices_is_the_window_of_each_neighbour(work):
 
 def test_learning_the_neighbours_labels_leaves_a_model_of_six(work):
     run(work, "--context", "slices", "--side-weight", "0.2", "--swap", "0.5")
-    assert models.load(work / "runs" / "a" / "fold0" / "model.pt").head.out_features == 6
+    assert slice_model.load(work / "runs" / "a" / "fold0" / "model.pt").head.out_features == 6
 
 
 def test_the_loss_of_three_targets_is_the_weighted_mean_of_theirs():
     logits, target = torch.randn(4, 3, 6), torch.randint(0, 2, (4, 3, 6)).float()
-    each = [training.bce(logits[:, i], target[:, i]).item() for i in range(3)]
+    each = [fit.bce(logits[:, i], target[:, i]).item() for i in range(3)]
     got = tasks.slice_loss(lambda images: logits, (None, target, None), side_weight=0.25).item()
     assert got == pytest.approx((each[1] + 0.25 * (each[0] + each[2])) / 1.5, rel=1e-5)
 
@@ -172,7 +160,7 @@ EVERYTHING += ["--focal", "1", "--accumulate", "2", "--freeze", "1", "--layer-de
 
 def test_every_option_of_training_runs_and_is_recorded(work):
     run(work, *EVERYTHING, "--vflip", "0.1", "--clip", "0.5", "--warmup", "0.3", "--weight-decay", "0.1")
-    options = disk.read_json(work / "runs" / "a" / "run.json")["settings"]
+    options = storage.read_json(work / "runs" / "a" / "run.json")["settings"]
     assert (options["sampler"], options["freeze"], options["layer_decay"], options["soften"]) == ("study", 1, 0.7, 0.1)
 
 
@@ -192,9 +180,9 @@ def test_a_dry_run_tells_time_and_memory_and_leaves_nothing(work, capsys):
 def test_a_dry_run_measures_the_costliest_step_and_counts_the_folds_that_are_open(work, capsys, monkeypatch):
     run(work)
     updated = []
-    update = training.Fit._update
-    monkeypatch.setattr(train.gauges, "LONGEST", 0.0)  # after the first batch
-    monkeypatch.setattr(training.Fit, "_update", lambda fit: updated.append(fit.is_frozen) or update(fit))
+    update = fit.Fit._update
+    monkeypatch.setattr(train.profiling, "LONGEST", 0.0)  # after the first batch
+    monkeypatch.setattr(fit.Fit, "_update", lambda fit: updated.append(fit.is_frozen) or update(fit))
     flags = ["--freeze", "1", "--accumulate", "9", "--dry-run"]
     train.main([*TINY, "--work-dir", str(work), "--run", "a", *flags])
     assert updated == [False]
@@ -214,7 +202,7 @@ def test_a_dry_run_says_how_long_loading_takes_where_that_is_slower_than_trainin
         clock.now += 0.5
         return read(dataset, row)
 
-    monkeypatch.setattr(train.gauges, "time", clock)
+    monkeypatch.setattr(train.profiling, "time", clock)
     monkeypatch.setattr(datasets.SliceDataset, "read", slow)
     train.main([*TINY, "--work-dir", str(work), "--run", "a", "--fold", "0", "--dry-run"])
     assert ", 2 img/s;" in capsys.readouterr().out
@@ -226,12 +214,12 @@ def test_settings_that_made_nothing_yet_may_be_changed(work, monkeypatch):
         run(work, "--lr", "0.5")
     monkeypatch.undo()
     run(work)
-    options = disk.read_json(work / "runs" / "a" / "run.json")["settings"]
+    options = storage.read_json(work / "runs" / "a" / "run.json")["settings"]
     assert options["lr"] == 2e-4
 
 
 def test_a_run_that_was_begun_goes_on_with_settings_that_do_nothing(work, monkeypatch):
-    monkeypatch.setattr(train.flags, "check", lambda settings: None)
+    monkeypatch.setattr(train.training_options, "check", lambda settings: None)
     run(work, "--swap", "0.5")
     monkeypatch.undo()
     run(work, "--swap", "0.5", fold=1)
@@ -239,7 +227,7 @@ def test_a_run_that_was_begun_goes_on_with_settings_that_do_nothing(work, monkey
 
 
 def test_no_log_is_written_before_an_epoch_has_ended(tmp_path):
-    training.write_log(tmp_path / "log.csv", [])
+    fit.write_log(tmp_path / "log.csv", [])
     assert not (tmp_path / "log.csv").exists()
 
 
@@ -274,7 +262,7 @@ def test_a_clip_of_0_does_not_clip(work):
 
 def test_an_architecture_of_a_fixed_size_is_made_for_the_size_asked_for(work):
     run(work, "--arch", "test_vit", "--epochs", "1")
-    assert models.load(work / "runs" / "a" / "fold0" / "model.pt").backbone.patch_embed.img_size == (32, 32)
+    assert slice_model.load(work / "runs" / "a" / "fold0" / "model.pt").backbone.patch_embed.img_size == (32, 32)
 
 
 def test_what_a_killed_process_left_half_written_is_removed(work):
@@ -297,13 +285,13 @@ def test_tensorboard_gets_the_log(work):
 
 
 def test_tensorboard_gets_each_epoch_once_of_a_run_gone_on_from(work, monkeypatch):
-    told, save = [], models.save
-    monkeypatch.setattr(train.gauges, "summary_writer", lambda: None)  # is installed
-    monkeypatch.setattr(train.gauges, "board", lambda folder: lambda row: told.append(row["epoch"]))
-    monkeypatch.setattr(train.models, "save", lambda *_: 1 / 0)
+    told, save = [], slice_model.save
+    monkeypatch.setattr(train.profiling, "summary_writer", lambda: None)  # is installed
+    monkeypatch.setattr(train.profiling, "board", lambda folder: lambda row: told.append(row["epoch"]))
+    monkeypatch.setattr(train.slice_model, "save", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(work, "--tensorboard")
-    monkeypatch.setattr(train.models, "save", save)
+    monkeypatch.setattr(train.slice_model, "save", save)
     run(work, "--tensorboard")
     assert told == [0, 1]
 

@@ -11,23 +11,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.special import expit
 
-from ich_kaggle import (
-    cache,
-    devices,
-    dicom,
-    infer,
-    models,
-    passes,
-    paths,
-    render,
-    slices,
-    tables,
-    tasks,
-    training,
-    windows,
-)
-from ich_kaggle.labels import LABELS
-from ich_kaggle.project import Project
+from ich_kaggle import cache, infer, slices
+from ich_kaggle.common import paths, tables, windows
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.common.project import Project
+from ich_kaggle.dicom import pixels, slice_image
+from ich_kaggle.learning import devices, fit, slice_model, tasks
+from ich_kaggle.scans import passes
 
 DATASET, SIZE = "ich-models", 512  # px
 work = Path(tempfile.gettempdir()) / "explore"
@@ -42,7 +32,7 @@ print(f"{len(table)} test slices of {table.patient_id.nunique()} patients; study
 
 # %%
 middle = study.iloc[len(study) // 2]
-hu = dicom.read_hu(data.root / middle.path)
+hu = pixels.read_hu(data.root / middle.path)
 plt.figure(figsize=(8, 3))
 plt.hist(hu[hu > -200].ravel(), bins=200, range=(-200, 400))
 plt.xlabel("HU")
@@ -66,7 +56,7 @@ plt.show()
 # ## The study, from its lowest slice to its highest
 
 # %%
-images = [render.picture((data.root / path).read_bytes(), path, SIZE).image for path in study.path]
+images = [slice_image.picture((data.root / path).read_bytes(), path, SIZE).image for path in study.path]
 figure, axes = plt.subplots(-(-len(images) // 8), 8, figsize=(14, 1.8 * -(-len(images) // 8)), squeeze=False)
 for axis in axes.flat:
     axis.axis("off")
@@ -82,12 +72,12 @@ plt.show()
 dataset = paths.dataset(DATASET)
 first = passes.plan(infer.read_models(dataset), dataset)[0]
 device = devices.pick_device("auto")
-model = models.load(first.path, device)
+model = slice_model.load(first.path, device)
 tables.write_slices(work / "study", study, {"data_dir": str(data.root)})
 slices.write_defects(work / "study", slices.read_defects(work))
 folder = cache.ensure(Project(None, work / "study", 4), model.config.cache_size, model.config.crop)
 loader = tasks.slice_loader(study, folder, model.config, batch_size=32, workers=0)
-probability = expit(training.predict(model, loader, device))
+probability = expit(fit.predict(model, loader, device))
 
 # %%
 plt.figure(figsize=(12, 4))

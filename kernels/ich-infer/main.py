@@ -3,7 +3,8 @@
 import tempfile
 from pathlib import Path
 
-from ich_kaggle import infer, paths
+from ich_kaggle import infer
+from ich_kaggle.common import paths
 
 DATASET = "ich-models"
 HOURS = 8.0  # Kaggle ends a session after 12

@@ -7,7 +7,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ich_kaggle import paths, predict, train
+from ich_kaggle import predict, train
+from ich_kaggle.common import paths
 
 DATASET = "ich-models"
 RUN, ARCH, FOLD = "kaggle", "tf_efficientnetv2_s", 0

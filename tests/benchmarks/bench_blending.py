@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from ich_kaggle import blending, metric, selection
+from ich_kaggle.common import metric
+from ich_kaggle.scoring import blending, nested_choice
 
 COMMON = np.array([-3.5, -2.0, -2.5, -2.0, -1.8, -1.0])  # logits; about a sixth of the slices have a label
 RARE = np.array([-8.2, -5.4, -5.9, -5.4, -5.0, -3.6])  # as the competition's
@@ -61,14 +62,14 @@ def measure(case: str, seed: int) -> pd.DataFrame:
     n_patients, noise, special = CASES[case]
     rng = np.random.default_rng([seed, sorted(CASES).index(case)])
     target, runs, patient = draw(rng, n_patients, noise, **special)
-    data = selection.prepare(target, runs, patient % 5, patient)
+    data = nested_choice.prepare(target, runs, patient % 5, patient)
     fresh, fresh_runs, _ = draw(rng, FRESH, noise, **special)
     rows = []
     for method in blending.METHODS:
-        nested = selection.nested_sums(data, selection.Recipe(method)) @ blending.SHARE
-        recipes = selection.Recipe(method), selection.choose(data, method)
-        pipelines = (selection.fit_pipeline(data, recipe) for recipe in recipes)
-        plain, calibrated = (metric.log_loss(fresh, selection.predict(one, fresh_runs)) for one in pipelines)
+        nested = nested_choice.nested_sums(data, nested_choice.Recipe(method)) @ blending.SHARE
+        recipes = nested_choice.Recipe(method), nested_choice.choose(data, method)
+        pipelines = (nested_choice.fit_pipeline(data, recipe) for recipe in recipes)
+        plain, calibrated = (metric.log_loss(fresh, nested_choice.predict(one, fresh_runs)) for one in pipelines)
         rows.append((case, seed, method, nested, plain, calibrated))
     return pd.DataFrame(rows, columns=["case", "seed", "method", "nested", "plain", "calibrated"]).set_index("method")
 
@@ -78,7 +79,7 @@ def choice(found: pd.DataFrame, methods) -> str:
     total = found.nested[list(methods)]
     best = min(methods, key=lambda method: total[method].sum())
     size = np.full(len(total[best]), 30.0)
-    return best if selection.gains(total["equal"], total[best], size) else "equal"
+    return best if nested_choice.gains(total["equal"], total[best], size) else "equal"
 
 
 def regret(found: list[pd.DataFrame], methods) -> np.ndarray:

@@ -26,9 +26,11 @@ import pandas as pd
 import psutil
 import pydicom
 
-from ich_kaggle import cache, dicom, paths, png, render, slices, windows
-from ich_kaggle.archive import Member
-from ich_kaggle.project import Project
+from ich_kaggle import cache, slices
+from ich_kaggle.common import paths, windows
+from ich_kaggle.common.project import Project
+from ich_kaggle.common.zip_reader import Member
+from ich_kaggle.dicom import pixels, png, slice_image
 
 SIZE = 512
 Way = Callable[[Path, Path], None]
@@ -52,10 +54,10 @@ def floor(source: Path, target: Path) -> None:
     """Do what no way can leave out: read the bytes, one look-up, compress; nothing is parsed, checked or written."""
     content = source.read_bytes()
     words = np.frombuffer(content, "<u2", SIZE * SIZE, len(content) - 2 * SIZE * SIZE).reshape(SIZE, SIZE)
-    png.encode(render.windowed(words, FLOOR_CODE))
+    png.encode(slice_image.windowed(words, FLOOR_CODE))
 
 
-FLOOR_CODE = dicom.Encoding(16, True, 1.0, -1024.0)
+FLOOR_CODE = pixels.Encoding(16, True, 1.0, -1024.0)
 
 
 def fastai_way() -> Way:
@@ -135,7 +137,8 @@ def sizes(folder: Path, n: int) -> None:
     data = paths.find_data(folder)
     members = data.members("train")
     images = [
-        render.picture(data.read(member), member.path, SIZE).image for member in members[:: max(1, len(members) // n)]
+        slice_image.picture(data.read(member), member.path, SIZE).image
+        for member in members[:: max(1, len(members) // n)]
     ]
     strategies = {"default": 0, "filtered": 1, "huffman": 2, "rle": 3, "fixed": 4}
     rows = [

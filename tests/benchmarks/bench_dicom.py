@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pydicom
 
-from ich_kaggle import ensemble, evaluate, folds, kernel, labels, paths, phantom, predict, sequence, train
+from ich_kaggle import ensemble, evaluate, folds, kernel, phantom, predict, sequence, train
+from ich_kaggle.common import labels, paths
 
 PER_STUDY = 40  # slices
 LONG = 150.0  # mm of the one study

@@ -15,7 +15,8 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from ich_kaggle import blending, comparison, intervals, metric, selection
+from ich_kaggle.common import metric
+from ich_kaggle.scoring import blending, comparison, nested_choice, patient_bootstrap
 
 OFFSET = np.array([-8.2, -5.4, -5.9, -5.4, -5.0, -3.6])
 PEER_DRAWS = 5
@@ -69,7 +70,7 @@ def bootstrap(name: str, target, probabilities, patient) -> float:
     if name == "peer: rows":
         return bootstrap_rows(target, probabilities, patient)
     total = comparison.patient_losses(target, probabilities, patient)
-    draws = intervals.bootstrap(total, np.bincount(patient), n_draws=1000)
+    draws = patient_bootstrap.bootstrap(total, np.bincount(patient), n_draws=1000)
     return float(draws[:, 0].std())
 
 
@@ -86,9 +87,9 @@ def bootstrap_rows(target, probabilities, patient) -> float:
 
 def auto(name: str, target, probabilities, patient) -> float:
     fold = patient % 5
-    data = selection.prepare(target, probabilities, fold, patient)
-    print(selection.choose(data))
-    return metric.log_loss(target, selection.honest(data))
+    data = nested_choice.prepare(target, probabilities, fold, patient)
+    print(nested_choice.choose(data))
+    return metric.log_loss(target, nested_choice.honest(data))
 
 
 def _timed(function, name, n_slices, n_runs, pipe) -> None:
@@ -128,7 +129,7 @@ def main() -> None:
     seconds = {name: measure(fit, name, *size) for name in (*blending.METHODS, "peer: SLSQP")}
     print(f"SLSQP takes {seconds['peer: SLSQP'] / seconds['simplex']:.1f} x as long as simplex")
     print("1,000 bootstrap draws: standard error of the first run")
-    ours = measure(bootstrap, "ich_kaggle.intervals", *size)
+    ours = measure(bootstrap, "ich_kaggle.scoring.patient_bootstrap", *size)
     theirs = measure(bootstrap, "peer: rows", *size) * 1000 / PEER_DRAWS
     print(f"by rows 1,000 draws would take {theirs:.0f} s, {theirs / ours:.0f} x as long")
     if options.auto:

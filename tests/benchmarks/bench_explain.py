@@ -19,8 +19,12 @@ import pandas as pd
 import torch
 from scipy import ndimage
 
-from ich_kaggle import explain, folds, intervals, paths, phantom, png, predict, tables, train
-from ich_kaggle.labels import ANY, LABELS
+from ich_kaggle import folds, phantom, predict, train
+from ich_kaggle.common import paths, tables
+from ich_kaggle.common.labels import ANY, LABELS
+from ich_kaggle.dicom import png
+from ich_kaggle.learning import saliency
+from ich_kaggle.scoring import patient_bootstrap
 
 RUNS = {  # what is trained where nothing is named; both start from what is there offline
     "cpu": ["--recipe", "cpu", "--image-size", "192", "--epochs", "4"],
@@ -66,7 +70,7 @@ def score(shown: np.ndarray, near: np.ndarray, inside: np.ndarray) -> tuple[floa
 
 
 def shrink(image: np.ndarray) -> np.ndarray:
-    return cv2.resize(image.astype(np.float32), (explain.SIZE, explain.SIZE), interpolation=cv2.INTER_AREA)
+    return cv2.resize(image.astype(np.float32), (saliency.SIZE, saliency.SIZE), interpolation=cv2.INTER_AREA)
 
 
 def edges(image: np.ndarray) -> np.ndarray:
@@ -96,7 +100,7 @@ def measure(out: Path, run: str, method: str, k_fold: int, tolerance: float) -> 
         if not one["any"] or not (out / "input" / "masks" / f"{one.slice_id}.png").exists():
             continue  # no label, or one that a reader has set beside the lesion
         bits = to_square(cv2.imread(str(out / "input" / "masks" / f"{one.slice_id}.png"), cv2.IMREAD_UNCHANGED))
-        maps = png.read(path).reshape(len(LABELS), explain.SIZE, explain.SIZE)
+        maps = png.read(path).reshape(len(LABELS), saliency.SIZE, saliency.SIZE)
         image = png.read(paths.cached(work / "cache" / str(SIZE), one.slice_id))
         for k, label in enumerate(LABELS):
             mask = bits > 0 if k == ANY else bits & (1 << k) > 0
@@ -109,8 +113,8 @@ def measure(out: Path, run: str, method: str, k_fold: int, tolerance: float) -> 
 
 def with_interval(values: pd.Series, patient: pd.Series) -> str:
     code = np.unique(patient, return_inverse=True)[1]
-    total = intervals.sums(values.to_numpy()[:, None].astype(float), code, code.max() + 1)
-    low, high = intervals.interval(intervals.bootstrap(total, np.bincount(code))[:, 0])
+    total = patient_bootstrap.sums(values.to_numpy()[:, None].astype(float), code, code.max() + 1)
+    low, high = patient_bootstrap.interval(patient_bootstrap.bootstrap(total, np.bincount(code))[:, 0])
     return f"{values.mean():.2f} ({low:.2f} to {high:.2f})"
 
 
@@ -144,7 +148,7 @@ def main():
     add("--seed", type=int, default=4)
     add("--tolerance", type=float, default=10.0, help="mm (default: 10)")
     add("--run", help="only tell of this run, which is trained and explained (default: make all)")
-    add("--method", choices=explain.METHODS, default="gradcam")
+    add("--method", choices=saliency.METHODS, default="gradcam")
     add("--fold", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -12,7 +12,7 @@ from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 from sklearn.model_selection import StratifiedGroupKFold
 
 from ich_kaggle import folds
-from ich_kaggle.labels import ANY, LABELS
+from ich_kaggle.common.labels import ANY, LABELS
 
 N_SLICES, N_STUDIES, N_PATIENTS = 752_803, 21_744, 18_938
 POSITIVE = dict(zip(LABELS, (3_145, 36_118, 26_205, 35_675, 47_166, 107_933), strict=True))

@@ -25,8 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import read_image
 from torchvision.transforms import v2
 
-from ich_kaggle import augment, cache, paths, png, tables, tasks
-from ich_kaggle.project import Project
+from ich_kaggle import cache
+from ich_kaggle.common import paths, tables
+from ich_kaggle.common.project import Project
+from ich_kaggle.dicom import png
+from ich_kaggle.learning import augment, tasks
 
 SIZE, CACHE, BATCH = 448, 512, 32
 

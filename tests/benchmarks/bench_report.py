@@ -12,9 +12,10 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from ich_kaggle import cache, paths, phantom, report
+from ich_kaggle import cache, phantom, report
+from ich_kaggle.common import paths
 
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path.append(str(Path(__file__).parents[1] / "helpers"))
 import made_runs  # noqa: E402
 
 LEAF = """async (n) => {

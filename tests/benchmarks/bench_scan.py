@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pydicom
 
-from ich_kaggle import archive, cache, paths, phantom, slices
-from ich_kaggle.labels import LABELS
+from ich_kaggle import cache, phantom, slices
+from ich_kaggle.common import paths, zip_reader
+from ich_kaggle.common.labels import LABELS
 
 
 def scan_rate(place: Path, rounds: int) -> None:
@@ -83,7 +84,7 @@ def main() -> None:
         path, work = many(Path(scratch) / "many.zip", options.members), Path(scratch) / "work"
         print(f"\na zip of {options.members} members, {path.stat().st_size / 1e6:.0f} MB, one worker")
         steps = {
-            "directory": (archive.directory, path),
+            "directory": (zip_reader.directory, path),
             "scan": (slices.ensure, path, work, 1),
             "cache": (cache.ensure, path, work, 32, 1),
             "nothing left to do": (cache.ensure, path, work, 32, 1),

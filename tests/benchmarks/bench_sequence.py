@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from scipy.special import expit
 
-from ich_kaggle import levels, sequence_models, series, stacking, training
+from ich_kaggle.learning import fit as learning_fit
+from ich_kaggle.second_level import boosting, sequence_models, series_dataset
+from ich_kaggle.second_level import fit as second_level_fit
 
 SHORTEST, LONGEST = 20, 60  # slices, as in the competition
 SIZE = 512  # features
@@ -32,7 +34,7 @@ def lengths(n_series: int, mean: float = 35.0) -> np.ndarray:
     return np.rint(SHORTEST + (LONGEST - SHORTEST) * rng.beta(4 * share, 4 * (1 - share), n_series)).astype(int)
 
 
-def made_inputs(folder: Path, n_series: int, size: int) -> series.Inputs:
+def made_inputs(folder: Path, n_series: int, size: int) -> series_dataset.Inputs:
     length = lengths(n_series)
     n, rng = int(length.sum()), np.random.default_rng(0)
     number = np.repeat(np.arange(n_series), length)
@@ -47,11 +49,11 @@ def made_inputs(folder: Path, n_series: int, size: int) -> series.Inputs:
     target = (rng.random((n, 6)) < 0.1).astype(np.float32)
     logits = (4 * target - 3 + rng.normal(0, 1.5, target.shape)).astype(np.float32)[:, None]
     position = 5.0 * (np.arange(n) - np.repeat(np.cumsum(length) - length, length))
-    return series.Inputs(embeddings, logits, logits[:, 0], target, position, number, number)
+    return series_dataset.Inputs(embeddings, logits, logits[:, 0], target, position, number, number)
 
 
 def pad(batch: tuple) -> tuple:
-    """Return a batch of series.join with zeros behind each series up to LONGEST slices, and its target masked."""
+    """Return a batch of series_dataset.join with zeros behind each series up to LONGEST slices, and its target masked."""
     inputs, target, _ = batch
     lengths = inputs.length.tolist()
 
@@ -77,20 +79,24 @@ def masked_loss(model, batch: tuple) -> torch.Tensor:
     inputs, target, mask = batch
     seen = mask[:, 0] > 0
     logits, auxiliary = (part[seen] for part in model(inputs))
-    return training.bce(logits, target[seen]) + levels.AUXILIARY * training.bce(auxiliary, target[seen])
+    return learning_fit.bce(logits, target[seen]) + second_level_fit.AUXILIARY * learning_fit.bce(
+        auxiliary, target[seen]
+    )
 
 
 def epoch(folder: Path, kind: str, n_series: int, is_padded: bool) -> str:
     inputs = made_inputs(folder, n_series, SIZE)
-    loader = levels.series_loader(inputs, np.ones(len(inputs.target), bool), BATCH_SIZE, series.NONE, seed=0)
+    loader = second_level_fit.series_loader(
+        inputs, np.ones(len(inputs.target), bool), BATCH_SIZE, series_dataset.NONE, seed=0
+    )
     model = sequence_models.SequenceModel(sequence_models.SequenceConfig(kind, (SIZE,), 1))
-    fit = training.Fit(model, training.Recipe(epochs=1, lr=1e-3), len(loader), torch.device("cpu"))
+    fit = learning_fit.Fit(model, learning_fit.Recipe(epochs=1, lr=1e-3), len(loader), torch.device("cpu"))
     fit.start_epoch()
     began, n_rows = time.perf_counter(), 0
     for batch in loader:
         batch = pad(batch) if is_padded else batch
         n_rows += len(batch[1])
-        fit.train_step(masked_loss if is_padded else levels.sequence_loss, batch)
+        fit.train_step(masked_loss if is_padded else second_level_fit.sequence_loss, batch)
     seconds = time.perf_counter() - began
     return (
         f"{kind}: {seconds:.0f} s an epoch of {n_series} series, {n_rows} rows computed for {len(inputs.target)} slices"
@@ -101,7 +107,7 @@ def booster(folder: Path, n_slices: int = 752_803) -> str:
     inputs = made_inputs(folder, 21_744, 0)
     rows = slice(0, n_slices)
     began = time.perf_counter()
-    seen = stacking.features(
+    seen = boosting.features(
         expit(inputs.logits[rows]),
         expit(inputs.smoothed[rows]),
         inputs.position[rows],
@@ -109,7 +115,7 @@ def booster(folder: Path, n_slices: int = 752_803) -> str:
         inputs.study[rows],
     )
     made = time.perf_counter() - began
-    stacking.fit_predict(seen, inputs.target[rows], seen[:1000], rounds=150, seeds=[0])
+    boosting.fit_predict(seen, inputs.target[rows], seen[:1000], rounds=150, seeds=[0])
     seconds = time.perf_counter() - began
     return f"{seconds:.0f} s for six labels on {len(seen)} slices, {made:.1f} s of them for {seen.shape[1]} features"
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import labels, paths, tables
-from ich_kaggle.labels import LABELS
+from ich_kaggle.common import labels, paths, tables
+from ich_kaggle.common.labels import LABELS
 
 N_TRAIN, N_TEST = 752_803, 121_232
 

@@ -16,8 +16,10 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from ich_kaggle import cache, datasets, devices, folds, models, tables, tasks, training
-from ich_kaggle.labels import LABELS
+from ich_kaggle import cache, folds
+from ich_kaggle.common import tables
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.learning import datasets, devices, fit, slice_model, tasks
 
 SIZE, BATCH, STEPS = 224, 16, 4
 
@@ -35,9 +37,9 @@ def slices(n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return images, torch.from_numpy(rng.integers(0, 2, (n, 6)).astype(np.float32)), torch.arange(n)
 
 
-def model_of(arch: str) -> models.SliceModel:
+def model_of(arch: str) -> slice_model.SliceModel:
     torch.manual_seed(0)
-    return models.SliceModel(models.SliceConfig(arch, SIZE, SIZE))
+    return slice_model.SliceModel(slice_model.SliceConfig(arch, SIZE, SIZE))
 
 
 def bare_step(arch: str):
@@ -45,7 +47,7 @@ def bare_step(arch: str):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step(batch):
-        loss = training.bce(model(batch[0]), batch[1])
+        loss = fit.bce(model(batch[0]), batch[1])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -54,9 +56,9 @@ def bare_step(arch: str):
 
 
 def our_step(arch: str):
-    run = training.Fit(model_of(arch), training.Recipe(epochs=1000), 100, torch.device("cpu"))
+    run = fit.Fit(model_of(arch), fit.Recipe(epochs=1000), 100, torch.device("cpu"))
     run.start_epoch()
-    return lambda batch: training.careful_step(run, tasks.slice_loss, batch)
+    return lambda batch: fit.careful_step(run, tasks.slice_loss, batch)
 
 
 def fastai_step(arch: str):
@@ -67,7 +69,7 @@ def fastai_step(arch: str):
 
     images, target, _ = slices(BATCH * STEPS)
     loader = DataLoader(TensorDataset(images, target), BATCH)
-    learner = Learner(DataLoaders(loader, []), model_of(arch), loss_func=training.bce)
+    learner = Learner(DataLoaders(loader, []), model_of(arch), loss_func=fit.bce)
 
     def epoch():
         with learner.no_bar(), learner.no_logging():
@@ -147,7 +149,7 @@ def prediction_rates(arch: str, rounds: int) -> None:
             for (batch,) in plain:
                 model(batch)
 
-    runs = {"bare inference_mode loop": bare, "ours": lambda: training.predict(model, loader, device)}
+    runs = {"bare inference_mode loop": bare, "ours": lambda: fit.predict(model, loader, device)}
     compare("prediction", runs, rounds, len(images))
 
 
@@ -159,7 +161,7 @@ def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 before, began, worked = peak(), time.perf_counter(), time.process_time()
 from ich_kaggle import cache, train
-from ich_kaggle.project import Project
+from ich_kaggle.common.project import Project
 class Started(BaseException): pass
 def stop(*_, **__): raise Started
 cache.ensure = lambda *_, **__: Path(sys.argv[1]) / "cache" / "512"
@@ -201,8 +203,9 @@ def first_batch(data_dir: Path, work_dir: Path) -> None:
     """Print the time to the first batch of our loader and of a bare DataLoader on the same files, two workers each."""
     from bench_loader import Files
 
-    from ich_kaggle import paths, png
-    from ich_kaggle.project import Project
+    from ich_kaggle.common import paths
+    from ich_kaggle.common.project import Project
+    from ich_kaggle.dicom import png
 
     folder = cache.ensure(Project(data_dir, work_dir, 1), 512)
     table = tables.read_slices(work_dir)

@@ -1,6 +1,6 @@
 """Draw the picture of the README: one bloody slice of a phantom in the three windows that the models see.
 
-Example: python tests/benchmarks/draw_phantom.py ich_kaggle/pictures/windows.png --seed 2
+Example: python tests/benchmarks/draw_phantom.py ich_kaggle/html/pictures/windows.png --seed 2
 """
 
 import argparse
@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ich_kaggle import anatomy, hemorrhages, phantom, scanner, windows
-from ich_kaggle.labels import LABELS
+from ich_kaggle import phantom
+from ich_kaggle.common import windows
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.synthetic import anatomy, hemorrhages, scanner
 
 
 def draw_picture(path: Path, *, seed: int = 0, size: int = 512) -> None:

@@ -15,7 +15,10 @@ from pathlib import Path
 import numpy as np
 from dicom_mutations import mutated
 
-from ich_kaggle import dicom, paths, render, slices
+from ich_kaggle import slices
+from ich_kaggle.common import paths
+from ich_kaggle.dicom import pixels as pixels_module
+from ich_kaggle.dicom import slice_image
 
 MOST_BYTES = 500 << 20  # beyond what the process has before a file
 SPARE_BYTES = 1 << 30  # more, and it is not given at all
@@ -37,9 +40,9 @@ def refusal(error: Exception, name: str) -> str:
 def read(content: bytes) -> str:
     """Return what becomes of a file that is handed over as it is."""
     try:
-        words, code = dicom.read_words(content, NAME)
-        hu = dicom.hu_table(code)[words]
-        image = render.picture(content, NAME, SIZE).image
+        words, code = pixels_module.read_words(content, NAME)
+        hu = pixels_module.hu_table(code)[words]
+        image = slice_image.picture(content, NAME, SIZE).image
     except Exception as error:
         return refusal(error, NAME)
     if not np.isfinite(hu).all() or image.shape != (SIZE, SIZE, 3):
@@ -60,13 +63,13 @@ def scan(data: paths.Data, pixels: bool) -> str:
     ids = [row[key] for key in ("patient_id", "study_id", "series_id")]
     if not np.isfinite(facts).all() or not all(text and text.isprintable() and len(text) <= 64 for text in ids):
         return f"a row of {facts} and {ids}"
-    code = dicom.Encoding(*(row[key] for key in dicom.Encoding._fields))
-    plain = dicom.Plain(row["start"], row["rows"], row["columns"], code)
-    box = render.study_box(data, [(member, plain)], row["row_spacing"])
+    code = pixels_module.Encoding(*(row[key] for key in pixels_module.Encoding._fields))
+    plain = pixels_module.Plain(row["start"], row["rows"], row["columns"], code)
+    box = slice_image.study_box(data, [(member, plain)], row["row_spacing"])
     content = data.read(member)
-    render.picture(content, member.path, SIZE, box, plain)
-    words, found = dicom.read_words(content, member.path)
-    same = np.array_equal(words, dicom.read_words(content, member.path, plain)[0]) and found == code
+    slice_image.picture(content, member.path, SIZE, box, plain)
+    words, found = pixels_module.read_words(content, member.path)
+    same = np.array_equal(words, pixels_module.read_words(content, member.path, plain)[0]) and found == code
     return "read" if same else "the scan tells other pixels than the file holds"
 
 

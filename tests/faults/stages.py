@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ich_kaggle import paths
+from ich_kaggle.common import paths
 
 
 class Stage(NamedTuple):
@@ -54,7 +54,7 @@ STAGES = [
 ]
 NAMES = [stage.name for stage in STAGES]
 STAGE = dict(zip(NAMES, STAGES, strict=True))
-HALF_WRITTEN = re.compile(r"(^|/)\.[^/]+\.\d+$")  # the names that disk.writing gives
+HALF_WRITTEN = re.compile(r"(^|/)\.[^/]+\.\d+$")  # the names that storage.writing gives
 
 tried, lost = Counter(), Counter()  # by part and stage
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import stages
 
-from ich_kaggle import paths
+from ich_kaggle.common import paths
 
 INPUT = f"input/{paths.SLUG}"
 

@@ -21,25 +21,11 @@ from dicom_mutations import mutated_bytes
 from safetensors.torch import save_file
 from stages import trial
 
-from ich_kaggle import (
-    archive,
-    cache,
-    ensemble,
-    evaluate,
-    folds,
-    models,
-    paths,
-    predict,
-    runs,
-    sequence,
-    sequence_models,
-    slices,
-    submit,
-    tables,
-    train,
-    weights,
-)
-from ich_kaggle.labels import LABELS
+from ich_kaggle import cache, ensemble, evaluate, folds, predict, sequence, slices, submit, train
+from ich_kaggle.common import paths, runs, tables, zip_reader
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.learning import pretrained, slice_model
+from ich_kaggle.second_level import sequence_models
 
 WORDS = (head((32, 32), 12, (16, 16)) + 1024).astype(np.uint16)
 N_DAMAGED = 150  # files of each format, a few bytes of each damaged
@@ -241,10 +227,10 @@ def test_a_zip_damaged_anywhere_gives_what_it_held_or_a_refusal(tmp_path):
     path = tmp_path / "all.zip"
 
     def read() -> None:
-        for name, member in archive.directory(path).items():
-            stored = archive.read(path, member)
+        for name, member in zip_reader.directory(path).items():
+            stored = zip_reader.read(path, member)
             assert name not in FILES or stored == FILES[name]
-            archive.read(path, member, 100)
+            zip_reader.read(path, member, 100)
 
     only_value_errors("zip", read, path, write_zip(path, FILES).read_bytes())
 
@@ -614,17 +600,17 @@ def test_no_code_of_weights_runs(name, trap, prepared, tmp_path):
 
 def test_damaged_models_are_refused_by_name(tmp_path):
     path = tmp_path / "model.pt"
-    models.save(path, models.SliceModel(second_level.CONFIG))
-    only_value_errors("model", lambda: models.load(path), path, path.read_bytes())
+    slice_model.save(path, slice_model.SliceModel(second_level.CONFIG))
+    only_value_errors("model", lambda: slice_model.load(path), path, path.read_bytes())
 
 
 def test_damaged_weights_are_refused_by_name(tmp_path):
-    backbone = models.SliceModel(second_level.CONFIG).backbone
+    backbone = slice_model.SliceModel(second_level.CONFIG).backbone
     held = {name: value.contiguous() for name, value in backbone.state_dict().items()}
     save_file(held, tmp_path / "w.safetensors")
     torch.save(held, tmp_path / "w.pth")
     for path in (tmp_path / "w.safetensors", tmp_path / "w.pth"):
-        only_value_errors(path.suffix, lambda path=path: weights.read(path), path, path.read_bytes())
+        only_value_errors(path.suffix, lambda path=path: pretrained.read(path), path, path.read_bytes())
 
 
 def test_damaged_embeddings_are_refused_by_name(work):

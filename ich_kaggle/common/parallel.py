@@ -1,0 +1,57 @@
+"""Work on many slices at once: on the cores of this machine, or on a Dask cluster, through joblib's backends."""
+
+import contextlib
+import ctypes
+from collections.abc import Callable, Iterable, Iterator
+from time import perf_counter
+
+import joblib
+
+from ich_kaggle.common import cli
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory that it frees, where it runs on glibc: it never shrinks below its peak.
+
+    Images and activations are given back and asked for anew at every step, and fresh pages take up to a quarter of it.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def work(function: Callable, tasks: Iterable[tuple], total: int, what: str, workers: int) -> Iterator:
+    """Yield the results of `function(*task)`, each as soon as it is there, behind a bar with slices/s and MB/s.
+
+    `function` returns a result, how many of the `total` slices it is of, and how many bytes were read for them.
+    """
+    calls = (joblib.delayed(function)(*task) for task in tasks)
+    n_read, start = 0, perf_counter()
+    with cli.progress(None, total, what) as bar:
+        for result, n_slices, n_bytes in joblib.Parallel(workers, return_as="generator_unordered")(calls):
+            n_read += n_bytes
+            bar.set_postfix_str(f"{n_read / 1e6 / (perf_counter() - start):.0f} MB/s", refresh=False)
+            bar.update(n_slices)
+            yield result
+
+
+@contextlib.contextmanager
+def using(backend: str, scheduler: str | None) -> Iterator[None]:
+    """Let joblib use `backend` inside: dask's cluster is that of `scheduler`, or one of this machine.
+
+    Raises ImportError naming the extra that dask takes, OSError if no scheduler answers.
+    """
+    if backend != "dask":
+        if scheduler is not None:
+            raise ValueError(f"--scheduler {scheduler} goes with --backend dask, not {backend}")
+        yield
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ImportError("--backend dask takes more packages: pip install 'ich_kaggle[dask]'") from error
+    with Client(scheduler), joblib.parallel_config("dask"):
+        yield

@@ -1,0 +1,236 @@
+"""Where files are: Kaggle's data in every layout it has used, and the work folder."""
+
+import contextlib
+import io
+import itertools
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from ich_kaggle.common import zip_reader
+from ich_kaggle.common.zip_reader import Member
+
+SLUG = "rsna-intracranial-hemorrhage-detection"
+TRAIN_CSV = "stage_2_train.csv"
+SAMPLE_CSV = "stage_2_sample_submission.csv"
+MOST_TABLE = 1 << 30  # bytes; the labels take 119 MB
+SPLITS = ("train", "test")
+DICOM_FOLDERS = {split: (f"stage_2_{split}", f"stage_2_{split}_images") for split in SPLITS}
+INPUT = Path(os.environ.get("KAGGLE_INPUT_DIR", "/kaggle/input"))  # what a Kaggle kernel has attached
+MOUNTS = (INPUT / "competitions" / SLUG, INPUT / SLUG)
+DEFAULT = Path("input") / SLUG  # of a working copy
+
+DOWNLOAD = "python -m ich_kaggle.download"
+NO_DATA = (
+    f"no competition data in {{looked}}: download it ({DOWNLOAD} --all), name its folder or zip (--data-dir, or the "
+    "environment variable ICH_DATA_DIR), make some (python -m ich_kaggle.phantom), or see it all run "
+    "(python -m ich_kaggle.demo)"
+)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Kaggle's data: a folder, or the zip as downloaded."""
+
+    root: Path
+    inner: str = ""  # the folder inside the zip that holds the tables
+
+    @property
+    def is_zip(self) -> bool:
+        return self.root.is_file()
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """Open a table of the competition. Raises FileNotFoundError naming it and where it was looked for."""
+        try:
+            if not self.is_zip:
+                with (self.root / name).open("rb") as file:
+                    yield file
+                return
+            member = zip_reader.directory(self.root)[self.inner + name]
+            if member.size > MOST_TABLE:
+                raise ValueError(f"{self.root}: {name} has {member.size} bytes: download the zip again")
+            yield io.BytesIO(self.read(member))
+        except (FileNotFoundError, KeyError) as error:
+            raise FileNotFoundError(f"{self.root}: {name} is missing: download the competition's data again") from error
+
+    def checksum(self, name: str) -> str:
+        """Return the CRC-32 of a table of the competition, as 8 hex digits."""
+        if self.is_zip:
+            return f"{zip_reader.directory(self.root)[self.inner + name].stamp:08x}"
+        with self.open(name) as file:
+            return f"{zip_reader.crc32(file.read()):08x}"
+
+    def read(self, member: Member, limit: int = -1) -> bytes:
+        """Return a file of the data, or its first `limit` bytes.
+
+        Raises ValueError if the zip is damaged there, or the file is no longer the one that was listed.
+        """
+        if self.is_zip:
+            return zip_reader.read(self.root, member, limit)
+        with (self.root / member.path).open("rb", buffering=0) as file:
+            if member.stamp and os.fstat(file.fileno()).st_mtime_ns != member.stamp:
+                again = "run python -m ich_kaggle.slices --overwrite"
+                raise ValueError(f"{self.root}: {member.path} has changed since it was scanned: {again}")
+            return file.read(limit)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether there is more than tables. A zip is taken to be whole: its directory takes seconds to read."""
+        return self.is_zip or any((self.root / folder).is_dir() for split in SPLITS for folder in DICOM_FOLDERS[split])
+
+    def members(self, split: str) -> list[Member]:
+        """Return every DICOM file of `split`, sorted by path; empty if there is no folder of it."""
+        return _zip_members(self, split) if self.is_zip else _folder_members(self.root, split)
+
+
+def _folder_members(root: Path, split: str) -> list[Member]:
+    for folder in DICOM_FOLDERS[split]:
+        if (root / folder).is_dir():
+            with os.scandir(root / folder) as entries:
+                files = [entry for entry in entries if entry.name.endswith(".dcm") and entry.is_file()]
+                return sorted(_member(folder, file) for file in files)
+    return []
+
+
+def _member(folder: str, file: os.DirEntry) -> Member:
+    status = file.stat()
+    return Member(f"{folder}/{file.name}", status.st_size, stamp=status.st_mtime_ns)
+
+
+def _zip_members(data: Data, split: str) -> list[Member]:
+    folders = tuple(data.inner + folder + "/" for folder in DICOM_FOLDERS[split])
+    members = zip_reader.directory(data.root).items()
+    return sorted(member for name, member in members if name.startswith(folders) and name.endswith(".dcm"))
+
+
+def find_data(data_dir: Path | None = None) -> Data:
+    """Return the competition's data in `data_dir`, or in the first default place that has it.
+
+    A folder with the tables alone is returned where no place has the images too. Raises FileNotFoundError with the
+    ways to get data where there is none.
+    """
+    places = [data_dir] if data_dir else [*map(Path, MOUNTS), DEFAULT, Path(f"{DEFAULT}.zip")]
+    if not data_dir and os.environ.get("ICH_DATA_DIR"):
+        places = [Path(os.environ["ICH_DATA_DIR"])]
+    tables = None
+    for found in itertools.chain.from_iterable(map(_layouts, places)):
+        if found.has_images:
+            return found
+        tables = tables or found
+    if tables is None:
+        raise FileNotFoundError(NO_DATA.format(looked=", ".join(map(str, places))))
+    return tables
+
+
+def _layouts(place: Path) -> Iterator[Data]:
+    """Yield the data in `place`: of a folder, or of a zip, also one within it or beside a folder that has tables."""
+    # The tables mark the folder; a search by pattern would list 874,035 files first.
+    folders = (place, place / SLUG, place / SLUG / SLUG)
+    folders = [folder for folder in folders if any((folder / name).is_file() for name in (SAMPLE_CSV, TRAIN_CSV))]
+    yield from map(Data, folders)
+    for path in (place, place / f"{SLUG}.zip", *(Path(f"{folder}.zip") for folder in folders)):
+        if path.is_file() and (found := _zipped(path)):
+            yield found
+
+
+def _zipped(path: Path) -> Data | None:
+    names = [PurePosixPath(name) for name in zip_reader.directory(path) if name.endswith((SAMPLE_CSV, TRAIN_CSV))]
+    if not names:
+        return None
+    parent = min(names, key=lambda name: len(name.parts)).parent
+    return Data(path, "" if str(parent) == "." else f"{parent}/")
+
+
+def dataset(name: str) -> Path:
+    """Return the folder of the dataset `name` that a Kaggle kernel has attached. Raises FileNotFoundError."""
+    found = [folder for folder in (*INPUT.glob(f"datasets/*/{name}"), INPUT / name) if folder.is_dir()]
+    if len(found) != 1:
+        raise FileNotFoundError(f"{INPUT}: {len(found)} datasets {name}, not one: attach it to the kernel")
+    return found[0]
+
+
+def slices(work_dir: Path) -> Path:
+    return work_dir / "slices.parquet"
+
+
+def defects(work_dir: Path) -> Path:
+    return work_dir / "defects.csv"
+
+
+def folds(work_dir: Path) -> Path:
+    return work_dir / "folds.csv"
+
+
+def cache(work_dir: Path, name: str) -> Path:
+    return work_dir / "cache" / name
+
+
+def cached(cache_dir: Path, slice_id: str) -> Path:
+    """Return the PNG of a slice; the first two hex digits of its id spread them over 256 folders."""
+    return cache_dir / slice_id[3:5] / f"{_file_name(slice_id)}.png"
+
+
+def sheet(work_dir: Path, study_id: str) -> Path:
+    return work_dir / "sheets" / f"{_file_name(study_id)}.png"
+
+
+def run(work_dir: Path, name: str) -> Path:
+    return work_dir / "runs" / _file_name(name)
+
+
+FILE_NAME = re.compile(r"(?!.*\.\.)\w[\w.+-]*")
+
+
+def _file_name(name: str) -> str:
+    if not FILE_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} can't name a folder: use letters, digits and . _ + -")
+    return name
+
+
+def fold(work_dir: Path, run_name: str, k: int) -> Path:
+    return run(work_dir, run_name) / f"fold{k}"
+
+
+def run_folds(work_dir: Path, run_name: str) -> dict[int, Path]:
+    """Return the folders of the folds of a run by their numbers, in order; a copy of one under another name is none."""
+    folders = run(work_dir, run_name).glob("fold*")
+    return dict(sorted((int(one.name[4:]), one) for one in folders if one.name[4:].isdecimal()))
+
+
+def run_names(work_dir: Path) -> list[str]:
+    """Return the names of the runs of which there is a fold, sorted."""
+    names = sorted(folder.name for folder in (work_dir / "runs").glob("*"))
+    return [name for name in names if FILE_NAME.fullmatch(name) and run_folds(work_dir, name)]
+
+
+def ensemble(work_dir: Path, name: str) -> Path:
+    return work_dir / "ensemble" / _file_name(name)
+
+
+def ensemble_names(work_dir: Path) -> list[str]:
+    """Return the names of the ensembles that are made, sorted."""
+    names = (path.parent.name for path in (work_dir / "ensemble").glob("*/weights.json"))
+    return sorted(filter(FILE_NAME.fullmatch, names))
+
+
+def git_commit() -> str | None:
+    """Return the commit of the package's checkout, with + behind it if files differ; None outside a checkout."""
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parents[1]),
+        "describe",
+        "--always",
+        "--abbrev=12",
+        "--dirty=+",
+        "--match=",
+    ]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,94 @@
+"""The data and the work folder that a command works on, opened once: each table is read once."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ich_kaggle.common import paths, storage, tables
+from ich_kaggle.common.runs import Run
+
+
+@dataclass
+class Project:
+    """The competition's data, everything made from it, and how many processes make more."""
+
+    data_dir: Path | None = None  # None: the first default place that has data
+    work_dir: Path = Path("work")
+    workers: int = 1
+    is_checked: bool = False  # whether the slice table was found to be of the data as it is now
+
+    @cached_property
+    def slices(self) -> pd.DataFrame:
+        """The slice table. Raises FileNotFoundError with the command that makes it."""
+        return tables.read_slices(self.work_dir)
+
+    @cached_property
+    def fold(self) -> np.ndarray:
+        """The fold of every slice: int (n,), -1 for test slices."""
+        return tables.read_folds(self.work_dir, self.slices)
+
+    @cached_property
+    def same(self) -> dict[str, str]:
+        """The hashes by which the slices and the folds of a run are compared with today's."""
+        return {"slices": tables.slices_hash(self.slices), "folds": tables.folds_hash(self.fold)}
+
+    @property
+    def processes(self) -> int:
+        """How many processes work on slices; with 0 workers, loaders load in this process."""
+        return max(1, self.workers)
+
+    @property
+    def is_train(self) -> np.ndarray:
+        return self.fold >= 0
+
+    @property
+    def folds(self) -> list[int]:
+        """The numbers of all folds."""
+        return np.unique(self.fold[self.is_train]).tolist()
+
+    def chosen(self, wanted: list[int] | None) -> list[int]:
+        """Return the `wanted` folds, None for all. Raises ValueError for one that does not exist."""
+        for k in wanted or []:
+            if k not in self.folds:
+                known = ", ".join(map(str, self.folds))
+                raise ValueError(f"--fold {k}: {paths.folds(self.work_dir)} has the folds {known}")
+        return self.folds if wanted is None else sorted(set(wanted))
+
+    def run(self, name: str) -> Run:
+        return Run(self.work_dir, name)
+
+    def runs(self) -> list[Run]:
+        """Return the runs that exist, by name, those without a finished fold as well."""
+        return [self.run(name) for name in paths.run_names(self.work_dir)]
+
+    def only_run(self) -> str:
+        """Return the name of the one slice model that exists. Raises ValueError naming several, or the lack of one."""
+        names = [run.name for run in self.runs() if run.finished and not run.is_second_level]
+        if len(names) != 1:
+            there = f"has the runs {', '.join(names)}" if names else "has no run with a finished fold"
+            raise ValueError(f"{self.work_dir / 'runs'} {there}: name one with --run")
+        return names[0]
+
+    def finished(self, run: Run, wanted: list[int] | None = None) -> list[int]:
+        """Return those finished folds of `run` that are `wanted`, None for all.
+
+        Raises FileNotFoundError with the command that trains one where there is none.
+        """
+        found = [k for k in self.chosen(wanted) if k in run.finished]
+        if not found:
+            lacking = "no finished fold" if wanted is None else f"fold {' '.join(map(str, wanted))} is not finished"
+            raise FileNotFoundError(f"{run.folder}: {lacking}: run {run.resume((wanted or self.folds)[0])}")
+        return found
+
+    def check_same(self, run: Run) -> None:
+        """Raise ValueError naming both if `run` was fitted on other slices or folds than today's."""
+        storage.same_settings(run.path, run.settings, self.same, f"{run.resume(run.begun[0])} --overwrite fits it anew")
+
+    def describe(self, run: Run, folds: list[int]) -> str:
+        """Return how much of `run` is read, as `run b0: 1 of 5 folds, scored on 3788 patients`."""
+        n_patients = self.slices.patient_id[np.isin(self.fold, folds)].nunique()
+        which = "" if len(folds) == len(self.folds) else f" ({', '.join(map(str, folds))})"
+        return f"run {run.name}: {len(folds)} of {len(self.folds)} folds{which}, scored on {n_patients} patients"

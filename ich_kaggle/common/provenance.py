@@ -1,0 +1,53 @@
+"""What the slice table was made from, and whether that still is what it was."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from ich_kaggle.common import paths, storage
+
+NAMES = (paths.TRAIN_CSV, paths.SAMPLE_CSV)
+AGAIN = "run python -m ich_kaggle.slices --overwrite"
+REMEDY = f"give another --work-dir, or {AGAIN}"
+
+
+def settings(data: paths.Data) -> dict[str, str]:
+    """Return where the competition's tables are, and what tells them from others."""
+    return {"data_dir": str(data.root.absolute()), **{name: data.checksum(name) for name in NAMES}}
+
+
+def find(found: dict, data_dir: Path | None, *, zips: bool = True) -> paths.Data | None:
+    """Return the data in `data_dir`, or those that a slice table with the settings `found` was made from, None if gone.
+
+    Without `zips` they count as gone where they are a zip: its directory takes seconds to read. Raises
+    FileNotFoundError if there are none in `data_dir`.
+    """
+    place = data_dir or Path(found.get("data_dir", "/nowhere"))
+    if data_dir is None and place.is_file() and not zips:
+        return None
+    try:
+        return paths.find_data(place)
+    except FileNotFoundError:
+        if data_dir is not None:
+            raise
+        return None
+
+
+def same_tables(path: Path, found: dict, data: paths.Data | None) -> None:
+    """Raise ValueError naming both where `data` have other tables than the slice table `path` was made from."""
+    if data is not None:
+        wanted = {name: data.checksum(name) for name in NAMES if name in found}
+        storage.same_settings(path, found, wanted, REMEDY)
+
+
+def same_files(data: paths.Data | None, table: pd.DataFrame) -> None:
+    """Raise ValueError naming a DICOM of the slice table that is gone, or no longer the one that was scanned."""
+    if data is None:
+        return
+    now = {member.path: member for split in paths.SPLITS for member in data.members(split)}
+    for path, size, stamp in zip(table.path, table["size"], table.stamp, strict=True):
+        if (member := now.get(path)) is None:
+            raise ValueError(f"{data.root}: {path} was scanned and is gone: get it again, or {AGAIN}")
+        if (member.size, member.stamp) != (size, stamp):
+            was, is_now = f"{size} bytes, stamp {stamp}", f"{member.size} bytes, stamp {member.stamp}"
+            raise ValueError(f"{data.root}: {path} has changed since it was scanned ({was}; now {is_now}): {AGAIN}")

@@ -1,0 +1,189 @@
+"""Runs: one set of settings, in run.json, and as many folds as are finished; and what is read of their folds."""
+
+import shlex
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import logit
+
+from ich_kaggle import __version__
+from ich_kaggle.common import paths, storage, tables
+from ich_kaggle.common.labels import LABELS
+
+CLIP = 1e-6  # probabilities are read as logits between those of CLIP and of 1 - CLIP
+BEGUN = ("model.pt", "predict.json", "state*.pt")  # files of a fold that holds finished or resumable work
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder in work/runs: the settings that its folds share, and a folder per fold."""
+
+    work_dir: Path
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        return paths.run(self.work_dir, self.name)
+
+    @property
+    def path(self) -> Path:
+        """The file of the settings."""
+        return self.folder / "run.json"
+
+    @property
+    def record(self) -> dict:
+        """All that run.json holds: the settings, the views of its predictions, versions and commit."""
+        return storage.read_json(self.path)
+
+    @property
+    def settings(self) -> dict:
+        return self.record["settings"]
+
+    @property
+    def is_second_level(self) -> bool:
+        return "on" in self.settings
+
+    def fold(self, k: int) -> Path:
+        return paths.fold(self.work_dir, self.name, k)
+
+    @property
+    def finished(self) -> list[int]:
+        """The folds that have a model; of a second level those that are predicted: a smoothing has no model."""
+        if not self.path.exists():
+            return []
+        if self.is_second_level:
+            return self.predicted
+        folders = paths.run_folds(self.work_dir, self.name).items()
+        return [k for k, folder in folders if (folder / "model.pt").exists()]
+
+    @property
+    def predicted(self) -> list[int]:
+        """The folds whose predictions are complete."""
+        folders = paths.run_folds(self.work_dir, self.name).items()
+        return [k for k, folder in folders if (folder / "predict.json").exists()]
+
+    @property
+    def begun(self) -> list[int]:
+        """The folds that are finished, or that can be resumed."""
+        folders = paths.run_folds(self.work_dir, self.name).items()
+        return [k for k, folder in folders if any(next(folder.glob(name), None) for name in BEGUN)]
+
+    def resume(self, k: int) -> str:
+        """Return the command that trains fold `k` with the settings of the run."""
+        command = "sequence" if self.path.exists() and self.is_second_level else "train"
+        return f"python -m ich_kaggle.{command} --run {shlex.quote(self.name)} --fold {k}"
+
+    def check(self, settings: dict, replaced: list[int] = ()) -> None:
+        """Raise ValueError naming both values if folds of the run other than those `replaced` have other `settings`."""
+        if self.path.exists() and set(self.begun) - set(replaced):
+            every = " ".join(map(str, sorted({*self.begun, *replaced})))
+            remedy = f"give another --run, or --overwrite --fold {every}"
+            storage.same_settings(self.path, storage.read_json(self.path)["settings"], settings, remedy)
+
+    def write(self, settings: dict, **about) -> None:
+        """Write run.json, with what else is known `about` the run, or check `settings` against the one that exists."""
+        self.check(settings)
+        if not (self.begun and self.path.exists()):
+            about |= {"versions": versions(), "commit": paths.git_commit()}
+            storage.write_json(self.path, {"settings": settings, **about})
+
+    def remove(self, folds: list[int]) -> None:
+        """Remove `folds`, with all that was made of them."""
+        for k in folds:
+            shutil.rmtree(self.fold(k), ignore_errors=True)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that a result depends on most."""
+    import cv2
+
+    found = {name: version(name) for name in ("torch", "timm", "numpy")}
+    return {"ich_kaggle": __version__, **found, "opencv": cv2.__version__}  # OpenCV's package has several names
+
+
+def files(runs: list[str], k: int, features: str, folds: list[int]) -> list[str]:
+    """Return the files that fold `k`, one of `folds`, reads of `runs`: names below work/runs."""
+    if features == "fold":
+        return [f"{run}/fold{k}/{name}" for run in runs for name in ("model.pt", "embeddings.npy")]
+    oof = [f"{run}/fold{j}/oof.parquet" for run in runs for j in folds]
+    return oof + [f"{run}/fold{k}/test.parquet" for run in runs]
+
+
+def written(folder: Path) -> dict[str, str]:
+    """Return the hash of each file of predictions in the folder of a fold or an ensemble."""
+    names = ("oof.parquet", "nested.parquet", "test.parquet", "embeddings.npy")
+    return {name: storage.file_hash(folder / name) for name in names if (folder / name).exists()}
+
+
+def hash_of(path: Path) -> str:
+    """Return the hash of a file in the folder of a fold or an ensemble.
+
+    Raises ValueError if it is not the one that `written` gave, which predict.json or weights.json holds.
+    """
+    found = storage.file_hash(path)
+    for done in (path.with_name("predict.json"), path.with_name("weights.json")):
+        known = storage.read_json(done).get("files", {}).get(path.name, found) if done.exists() else found
+        if found != known:
+            raise ValueError(f"{path}: damaged or changed, its hash is {found}, not {known}: {storage.remedy(path)}")
+    return found
+
+
+def logits(probability: np.ndarray) -> np.ndarray:
+    """Return the logits of `probability`, float32, none beyond those of CLIP and of 1 - CLIP."""
+    return logit(np.clip(probability, CLIP, 1 - CLIP)).astype(np.float32)
+
+
+def read_oof(run: Run, folds: list[int], table: pd.DataFrame, fold: np.ndarray) -> np.ndarray:
+    """Return the out-of-fold probabilities of all training slices in table order: float32 (n_train, 6).
+
+    They are NaN outside of `folds`. Raises FileNotFoundError naming a fold that has none.
+    """
+    of_train = fold[fold >= 0]
+    out = np.full((len(of_train), len(LABELS)), np.nan, np.float32)
+    for k in folds:
+        ids = table.slice_id[fold == k].to_numpy()
+        out[of_train == k] = tables.read_predictions(run.fold(k) / "oof.parquet", ids, f"--run {run.name} --fold {k}")
+    return out
+
+
+def read_test(run: Run, k: int, table: pd.DataFrame) -> np.ndarray:
+    """Return the probabilities of all test slices by the model of fold `k`: float32 (n_test, 6)."""
+    ids = table.slice_id[table.split == "test"].to_numpy()
+    return tables.read_predictions(run.fold(k) / "test.parquet", ids, f"--run {run.name} --fold {k}").copy()
+
+
+def oof_logits(run: Run, k: int, folds: list[int], table: pd.DataFrame, fold: np.ndarray) -> np.ndarray:
+    """Return the logits of all slices, float32 (n_slices, 6): out of fold, and of test slices by fold `k`'s model.
+
+    They are NaN for training slices outside of `folds`. Raises FileNotFoundError naming a fold without predictions.
+    """
+    out = np.empty((len(table), len(LABELS)), np.float32)
+    out[fold >= 0] = read_oof(run, folds, table, fold)
+    if (is_test := fold < 0).any():
+        out[is_test] = read_test(run, k, table)
+    return logits(out)
+
+
+def embeddings(run: Run, k: int, table: pd.DataFrame) -> np.ndarray:
+    """Return fold `k`'s embeddings of all slices: float16 (n_slices, d), memory-mapped.
+
+    Raises ValueError naming a slice that has none, or a file of something else.
+    """
+    path = run.fold(k) / "embeddings.npy"
+    try:
+        store = np.lib.format.open_memmap(path, "r")  # never a pickle, as `np.load` might
+    except Exception as error:  # damaged bytes meet errors of every type
+        raise ValueError(f"{path}: damaged ({error}): {storage.remedy(path)}") from error
+    if store.dtype != np.float16 or store.ndim != 2 or len(store) != len(table):
+        shape = f"{store.dtype} {store.shape}, not float16 ({len(table)}, d)"
+        raise ValueError(f"{path}: {shape}: {storage.remedy(path)}")
+    if len(empty := np.flatnonzero(np.isnan(store[:, 0]))):
+        raise ValueError(
+            f"{path}: slice {table.slice_id[empty[0]]} has no embedding ({len(empty)} slices have none): "
+            f"run {storage.MAKERS[path.name]} --run {run.name} --fold {k} --all-slices --overwrite"
+        )
+    return store

@@ -1,0 +1,285 @@
+"""The tables between the commands: slices, folds, predictions, and Kaggle's CSVs."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from ich_kaggle.common import cli, labels, paths, storage
+from ich_kaggle.common.labels import LABELS
+
+SLICE_COLUMNS = ["slice_id", "patient_id", "study_id", "series_id", "position", "split", "path", *LABELS]
+PREDICTION_COLUMNS = ["slice_id", *LABELS]
+LONGEST = 1 << 10  # bytes of an ID that are looked at
+
+
+def read_long(data: paths.Data, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return Kaggle's long table `name` as slice ids in order of first appearance, and, a row each, the index of its
+    slice, the index of its label and its value (float32).
+
+    Raises ValueError naming the table and the first row that is not `ID_<9 hex digits>_<label>,number`.
+    """
+    with data.open(name) as file:
+        types = pyarrow.csv.ConvertOptions(column_types={"ID": pa.binary(), "Label": pa.float32()})
+        try:
+            table = pyarrow.csv.read_csv(file, convert_options=types)
+            columns = table.column_names
+        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+            raise ValueError(f"{data.root}: {name}: {error}") from error
+    if columns != ["ID", "Label"]:
+        raise ValueError(f"{data.root}: {name}: the columns are {columns}, not ID,Label")
+    try:
+        slice_ids, slice_index = _encode_slices(pc.binary_slice(table["ID"], 0, labels.ID_LENGTH).combine_chunks())
+        label_index = _encode_labels(pc.binary_slice(table["ID"], labels.ID_LENGTH, LONGEST))
+    except ValueError as error:
+        raise ValueError(f"{data.root}: {name}: {error}") from error
+    values = table["Label"].to_numpy()
+    if np.isnan(values).any():
+        raise ValueError(f"{data.root}: {name}: row {int(np.isnan(values).argmax()) + 2} has no value")
+    return slice_ids, slice_index, label_index, values
+
+
+def _encode_slices(column: pa.BinaryArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the different slice ids of `column`, in order of first appearance, and the index of each row's."""
+    if len(short := np.flatnonzero(pc.binary_length(column).to_numpy() != labels.ID_LENGTH)):
+        raise ValueError(f"{column[int(short[0])].as_py().decode(errors='replace')!r} is not ID_ and 9 hex digits")
+    start = int(np.frombuffer(column.buffers()[1], np.int32)[column.offset]) if len(column) else 0
+    size = len(column) * labels.ID_LENGTH
+    rows = np.frombuffer(column.buffers()[2] or b"", np.uint8)[start : start + size].reshape(-1, labels.ID_LENGTH)
+    # A slice's rows stand together: only the first of each such run has to be looked up.
+    words = np.ascontiguousarray(rows).view(np.uint32)
+    is_first = np.ones(len(rows), bool)
+    is_first[1:] = (words[1:] != words[:-1]).any(axis=1)
+    encoded = column.filter(pa.array(is_first)).dictionary_encode()
+    found = np.frombuffer(b"".join(encoded.dictionary.to_pylist()), np.uint8).reshape(-1, labels.ID_LENGTH)
+    if len(odd := np.flatnonzero(~(labels.ID_BYTES[np.arange(labels.ID_LENGTH), found]).all(axis=1))):
+        raise ValueError(
+            f"{encoded.dictionary[int(odd[0])].as_py().decode(errors='replace')!r} is not ID_ and 9 hex digits"
+        )
+    slice_ids = encoded.dictionary.cast(pa.string()).to_numpy(zero_copy_only=False)
+    return slice_ids, encoded.indices.to_numpy()[is_first.cumsum() - 1]
+
+
+def _encode_labels(column: pa.ChunkedArray) -> np.ndarray:
+    """Return the index of the label that each row of `column`, `_<label>`, names."""
+    encoded = column.combine_chunks().dictionary_encode()
+    known = {f"_{label}".encode(): i for i, label in enumerate(LABELS)}
+    names = encoded.dictionary.to_pylist()
+    for text in names:
+        if text not in known:
+            raise ValueError(
+                f"an ID ends in {text.decode(errors='replace')!r}, not in _ and one of {', '.join(LABELS)}"
+            )
+    return np.array([known[text] for text in names], int)[encoded.indices.to_numpy()]
+
+
+def read_labels(data: paths.Data) -> pd.DataFrame:
+    """Return the training labels, a row a slice: `slice_id` and six float32 of 0 or 1."""
+    slice_ids, slice_index, label_index, values = read_long(data, paths.TRAIN_CSV)
+    if len(odd := np.flatnonzero((values != 0) & (values != 1))):
+        raise ValueError(
+            f"{data.root}: {paths.TRAIN_CSV}: row {int(odd[0]) + 2} has label {values[odd[0]]}, not 0 or 1"
+        )
+    try:
+        wide = labels.to_wide(slice_index, label_index, values, slice_ids)
+    except ValueError as error:
+        raise ValueError(f"{data.root}: {paths.TRAIN_CSV}: {error}") from error
+    return predictions(slice_ids, wide)
+
+
+def predictions(slice_ids: np.ndarray, probability: np.ndarray) -> pd.DataFrame:
+    """Return a table of `slice_ids` (n,) and `probability` (n, 6), as float32."""
+    table = pd.DataFrame(np.asarray(probability, np.float32), columns=list(LABELS))
+    table.insert(0, "slice_id", np.asarray(slice_ids))
+    return table
+
+
+def write_parquet(path: Path, table: pd.DataFrame, settings: dict | None = None) -> None:
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    if settings is not None:
+        arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"settings": json.dumps(settings)})
+    with storage.writing(path) as temporary:
+        pq.write_table(arrow, temporary, write_page_checksum=True)
+
+
+def _read_parquet(path: Path, flags: str = "") -> pd.DataFrame:
+    storage.require(path, flags)
+    try:
+        return pd.read_parquet(path, page_checksum_verification=True)
+    except PermissionError:
+        raise
+    except Exception as error:  # damaged bytes meet errors of every type
+        raise ValueError(f"{path}: damaged ({cli.printable(str(error), 200)}): {storage.remedy(path)}") from error
+
+
+def write_slices(work_dir: Path, slices: pd.DataFrame, settings: dict) -> None:
+    write_parquet(paths.slices(work_dir), slices, settings)
+
+
+def read_slices(work_dir: Path) -> pd.DataFrame:
+    """Return the slice table: a row a slice, sorted by split (train first), patient, study, series and position."""
+    slices = _read_parquet(paths.slices(work_dir))
+    if missing := [column for column in SLICE_COLUMNS if column not in slices]:
+        raise ValueError(
+            f"{paths.slices(work_dir)}: no column {missing[0]}: run {storage.MAKERS['slices.parquet']} --overwrite"
+        )
+    for column in SLICE_COLUMNS:
+        if not _is_kind(slices[column], column):
+            again = f"run {storage.MAKERS['slices.parquet']} --overwrite"
+            raise ValueError(f"{paths.slices(work_dir)}: column {column} holds what it can't: {again}")
+    return slices
+
+
+def _is_kind(values: pd.Series, column: str) -> bool:
+    if column in LABELS:
+        return pd.api.types.is_float_dtype(values)
+    if column == "position":
+        return pd.api.types.is_float_dtype(values) and bool(np.isfinite(values).all())
+    return pd.api.types.infer_dtype(values, skipna=False) == "string" and bool(values.notna().all())
+
+
+def slices_settings(work_dir: Path) -> dict:
+    """Return what the slice table was made from."""
+    return settings_of(storage.require(paths.slices(work_dir)))
+
+
+def settings_of(path: Path) -> dict:
+    """Return the settings that a Parquet file was written with; empty for a file without."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        return storage.Object(json.loads(metadata.get(b"settings", b"{}")), path)
+    except PermissionError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: damaged ({cli.printable(str(error), 200)}): {storage.remedy(path)}") from error
+
+
+def slices_hash(slices: pd.DataFrame) -> str:
+    """Return 12 hex digits that tell one slice table from another: its ids, their order and their labels."""
+    digest = hashlib.sha256("\n".join(slices.slice_id.to_numpy(object)).encode())
+    digest.update(np.nan_to_num(slices[list(LABELS)].to_numpy(np.float32), nan=-1).tobytes())
+    return digest.hexdigest()[:12]
+
+
+def targets(slices: pd.DataFrame) -> np.ndarray:
+    """Return the labels of `slices`: float32 (n, 6), NaN for test slices."""
+    return slices[list(LABELS)].to_numpy(np.float32)
+
+
+def read_csv(path: Path, remedy: str = "give another") -> pd.DataFrame:
+    """Return the CSV `path` as text, nothing of it missing. Raises ValueError, with the `remedy`, if it is none."""
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a readable CSV ({error}): {remedy}") from error
+
+
+def write_folds(work_dir: Path, folds: pd.DataFrame, settings: dict) -> None:
+    path, content = paths.folds(work_dir), folds.to_csv(index=False).encode()
+    storage.write_json(path.with_suffix(".json"), settings | {"hash": hashlib.sha256(content).hexdigest()[:12]})
+    with storage.writing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def folds_settings(work_dir: Path) -> dict:
+    """Return what the folds were made with; empty for a file from elsewhere."""
+    path = paths.folds(work_dir).with_suffix(".json")
+    return storage.read_json(path) if path.exists() else {}
+
+
+def read_folds(work_dir: Path, slices: pd.DataFrame) -> np.ndarray:
+    """Return the fold of every slice: int (n,), -1 for test slices.
+
+    Raises ValueError naming patients that are in two folds or in none.
+    """
+    path = storage.require(paths.folds(work_dir))
+    known = folds_settings(work_dir).get("hash")
+    if known is not None and known != storage.file_hash(path):
+        again = "to take other folds, give them to --from with --overwrite"
+        raise ValueError(f"{path}: damaged or changed, not what was written there: {storage.remedy(path)}; {again}")
+    folds = read_csv(path, storage.remedy(path))
+    if list(folds.columns) != ["patient_id", "fold"]:
+        raise ValueError(f"{path}: the columns are {','.join(folds.columns)}, not patient_id,fold")
+    if not (is_number := folds.fold.str.fullmatch("[0-9]{1,4}")).all():
+        raise ValueError(f"{path}: row {int(is_number.argmin()) + 2}: {folds.fold[is_number.argmin()]!r} is no fold")
+    folds = folds.astype({"fold": int}).drop_duplicates()
+    if (is_leaked := folds.patient_id.duplicated(keep=False)).any():
+        leaked = folds[is_leaked].groupby("patient_id").fold.unique()
+        ids = "; ".join(
+            f"{patient} is in folds {', '.join(map(str, sorted(k)))}" for patient, k in leaked.head(3).items()
+        )
+        raise ValueError(f"{path}: patient {ids} ({len(leaked)} such patients): one fold a patient")
+    is_train = slices.split == "train"
+    fold = slices.patient_id.map(folds.set_index("patient_id").fold).where(is_train, -1)
+    if len(unknown := slices.patient_id[fold.isna()].unique()):
+        remedy = f"run {storage.MAKERS[path.name]} --overwrite"
+        raise ValueError(f"{path}: no fold for patient {unknown[0]} ({len(unknown)} such patients): {remedy}")
+    return fold.to_numpy(np.int64)
+
+
+def folds_hash(fold: np.ndarray) -> str:
+    """Return 12 hex digits that tell one split of the slices from another."""
+    return hashlib.sha256(fold.astype("<i8").tobytes()).hexdigest()[:12]
+
+
+def write_predictions(path: Path, slice_ids: np.ndarray, probability: np.ndarray) -> None:
+    write_parquet(path, predictions(slice_ids, probability))
+
+
+def read_predictions(path: Path, slice_ids: np.ndarray, flags: str = "", *, partial: bool = False) -> np.ndarray:
+    """Return the probabilities of `slice_ids` in `path`: float32 (n, 6), NaN for a slice that a `partial` file lacks.
+
+    Raises ValueError naming a slice that is missing or is there twice, and FileNotFoundError with the command, and
+    its `flags`, that makes the file.
+    """
+    table = _read_parquet(path, flags)
+    if list(table.columns) != PREDICTION_COLUMNS:
+        found, wanted = ", ".join(map(str, table.columns)), ", ".join(PREDICTION_COLUMNS)
+        raise ValueError(f"{path}: the columns are {found}, not {wanted}: {storage.remedy(path)}")
+    probability = _probability(path, table)
+    if np.array_equal(table.slice_id, slice_ids):
+        return probability
+    if table.slice_id.duplicated().any():
+        raise ValueError(f"{path}: slice {table.slice_id[table.slice_id.duplicated()].iloc[0]} is there twice")
+    row = pd.Index(table.slice_id).get_indexer(slice_ids)
+    if (row < 0).any() and not partial:
+        raise ValueError(f"{path}: slice {slice_ids[(row < 0).argmax()]} is missing ({int((row < 0).sum())} are)")
+    return np.where((row < 0)[:, None], np.float32(np.nan), probability[row])
+
+
+def mean_prediction(path: Path) -> np.ndarray:
+    """Return the mean probability of each label, (6,), over all slices in the predictions `path`."""
+    return _probability(path, _read_parquet(path)).mean(axis=0)
+
+
+def _probability(path: Path, table: pd.DataFrame) -> np.ndarray:
+    if odd := [label for label in LABELS if not pd.api.types.is_float_dtype(table[label])]:
+        raise ValueError(f"{path}: {odd[0]} is a column of {table[odd[0]].dtype}, not of probabilities")
+    probability = table[list(LABELS)].to_numpy(np.float32)
+    if not (valid := (probability >= 0) & (probability <= 1)).all():
+        row, label = np.argwhere(~valid)[0]
+        raise ValueError(f"{path}: {table.slice_id[row]} has {probability[row, label]:g} for {LABELS[label]}")
+    return probability
+
+
+def write_submission(path: Path, data: paths.Data, slice_ids: np.ndarray, probability: np.ndarray) -> None:
+    """Write Kaggle's long table of `probability` (n, 6), rows in the order of the sample submission."""
+    sample_ids, slice_index, label_index, _ = read_long(data, paths.SAMPLE_CSV)
+    row = pd.Index(slice_ids).get_indexer(sample_ids)
+    if (row < 0).any():
+        raise ValueError(f"{data.root}: {paths.SAMPLE_CSV}: no prediction for {sample_ids[(row < 0).argmax()]}")
+    values = np.asarray(probability, np.float32)[row[slice_index], label_index]
+    ids = pc.binary_join_element_wise(
+        pa.array(sample_ids).take(pa.array(slice_index)), pa.array(LABELS).take(pa.array(label_index)), "_"
+    )
+    with storage.writing(path) as temporary:
+        temporary.write_bytes(b"ID,Label\n")
+        options = pyarrow.csv.WriteOptions(include_header=False, quoting_style="none")
+        with temporary.open("ab") as file:
+            pyarrow.csv.write_csv(pa.table({"ID": ids, "Label": values}), file, options)

@@ -1,0 +1,1 @@
+"""The report app and the static pages."""

@@ -1,0 +1,148 @@
+"""A page folder that a browser opens from disk: plain data, pictures, and the scripts in `web/` that show them.
+
+Nothing that is shown may run: data are JSON with `<` escaped, the scripts write text only, and a
+Content-Security-Policy lets in no script but the page's own.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+import numpy as np
+
+from ich_kaggle.common import locks, storage
+
+WEB = Path(__file__).parent / "web"
+SCRIPTS = ("core.js", "charts.js", "overview.js", "strips.js", "viewer.js", "worst.js", "start.js")
+DIGITS = 5
+LARGEST = 400 << 20  # bytes: browsers hold no string of 512 MB, and few open half of that
+POLICY = "script-src 'self' file:"  # of web/index.html: what --embed replaces by the hashes of its scripts
+
+
+class Study(NamedTuple):
+    """One study of the page. A Path or bytes anywhere in `data` is an 8-bit PNG, shown in its place."""
+
+    study_id: str
+    data: dict
+
+
+def numbers(values):
+    """Return `values` as nested lists of numbers, rounded for JSON: None where there is none."""
+    values = np.asarray(values, float).round(DIGITS)
+    return np.where(np.isfinite(values), values.astype(object), None).tolist()
+
+
+def to_json(content, place: Callable = repr) -> str:
+    """Return `content` as JSON that may stand in a script: no `<`, ASCII only; `place` names what is no plain data.
+
+    Raises ValueError for a number that JSON has not.
+    """
+    text = json.dumps(content, default=place, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def file_name(study_id: str) -> str:
+    """Return the name of a study's file: its id, or, for an id that can't safely be one, a hash of it."""
+    if re.fullmatch(r"\w[\w.-]{0,99}", study_id, re.ASCII):
+        return study_id
+    return "x-" + hashlib.sha256(study_id.encode()).hexdigest()[:16]
+
+
+def plotly_script() -> str:
+    """Return Plotly's script. Raises ImportError naming the extra that brings it."""
+    if find_spec("plotly") is None:
+        raise ImportError("the report's plots take one more package: pip install 'ich_kaggle[report]'")
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
+
+
+def write(folder: Path, content: dict, studies: Iterable[Study], *, images: str = "link", plots: bool = True) -> None:
+    """Write the page of `content` and `studies` in place of `folder`; it stays as it was until the new one is whole.
+
+    `content` and each study's data are plain data for the scripts in `web/`. Pictures that are files are linked by
+    relative path, copied into the folder, or embedded, as all else, in one index.html. Raises ValueError if that
+    would be larger than browsers open. A page without `plots` does without Plotly.
+    """
+    plotly = plotly_script() if plots else ""
+    with locks.locked(folder), storage.replacing(folder) as new:
+        (_embed if images == "embed" else _unfold)(new, content, studies, plotly, images)
+        for other in folder.glob("*.html"):  # the data report, which another command wrote
+            if other.name != "index.html":
+                shutil.copyfile(other, new / other.name)
+
+
+def _unfold(new: Path, content: dict, studies: Iterable[Study], plotly: str, images: str) -> None:
+    (new / "data").mkdir()
+    (new / "images").mkdir()
+
+    def place(picture: Path | bytes) -> str:
+        if isinstance(picture, Path) and images == "link":
+            return quote(Path(os.path.relpath(picture, new)).as_posix())
+        png = picture if isinstance(picture, bytes) else picture.read_bytes()
+        name = f"images/{hashlib.sha256(png).hexdigest()[:16]}.png"
+        (new / name).write_bytes(png)
+        return name
+
+    def write_script(name: str, call: str, *arguments) -> None:
+        text = ",".join(to_json(argument, place) for argument in arguments)
+        (new / name).write_text(f"report.{call}({text});\n", encoding="ascii")
+
+    files = {}
+    for study_id, data in studies:
+        files[study_id] = f"data/{file_name(study_id)}.js"
+        write_script(files[study_id], "keep", study_id, data)
+    write_script("data.js", "begin", content, files)
+    for source in sorted(WEB.iterdir()):
+        if source.suffix in (".html", ".css", ".js"):
+            shutil.copyfile(source, new / source.name)
+    if plotly:
+        (new / "plotly.min.js").write_text(plotly, encoding="utf-8")
+
+
+def _embed(new: Path, content: dict, studies: Iterable[Study], plotly: str, _images: str) -> None:
+    inert = {"plotly": plotly}  # by id: what the page reads when it needs it
+    size = 0
+
+    def place(picture: Path | bytes) -> str:
+        nonlocal size
+        png = picture if isinstance(picture, bytes) else picture.read_bytes()
+        key = hashlib.sha256(png).hexdigest()[:16]
+        if key not in inert:
+            inert[key] = base64.b64encode(png).decode()
+            size += len(inert[key])
+        if size > LARGEST:
+            raise ValueError(f"--embed: the pictures take more than {LARGEST >> 20} MB: give fewer --studies")
+        return f"#{key}"
+
+    for study_id, data in studies:
+        inert[f"study-{study_id}"] = to_json(data, place)
+    scripts = {name: (WEB / name).read_text(encoding="utf-8") for name in SCRIPTS}
+    scripts["data.js"] = f"report.begin({to_json(content, place)}, {{}});"
+    (new / "index.html").write_text(_one_file(scripts, inert), encoding="utf-8")
+
+
+def _one_file(scripts: dict[str, str], inert: dict[str, str]) -> str:
+    """Return index.html with its style, its `scripts`, by name, and its `inert` texts, by id, inside."""
+    texts = [*scripts.values(), inert["plotly"]]
+    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts)
+    parts = {
+        POLICY: "script-src " + " ".join(f"'sha256-{digest}'" for digest in digests),
+        '<link rel="stylesheet" href="style.css">': f"<style>{(WEB / 'style.css').read_text(encoding='utf-8')}</style>",
+        "<!-- inert -->": "\n".join(
+            f'<script type="text/plain" id="{html.escape(key)}">{text}</script>' for key, text in inert.items()
+        ),
+        **{f'<script defer src="{name}"></script>': f"<script>{text}</script>" for name, text in scripts.items()},
+    }
+    page = (WEB / "index.html").read_text(encoding="utf-8")
+    # In one pass, so that nothing is replaced inside of what was put in.
+    return re.sub("|".join(map(re.escape, parts)), lambda found: parts[found[0]], page)

@@ -1,0 +1,213 @@
+"""Which studies a report shows, their worst slices, and what it says of each: the truth, the predictions, the maps."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ich_kaggle.common import metric, paths, runs, series_rows, storage, tables
+from ich_kaggle.common.labels import ANY, LABELS, SHARE
+from ich_kaggle.html.app import Study, numbers
+
+N_WORST = 12  # slices of a label that are missed, and as many called for nothing
+
+
+class Maps(NamedTuple):
+    """The explanations of one run by one method: a PNG a slice, six gray maps one below the other."""
+
+    run: str
+    method: str
+    folders: dict[int, Path]  # by fold
+    studies: set[str]
+
+
+def losses(target: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """Return the log loss of each slice and label, (n, 6), NaN where `probability` (n, 6) is."""
+    out = np.full(target.shape, np.nan)
+    there = ~np.isnan(probability[:, ANY])
+    out[there] = metric.losses(target[there], probability[there])
+    return out
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Return 0 for the largest of `values` (n,), 1 for the next, and so on; infinity for NaN."""
+    return pd.Series(values).rank(method="first", ascending=False).sub(1).fillna(np.inf).to_numpy()
+
+
+def choose(
+    target: np.ndarray, loss: np.ndarray, study: np.ndarray, *, n_studies: int, seed: int, explained: np.ndarray = ()
+) -> np.ndarray:
+    """Return the numbers of the studies to show, sorted: all where there are no more than `n_studies`.
+
+    Three quarters are the `explained` ones, then those with the worst slices: in turn the worst missed and the worst
+    falsely called slice of each label, and the study of the greatest mean loss. The others are drawn at random.
+    `loss` is (n, 6), NaN where nothing is predicted, `study` (n,) counts from 0 and is sorted.
+    """
+    n = int(study[-1]) + 1 if len(study) else 0
+    best = ranks(study_losses(loss, study)[:, 0])
+    for label in range(len(LABELS)):
+        for kind in (0, 1):
+            np.minimum.at(best, study, ranks(np.where(target[:, label] == kind, loss[:, label], np.nan)))
+    greatest = pd.Series(np.nan_to_num(loss).max(axis=1)).groupby(study).max()
+    worst = np.lexsort((-greatest, best))
+    worst = pd.unique(np.concatenate([np.asarray(explained, int), worst[np.isfinite(best[worst])]]))
+    worst = worst[: n_studies * 3 // 4]
+    rest = np.setdiff1d(np.arange(n), worst)
+    drawn = np.random.default_rng(seed).permutation(rest)[: n_studies - len(worst)]
+    return np.sort(np.concatenate([worst, drawn]))
+
+
+def study_losses(loss: np.ndarray, study: np.ndarray) -> np.ndarray:
+    """Return the competition's loss of each study and that of each label, (n_studies, 7), from `loss` (n, 6)."""
+    values = np.column_stack([loss @ SHARE, loss])
+    return pd.DataFrame(values).groupby(study).mean().to_numpy().reshape(-1, 1 + len(LABELS))
+
+
+def spread(probabilities: list[np.ndarray], study: np.ndarray) -> np.ndarray:
+    """Return how far the runs are apart in each study: the greatest difference on one slice and label; NaN for one."""
+    if len(probabilities) < 2:
+        return np.full(len(np.unique(study)), np.nan)
+    stacked = np.stack(probabilities)
+    apart = (np.fmax.reduce(stacked) - np.fmin.reduce(stacked)).max(axis=1)
+    apart[(~np.isnan(stacked[..., ANY])).sum(axis=0) < 2] = np.nan
+    return pd.Series(apart).groupby(study).max().to_numpy()
+
+
+def worst(target: np.ndarray, loss: np.ndarray, shown: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    """Return for each label the slices (rows) of the greatest loss that are `shown`, bool (n,): `missed`, `called`."""
+
+    def greatest(i: int, kind: int) -> np.ndarray:
+        rows = np.flatnonzero(shown & (target[:, i] == kind) & ~np.isnan(loss[:, i]))
+        return rows[np.argsort(-loss[rows, i], kind="stable")][:N_WORST]
+
+    return {label: {"missed": greatest(i, 1), "called": greatest(i, 0)} for i, label in enumerate(LABELS)}
+
+
+@dataclass(frozen=True)
+class Studies:
+    """The training slices as studies, numbered from 0, with what was predicted of them."""
+
+    train: pd.DataFrame  # rows of the slice table
+    fold: np.ndarray | None  # (n,)
+    probabilities: list[np.ndarray]  # float32 (n, 6), NaN where nothing is predicted; the first is what counts
+    is_run: list[bool]  # and no ensemble
+
+    @cached_property
+    def number(self) -> np.ndarray:
+        return series_rows.number(self.train.study_id)
+
+    @cached_property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        return series_rows.bounds(self.number)
+
+    @property
+    def ids(self) -> pd.Series:
+        return self.train.study_id.iloc[self.bounds[0]]
+
+    @cached_property
+    def target(self) -> np.ndarray:
+        return tables.targets(self.train)
+
+    @cached_property
+    def losses(self) -> list[np.ndarray]:
+        return [losses(self.target, probability) for probability in self.probabilities]
+
+    @property
+    def loss(self) -> np.ndarray:
+        return self.losses[0] if self.losses else np.full(self.target.shape, np.nan)
+
+    def rows(self, i: int) -> slice:
+        return slice(self.bounds[0][i], self.bounds[1][i])
+
+    def fold_of(self, i: int) -> int | None:
+        return None if self.fold is None else int(self.fold[self.bounds[0][i]])
+
+
+def summaries(studies: Studies, chosen: np.ndarray) -> list[dict]:
+    """Return what the list of studies says of each of the `chosen`."""
+    means = [numbers(study_losses(loss, studies.number)) for loss in studies.losses]
+    runs = [p for p, is_run in zip(studies.probabilities, studies.is_run, strict=True) if is_run]
+    apart = numbers(spread(runs, studies.number))
+
+    def summary(i: int) -> dict:
+        rows = studies.train.iloc[studies.rows(i)]
+        return {
+            "id": str(rows.study_id.iloc[0]),
+            "patient": str(rows.patient_id.iloc[0]),
+            "fold": studies.fold_of(i),
+            "n": len(rows),
+            "counts": studies.target[studies.rows(i)].sum(axis=0).astype(int).tolist(),
+            "losses": [of_source[i] for of_source in means],
+            "spread": apart[i],
+        }
+
+    return [summary(i) for i in chosen.tolist()]
+
+
+def gallery(studies: Studies, chosen: np.ndarray, cache_dir: Path | None) -> dict:
+    """Return the worst slices of each label in the `chosen` studies, missed and falsely called, by the first source."""
+    if not studies.probabilities:
+        return {}
+    found = worst(studies.target, studies.loss, np.isin(studies.number, chosen))
+
+    def card(row: int, label: int) -> dict:
+        one, study = studies.train.iloc[row], studies.number[row]
+        return {
+            "study": str(one.study_id),
+            "slice": int(row - studies.bounds[0][study]),
+            "p": numbers(studies.probabilities[0][row, label]),
+            "loss": numbers(studies.loss[row, label]),
+            "truth": [name for name in LABELS if one[name] == 1],
+            "image": None if cache_dir is None else paths.cached(cache_dir, one.slice_id),
+        }
+
+    return {
+        label: {kind: [card(row, i) for row in rows] for kind, rows in found[label].items()}
+        for i, label in enumerate(LABELS)
+    }
+
+
+def find_maps(work_dir: Path, crop: str) -> list[Maps]:
+    """Return the explanations of the runs whose models see what a cache with this `crop` shows.
+
+    Raises ValueError naming a file whose labels are not ours.
+    """
+    found: dict[tuple[str, str], Maps] = {}
+    folds = [(run, *one) for run in paths.run_names(work_dir) for one in paths.run_folds(work_dir, run).items()]
+    for run, k, fold in folds:
+        for path in sorted(fold.glob("explain/*/explain.json")):
+            content = storage.read_json(path)
+            if content["labels"] != list(LABELS):
+                raise ValueError(f"{path}: the labels are not {', '.join(LABELS)}: explain again")
+            if runs.Run(work_dir, run).settings.get("crop", "none") == crop:
+                method = path.parent.name
+                one = found.setdefault((run, method), Maps(run, method, {}, set()))
+                one.folders[k] = path.parent
+                one.studies.update(content.get("studies", []))
+    return list(found.values())
+
+
+def describe(studies: Studies, i: int, maps: list[Maps], images: dict[str, list]) -> Study:
+    """Return study `i` for the page. `images` are lists of pictures, one a slice, by window."""
+    rows = studies.train.iloc[studies.rows(i)]
+    data = {
+        "slices": rows.slice_id.tolist(),
+        "series": series_rows.number(rows.series_id).tolist(),
+        "position": rows.position.round(2).tolist(),
+        "target": studies.target[studies.rows(i)].astype(int).tolist(),
+        "probability": [numbers(probability[studies.rows(i)]) for probability in studies.probabilities],
+        "images": images,
+        "maps": [_maps_of(one, studies.fold_of(i), rows.slice_id) for one in maps],
+    }
+    return Study(str(rows.study_id.iloc[0]), data)
+
+
+def _maps_of(one: Maps, fold: int | None, slice_ids: pd.Series) -> list[Path | None] | None:
+    if fold not in one.folders:
+        return None
+    files = [one.folders[fold] / f"{slice_id}.png" for slice_id in slice_ids]
+    found = [path if path.is_file() else None for path in files]
+    return found if any(found) else None

@@ -1,0 +1,318 @@
+"""Kaggle's own client, made safe to call: imported late and in silence, with time limits, retries and one-line errors.
+
+By itself it prints, asks the server and may exit while it is imported, waits without limit, retries nothing, and
+reports a failed upload as a success (kaggle 2.2.4).
+"""
+
+import contextlib
+import email.utils
+import io
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ich_kaggle.common import paths
+
+log = logging.getLogger(__name__)
+
+TIMEOUT = 60  # s without a byte
+TRIES = 5
+LONGEST_PAUSE = 600  # s that a server may ask to wait before it is for the user to decide
+LOOKS = (1, 2, 4, 8, 15, 30, 30, 30)  # s before each further look for a submission whose reply was lost
+LONGEST_LOOK = sum(LOOKS)  # s that Kaggle may go on with a submission after its client has gone
+POLLS, POLL_PAUSE = 360, 10  # times, s
+
+AGAIN = "run the command again"
+LONGEST_PATH = 255  # letters
+TOKEN_FILES = ("~/.kaggle/access_token", "~/.kaggle/access_token.txt")
+NEW_TOKEN = f"make a token at https://www.kaggle.com/settings and save it as {TOKEN_FILES[0]}"
+SITE = f"https://www.kaggle.com/competitions/{paths.SLUG}"
+RULES = f"accept the rules at {SITE}/rules (a wrong competition name is answered in the same way)"
+DENIED = "this account may not: look at the name, and at whose it is"
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Kaggle's client, signed in."""
+
+    client: Any  # kagglesdk.KaggleClient
+    source: str  # where its credentials come from
+    sleep: Callable[[float], None] = time.sleep  # s
+    timeout: float = TIMEOUT  # s
+
+    @property
+    def competitions(self) -> Any:
+        return self.client.competitions.competition_api_client
+
+    def call(self, method: Callable, *, safe: bool = True, hint: str = DENIED, **fields) -> Any:
+        """Return Kaggle's answer to `method` of the client, its request filled with `fields`.
+
+        After a fault of the server or a lost reply only a `safe` call is sent again: another may have been done. `hint`
+        ends the message where the account is refused (403). Raises PermissionError (401, 403), RuntimeError (any other
+        refusal) and ConnectionError (no answer, or a fault of the server).
+        """
+        request = method.__annotations__["request"]()
+        for name, value in fields.items():
+            setattr(request, name, value)
+        send = _tamed(self.timeout)(lambda: method(request))
+        return retry(send, method.__name__, hint, self.sleep, safe)
+
+    def put(self, url: str, content: bytes) -> None:
+        """Upload `content` to `url`, from its first byte after every fault. Raises like `call`."""
+        import requests
+
+        def send():
+            # A file goes in small blocks, each with a time limit of its own; bytes have one limit for them all.
+            response = requests.put(url, data=io.BytesIO(content), timeout=self.timeout)
+            if response.status_code not in (200, 201):
+                raise requests.HTTPError(response=response)
+
+        retry(send, "the upload", AGAIN, self.sleep)
+
+
+def connect(*, sleep: Callable[[float], None] = time.sleep, timeout: float = TIMEOUT) -> Connection:
+    """Return Kaggle's client, signed in with the credentials that win, which `source` names.
+
+    Raises ImportError without the client, PermissionError without credentials that it can use, ConnectionError offline.
+    """
+    found = _token_source()
+    try:
+        with _tamed(timeout):
+            from kaggle.api.kaggle_api_extended import KaggleApi
+        api = KaggleApi()
+        what = f"signing in with the token in {found}" if found else "signing in"
+        retry(_tamed(timeout)(api.authenticate), what, NEW_TOKEN, sleep)
+    except ImportError as error:
+        raise ImportError(f"Kaggle's client can't be imported ({error}): pip install 'kaggle>=2.2.4,<3' six") from error
+    except SystemExit:
+        fault = f"no Kaggle credentials that it can read in {_key_file()}" if _key_file() else "no Kaggle credentials"
+        fault = f"Kaggle does not accept the token in {found}" if found else fault
+        raise PermissionError(f"{fault}: {NEW_TOKEN}") from None
+    if found and api.config_values["auth_method"] == "LEGACY_API_KEY":
+        # The client falls back on the key, and goes on to send the token.
+        raise PermissionError(
+            f"Kaggle does not accept the token in {found}, which is sent instead of the key in {_source(api)}: "
+            f"remove that token, or {NEW_TOKEN}"
+        )
+    return Connection(api.build_kaggle_client(), _source(api), sleep, timeout)
+
+
+@contextlib.contextmanager
+def _tamed(timeout: float) -> Iterator[None]:
+    """Keep the client's prints out of ours, and give each of its requests the time limit that it does not set."""
+    from requests.adapters import HTTPAdapter
+
+    send = HTTPAdapter.send
+
+    def send_in_time(self, request, **options):
+        return send(self, request, **options | {"timeout": options.get("timeout") or timeout})
+
+    HTTPAdapter.send = send_in_time
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        HTTPAdapter.send = send
+
+
+def _token_source() -> str:
+    """Return where a token is, which wins over every key; empty if there is none.
+
+    Raises PermissionError if it is no plain text.
+    """
+    given = os.environ.get("KAGGLE_API_TOKEN", "")  # a token, or the path of a file that holds it
+    places = {"the environment variable KAGGLE_API_TOKEN": os.fsencode(given)}
+    if given and len(given) < LONGEST_PATH and Path(given).is_file():
+        places["the environment variable KAGGLE_API_TOKEN"] = Path(given).read_bytes().strip()
+    for name in TOKEN_FILES:
+        file = Path(name).expanduser()
+        places[name] = file.read_bytes().strip() if file.is_file() else b""
+    found = next((place for place, token in places.items() if token), "")
+    if found and not (places[found].isascii() and places[found].decode("ascii", "replace").isprintable()):
+        raise PermissionError(f"{found} holds something else than a token in plain text: {NEW_TOKEN}")
+    return found
+
+
+def _key_file() -> str:
+    """Return the file of a key that the client would read; empty if there is none."""
+    folders = (os.environ.get("KAGGLE_CONFIG_DIR", ""), "~/.kaggle", "~/.config/kaggle")
+    files = [Path(folder).expanduser() / "kaggle.json" for folder in folders if folder]
+    return next((str(file) for file in files if file.is_file()), "")
+
+
+def _source(api: Any) -> str:
+    match api.config_values["auth_method"]:
+        case "ACCESS_TOKEN":
+            return _token_source() or "this notebook"
+        case "LEGACY_API_KEY" if os.environ.get("KAGGLE_KEY"):
+            return "the environment variables KAGGLE_USERNAME and KAGGLE_KEY"
+        case "LEGACY_API_KEY":
+            return api.config
+        case _:
+            return "~/.kaggle/credentials.json"
+
+
+def retry(send: Callable, what: str, hint: str, sleep: Callable[[float], None], safe: bool = True) -> Any:
+    """Return what `send` does, once it succeeds. Raises like `Connection.call`, naming `what` was tried."""
+    for attempt in range(TRIES):
+        try:
+            return send()
+        except (OSError, KeyError, TypeError, ValueError) as error:  # the last three: an answer it can't decode
+            pause = delay(error, attempt)
+            if attempt == TRIES - 1 or pause > LONGEST_PAUSE or not _worth_again(error, safe):
+                raise _explained(error, what, hint) from error
+            log.info("%s: %s: again in %d s", what, _reason(error), pause)
+            sleep(pause)
+    return None
+
+
+def _worth_again(error: Exception, safe: bool) -> bool:
+    status = _status(error)
+    return status == 429 or (safe and (status is None or status == 308 or status >= 500))
+
+
+def delay(error: Exception | None, attempt: int) -> float:
+    """Return the seconds to wait after `error`: what the server asks for, else 1, 2, 4, ... by `attempt`."""
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    after = headers.get("Retry-After", "")
+    if after.isdigit():
+        return int(after)
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        # Against the server's own clock: ours may be wrong.
+        until, now = (email.utils.parsedate_to_datetime(text) for text in (after, headers["Date"]))
+        return max(0, (until - now).total_seconds())
+    return 2**attempt
+
+
+def _body(error: Exception) -> dict:
+    with contextlib.suppress(AttributeError, TypeError, ValueError):
+        return dict(error.response.json())
+    return {}
+
+
+def _status(error: Exception) -> int | None:
+    """Return the HTTP status of `error`, None without an answer. Kaggle may answer 200 with the true code inside."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return _body(error).get("code", status) if status == 200 else status
+
+
+def is_missing(error: RuntimeError) -> bool:
+    """Return whether `Connection.call` raised `error` because Kaggle has no such thing."""
+    return _status(error.__cause__) == 404
+
+
+def _reason(error: Exception) -> str:
+    status = _status(error)
+    if status is None:
+        # Not the error's own text, which may hold the upload's address, a secret.
+        host = urlsplit(getattr(getattr(error, "request", None), "url", None) or "").hostname
+        return f"no answer from {host or 'Kaggle'} ({type(error).__name__})"
+    return f"Kaggle answered {status}: {_body(error).get('message') or error.response.reason}"
+
+
+def _explained(error: Exception, what: str, hint: str) -> Exception:
+    status = _status(error)
+    hints = {401: f"the credentials are not accepted: {NEW_TOKEN}", 429: f"wait {delay(error, TRIES):.0f} s"}
+    hints |= {403: hint, 404: "look at the name, and at whose it is"}
+    if status is None or status >= 500:
+        return ConnectionError(f"{what}: {_reason(error)}: {AGAIN} later")
+    kind = PermissionError if status in (401, 403) else RuntimeError
+    return kind(f"{what}: {_reason(error)}: {hints.get(status, 'mend that, and run the command again')}")
+
+
+def preflight(kaggle: Connection) -> str:
+    """Return which credentials win, that the rules are accepted, and how many submissions are left today.
+
+    Raises PermissionError or RuntimeError where Kaggle would refuse a submission.
+    """
+    competition = _ask(kaggle, kaggle.competitions.get_competition)
+    limits = _ask(kaggle, kaggle.competitions.get_submission_limits)
+    if competition and not competition.user_has_entered:
+        raise PermissionError(f"{kaggle.source}: this account has not joined the competition: {RULES}")
+    # Who has never submitted is told 0 sent and 0 left.
+    if limits and limits.num_total and not limits.num_allowed_now:
+        raise RuntimeError(f"no submission is left today ({limits.num_today} sent): wait until 00:00 UTC")
+    rules = "accepted" if competition else "not known"
+    left = limits.num_allowed_now if limits and limits.num_total else "not known"
+    return f"credentials: {kaggle.source}; rules: {rules}; submissions left today: {left}"
+
+
+def _ask(kaggle: Connection, method: Callable) -> Any:
+    try:
+        return kaggle.call(method, hint=RULES, competition_name=paths.SLUG)
+    except RuntimeError as error:
+        log.info("%s", error)  # advice, not a step of the submission
+        return None
+
+
+def submissions(kaggle: Connection) -> list[Any]:
+    """Return the team's latest submissions, the newest first, as kagglesdk.ApiSubmission."""
+    fields = dict(competition_name=paths.SLUG, page=1, page_size=50)
+    return kaggle.call(kaggle.competitions.list_submissions, hint=RULES, **fields).submissions or []
+
+
+def find(kaggle: Connection, tag: str) -> int:
+    """Return the ref of the submission whose message holds `tag`; 0 if there is none."""
+    return next((found.ref for found in submissions(kaggle) if tag in (found.description or "")), 0)
+
+
+def upload(kaggle: Connection, name: str, content: bytes, modified: float) -> str:
+    """Return the token of `content`, uploaded as a file `name` of the time `modified` (s since 1970)."""
+    fields = dict(competition_name=paths.SLUG, file_name=name, content_length=len(content))
+    start = kaggle.competitions.start_submission_upload
+    answer = kaggle.call(start, hint=RULES, last_modified_epoch_seconds=int(modified), **fields)
+    kaggle.put(answer.create_url, content)
+    return answer.token
+
+
+def create(kaggle: Connection, token: str, message: str, tag: str) -> int:
+    """Return the ref of the one submission of an uploaded file, whose `message` holds the unique `tag`.
+
+    Raises PermissionError or RuntimeError if Kaggle refuses it, and TimeoutError if it may have taken it all the same.
+    """
+    fields = dict(competition_name=paths.SLUG, blob_file_tokens=token, submission_description=message)
+    problem: Exception | None = None
+    try:
+        for attempt in range(TRIES):
+            try:
+                answer = kaggle.call(kaggle.competitions.create_submission, safe=False, hint=RULES, **fields)
+                if answer.ref:
+                    return answer.ref
+                problem = RuntimeError(f"Kaggle gave no number, but: {answer.message}")
+            except ConnectionError as error:
+                problem = error
+            log.info("submission [%s] was not confirmed: looking for it at Kaggle, for up to %d s", tag, LONGEST_LOOK)
+            kaggle.sleep(min(delay(problem.__cause__, attempt), LONGEST_PAUSE))
+            if ref := look(kaggle, tag):
+                return ref
+    except (OSError, RuntimeError) as error:
+        if problem is None:
+            raise
+        problem = error
+    raise TimeoutError(f"submission [{tag}] may be at Kaggle: {AGAIN}, it looks there before it sends ({problem})")
+
+
+def look(kaggle: Connection, tag: str) -> int:
+    """Return like `find`, once a submission that Kaggle may still be at work on has had the time to arrive."""
+    if ref := find(kaggle, tag):
+        return ref
+    for seconds in LOOKS:
+        kaggle.sleep(seconds)
+        if ref := find(kaggle, tag):
+            return ref
+    return 0
+
+
+def wait(kaggle: Connection, ref: int) -> Any:
+    """Return submission `ref` (kagglesdk.ApiSubmission) once it is COMPLETE or ERROR. Raises TimeoutError after 1 h."""
+    for _ in range(POLLS):
+        submission = kaggle.call(kaggle.competitions.get_submission, ref=ref)
+        if submission.status.name != "PENDING":
+            return submission
+        kaggle.sleep(POLL_PAUSE)
+    raise TimeoutError(f"no score within {POLLS * POLL_PAUSE // 60} min")

@@ -1,0 +1,230 @@
+"""Kernels and datasets at Kaggle. Whether something was done is read from Kaggle's answer, not from its silence."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ich_kaggle.common import storage
+from ich_kaggle.kaggle_api import client, kernel_rules
+from ich_kaggle.kaggle_api.client import Connection
+
+log = logging.getLogger(__name__)
+
+POLLS, POLL_PAUSE = 800, 60  # times, s: a session ends after 12 hours
+READY_POLLS, READY_PAUSE = 180, 10  # times, s
+LISTINGS = 6  # times that a dataset is READY and its files are not listed yet
+SOURCES = {name: name.replace("sources", "data_sources") for name in kernel_rules.SOURCES}  # ours: the client's
+INVALID = ("dataset_sources", "competition_sources", "kernel_sources", "model_sources", "tags")
+
+
+def split(name: str) -> tuple[str, str]:
+    owner, slug = name.split("/")
+    return owner, slug
+
+
+def push(kaggle: Connection, folder: Path) -> tuple[str, int]:
+    """Return the address and the version of the kernel in `folder`, which Kaggle runs at once.
+
+    Raises RuntimeError with Kaggle's reason if it took the kernel not at all, or without one of its sources, and
+    TimeoutError if it may have taken it.
+    """
+    metadata = kernel_rules.read(folder)
+    fields = {name: metadata[name] for name in ("language", "kernel_type", *kernel_rules.SWITCHES)}
+    fields |= {theirs: metadata[ours] for ours, theirs in SOURCES.items()}
+    fields |= {name: metadata[name] for name in kernel_rules.OPTIONAL if name in metadata}
+    fields |= dict(slug=metadata["id"], new_title=metadata["title"], category_ids=metadata["keywords"])
+    fields |= dict(text=(folder / metadata["code_file"]).read_text(encoding="utf-8"))
+    if metadata["machine_shape"]:
+        fields["machine_shape"] = metadata["machine_shape"]
+    try:
+        answer = kaggle.call(kaggle.client.kernels.kernels_api_client.save_kernel, safe=False, **fields)
+    except ConnectionError as error:
+        page = f"https://www.kaggle.com/code/{metadata['id']}"
+        raise TimeoutError(f"{error}: Kaggle may run it all the same: look at {page} before you push again") from error
+    _refuse(metadata["id"], answer)
+    return answer.url, answer.version_number
+
+
+def _refuse(name: str, answer: Any) -> None:
+    if answer.error:
+        raise RuntimeError(f"{name}: Kaggle refused it: {answer.error}")
+    if dropped := [f"{what} {', '.join(found)}" for what in INVALID if (found := getattr(answer, f"invalid_{what}"))]:
+        raise RuntimeError(
+            f"{name}: Kaggle left out {'; '.join(dropped)}: cancel version {answer.version_number}, and make what is "
+            "missing (of models: python -m ich_kaggle.kernel weights), or mend the metadata"
+        )
+    if not answer.version_number:
+        raise RuntimeError(f"{name}: Kaggle gave no version number: nothing was pushed")
+
+
+def wait(kaggle: Connection, name: str) -> None:
+    """Return once the latest version of kernel `name`, owner/name, has run.
+
+    Raises RuntimeError with Kaggle's reason if it failed or was cancelled, TimeoutError if it goes on for too long.
+    """
+    owner, slug = split(name)
+    shown = ""
+    for _ in range(POLLS):
+        method = kaggle.client.kernels.kernels_api_client.get_kernel_session_status
+        answer = kaggle.call(method, user_name=owner, kernel_slug=slug)
+        state = answer.status.name
+        if state == "COMPLETE":
+            return
+        if state not in ("QUEUED", "RUNNING", "NEW_SCRIPT"):
+            reason = f" ({answer.failure_message})" if answer.failure_message else ""
+            raise RuntimeError(f"{name}: {state}{reason}: python -m ich_kaggle.kernel fetch {slug} brings its log")
+        if state != shown:
+            log.info("%s: %s", name, state)
+        shown = state
+        kaggle.sleep(POLL_PAUSE)
+    raise TimeoutError(f"{name}: still {shown} after {POLLS * POLL_PAUSE / 3600:.0f} h")
+
+
+def fetch(kaggle: Connection, name: str, folder: Path) -> list[Path]:
+    """Return the output of kernel `name`, written into `folder`: its files, and its log as <name>.log.
+
+    What was there, of the version before, is replaced once all is here, the log at once. Raises ValueError naming a
+    file that would not lie in `folder`.
+    """
+    owner, slug = split(name)
+    method, token, log_text, found = kaggle.client.kernels.kernels_api_client.list_kernel_session_output, "", "", []
+    while True:
+        fields = dict(user_name=owner, kernel_slug=slug, page_size=100, page_token=token)
+        answer = kaggle.call(method, **fields)
+        log_text, token = log_text or answer.log, answer.next_page_token
+        found += answer.files
+        if not token:
+            break
+    log_path = folder / f"{slug}.log"
+    with storage.writing(log_path) as temporary:  # whatever comes of the rest
+        temporary.write_text(readable(log_text), encoding="utf-8")
+    files = [inside(folder, file.file_name) for file in found]
+    with storage.replacing(folder) as draft:
+        shutil.copyfile(log_path, draft / log_path.name)
+        for path, file in zip(files, found, strict=True):
+            target = draft / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(get(kaggle, file.url, file.file_name))
+    return [*files, log_path]
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return the path of `name` below `folder`. Raises ValueError if it leads elsewhere."""
+    path = folder / name
+    if not name or "\\" in name or not path.resolve().is_relative_to(folder.resolve()) or path == folder:
+        raise ValueError(f"Kaggle lists an output file {name!r}, which would not lie in {folder}: fetch it by hand")
+    return path
+
+
+def get(kaggle: Connection, url: str, what: str) -> bytes:
+    """Return what `url` answers. Raises like `Connection.call`."""
+    import requests
+
+    def send() -> bytes:
+        answer = requests.get(url, timeout=kaggle.timeout)
+        answer.raise_for_status()
+        return answer.content
+
+    return client.retry(send, what, client.AGAIN, kaggle.sleep)
+
+
+def readable(log_text: str) -> str:
+    """Return the text of a log that Kaggle gives as a JSON list of pieces."""
+    try:
+        return "".join(piece["data"] for piece in json.loads(log_text))
+    except (ValueError, TypeError, KeyError):
+        return log_text
+
+
+def status(kaggle: Connection, name: str) -> str:
+    """Return the status of dataset `name`, owner/name: READY, FAILED or a step on the way; empty if there is none."""
+    owner, slug = split(name)
+    method = kaggle.client.datasets.dataset_api_client.get_dataset_status
+    try:
+        return kaggle.call(method, owner_slug=owner, dataset_slug=slug).status.name
+    except RuntimeError as error:
+        if client.is_missing(error):
+            return ""
+        raise
+
+
+def publish(kaggle: Connection, name: str, title: str, folder: Path) -> None:
+    """Upload the files in `folder` as dataset `name`, or its next version, and return once Kaggle lists them all.
+
+    Raises RuntimeError with Kaggle's reason, or naming the file that did not arrive.
+    """
+    from kagglesdk.datasets.types.dataset_api_service import ApiCreateDatasetVersionRequestBody
+
+    owner, slug = split(name)
+    if there := status(kaggle, name):
+        _wait_ready(kaggle, name)  # Kaggle answers 403 to a version on top of one that it still works on
+    files = [_upload(kaggle, path) for path in sorted(folder.iterdir())]
+    api = kaggle.client.datasets.dataset_api_client
+    if there:
+        body = ApiCreateDatasetVersionRequestBody()
+        body.version_notes, body.files = f"{len(files)} files", files
+        answer = kaggle.call(api.create_dataset_version, safe=False, owner_slug=owner, dataset_slug=slug, body=body)
+    else:
+        fields = dict(owner_slug=owner, slug=slug, title=title, license_name="other", is_private=True, files=files)
+        answer = kaggle.call(api.create_dataset, safe=False, **fields)
+    if answer.error or (answer.status or "ok").lower() != "ok":
+        raise RuntimeError(f"{name}: Kaggle refused it: {answer.error or answer.status}")
+    compare(kaggle, name, folder)
+
+
+def _upload(kaggle: Connection, path: Path) -> Any:
+    from kagglesdk.blobs.types.blob_api_service import ApiBlobType
+    from kagglesdk.datasets.types.dataset_api_service import ApiDatasetNewFile
+
+    content, modified = path.read_bytes(), int(path.stat().st_mtime)
+    fields = dict(name=path.name, content_length=len(content), last_modified_epoch_seconds=modified)
+    answer = kaggle.call(kaggle.client.blobs.blob_api_client.start_blob_upload, type=ApiBlobType.DATASET, **fields)
+    kaggle.put(answer.create_url, content)
+    log.info("%s: %d bytes", path.name, len(content))
+    file = ApiDatasetNewFile()
+    file.token = answer.token
+    return file
+
+
+def _wait_ready(kaggle: Connection, name: str) -> None:
+    for _ in range(READY_POLLS):
+        state = status(kaggle, name)
+        if state == "READY":
+            return
+        if state in ("FAILED", "DELETED"):
+            raise RuntimeError(f"dataset {name}: {state}: see https://www.kaggle.com/datasets/{name}")
+        kaggle.sleep(READY_PAUSE)
+    raise TimeoutError(f"dataset {name}: still {state} after {READY_POLLS * READY_PAUSE // 60} min")
+
+
+def compare(kaggle: Connection, name: str, folder: Path) -> None:
+    """Return once dataset `name` is READY and lists the files of `folder`, no more and no less, at their sizes.
+
+    Raises RuntimeError naming one that is missing, too much or of another size.
+    """
+    ours = {path.name: path.stat().st_size for path in folder.iterdir()}
+    for attempt in range(LISTINGS):
+        _wait_ready(kaggle, name)
+        theirs = listing(kaggle, name)
+        wrong = sorted(file for file in ours.keys() | theirs.keys() if ours.get(file) != theirs.get(file))
+        if not wrong:
+            return
+        if attempt < LISTINGS - 1:
+            kaggle.sleep(READY_PAUSE)  # for a while after an upload the version before is listed
+    sizes = f"{ours.get(wrong[0], 'no')} bytes here, {theirs.get(wrong[0], 'none')} at Kaggle"
+    raise RuntimeError(f"dataset {name}: {wrong[0]}: {sizes} ({len(wrong)} such files): upload it again")
+
+
+def listing(kaggle: Connection, name: str) -> dict[str, int]:
+    """Return the size in bytes of every file in dataset `name`."""
+    owner, slug = split(name)
+    found, token = {}, ""
+    while True:
+        fields = dict(owner_slug=owner, dataset_slug=slug, page_size=200, page_token=token)
+        answer = kaggle.call(kaggle.client.datasets.dataset_api_client.list_dataset_files, **fields)
+        found |= {file.name: file.total_bytes for file in answer.dataset_files}
+        token = answer.next_page_token
+        if not token:
+            return found

@@ -1,0 +1,1 @@
+"""The slice level: models, augmentation, data loading and training with torch."""

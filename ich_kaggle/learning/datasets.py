@@ -1,0 +1,138 @@
+"""What the loaders read: slices from the cache."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ich_kaggle.common import parallel, paths
+from ich_kaggle.dicom import png
+
+
+class SliceDataset(Dataset):
+    """Cached slices: uint8 (size, size, c), their target float32 (6,), and their row.
+
+    `beside` (n, k) are the rows whose `channels` an image is made of, in turn; with `n_targets` of k the target is
+    theirs, (k, 6). `swap` is how often the two are turned round. An item is asked for as (epoch, row): what
+    `move(image, rng)` draws for it depends on nothing else but the seed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        slice_ids: Sequence[str],
+        target: np.ndarray,
+        move: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+        *,
+        beside: np.ndarray | None = None,
+        channels: Sequence[int] = (0, 1, 2),
+        n_targets: int = 1,
+        swap: float = 0.0,
+        seed: int = 0,
+    ):
+        # One block of bytes: a list of a million paths takes seconds, and a gigabyte in each worker.
+        self.folder, self.slice_ids = folder, np.asarray(slice_ids, dtype="S")
+        self.beside = np.arange(len(self.slice_ids))[:, None] if beside is None else beside
+        self.target, self.move, self.channels, self.seed = target, move, list(channels), seed
+        self.n_targets, self.swap = n_targets, swap
+
+    def __len__(self) -> int:
+        return len(self.slice_ids)
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, int]:
+        epoch, row = item
+        rng = np.random.default_rng([self.seed, epoch, row])
+        rows = self.beside[row]
+        if self.swap and rng.random() < self.swap:
+            rows = rows[::-1]
+        image = self.move(self.image(rows), rng)
+        target = self.target[row] if self.n_targets == 1 else self.target[rows]
+        return torch.from_numpy(np.require(image, requirements=("C", "W"))), torch.tensor(target), row
+
+    def image(self, rows: np.ndarray) -> np.ndarray:
+        """Return the channels of the slices `rows`, one after the other: uint8 (h, w, c)."""
+        seen = {row: self.read(row) for row in rows}
+        if self.channels != [0, 1, 2]:
+            seen = {
+                row: cv2.merge([cv2.extractChannel(image, c) for c in self.channels]) for row, image in seen.items()
+            }
+        image = cv2.merge([seen[row] for row in rows]) if len(rows) > 1 else seen[rows[0]]
+        return image.reshape(*image.shape[:2], -1)
+
+    def read(self, row: int) -> np.ndarray:
+        """Return the cached image of a row. Raises ValueError naming a file that is damaged and how to mend it."""
+        path = paths.cached(self.folder, self.slice_ids[row].decode())
+        try:
+            return png.read(path)
+        except (OSError, ValueError) as error:
+            size, _, crop = self.folder.name.partition("-")
+            command = f"python -m ich_kaggle.cache --cache-size {size}" + (f" --crop {crop}" if crop else "")
+            raise ValueError(
+                f"{path} can't be read ({type(error).__name__}): run {command} --verify, then {command} to make it anew"
+            ) from error
+
+
+class Batches:
+    """The batches of an epoch, as lists of (epoch, row): shuffled by seed and epoch, all of nearly one size.
+
+    `draw(rng)` gives the rows of an epoch, in random order (none: all of them). Of several processes, `shard` (which,
+    of how many), each takes its part of every batch; without a seed, its part of the rows: none is dropped or doubled.
+    `epoch` and `start` (the first batch) may be set between epochs, so that a run can go on where it stopped.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        seed: int | None = None,
+        *,
+        draw: Callable[[np.random.Generator], np.ndarray] | None = None,
+        shard: tuple[int, int] = (0, 1),
+    ):
+        self.n, self.seed, self.epoch, self.start, self.draw = n, seed, 0, 0, draw
+        self.rank, self.n_shards = shard
+        n_rows = len(self.rows())
+        self.n_batches = -(-n_rows // batch_size)
+        if seed is not None and n_rows:
+            self.n_batches = max(1, min(self.n_batches, n_rows // self.n_shards))
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def rows(self) -> np.ndarray:
+        if self.seed is None:
+            return np.arange(self.n)[self.rank :: self.n_shards]
+        rng = np.random.default_rng([self.seed, self.epoch])
+        return rng.permutation(self.n) if self.draw is None else self.draw(rng)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        if not self.n_batches:
+            return
+        for rows in np.array_split(self.rows(), self.n_batches)[self.start :]:
+            mine = rows if self.seed is None else rows[self.rank :: self.n_shards]
+            yield [(self.epoch, int(row)) for row in mine]
+
+
+def loader(dataset: Dataset, batch_size: int, workers: int, seed: int | None = None, **batches) -> DataLoader:
+    """Return a loader of `dataset`, shuffled by `seed`, or in order without one; no worker holds any state.
+
+    `batches` are further arguments of `Batches`.
+    """
+    parallel.keep_memory()
+    return DataLoader(
+        dataset,
+        batch_sampler=Batches(len(dataset), batch_size, seed, **batches),
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # its own, so that making an iterator draws nothing from the global one
+    )
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)
+    parallel.keep_memory()

@@ -1,0 +1,182 @@
+"""The slice model: any timm backbone, pooled to an embedding, and six logits. A saved model carries its own config."""
+
+import difflib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import timm
+import torch
+from torch import nn
+
+from ich_kaggle.common import cli, storage, windows, zip_reader
+from ich_kaggle.common.labels import LABELS
+
+CHUNK = 65536  # slices whose embeddings are in memory at once
+STRIDE = 32  # px of the image to a pixel of the last feature map, unless an architecture is asked for less
+
+
+@dataclass(frozen=True)
+class SliceConfig:
+    """What it takes to build a slice model and to feed it."""
+
+    arch: str  # timm's name
+    image_size: int  # px, what the network sees
+    cache_size: int  # px, what the cache holds
+    windows: tuple[tuple[float, float], ...] = windows.CACHED  # center and width in HU, a channel each
+    drop_path: float = 0.0
+    offsets: tuple[int, ...] = (0,)  # positions of the slices seen, all windows of each in turn
+    n_targets: int = 1  # slices whose labels are learned: the middle one, or as many as there are offsets
+    output_stride: int = STRIDE  # less of it is had by dilation
+    crop: str = "none"  # of the cache
+
+    @property
+    def own(self) -> slice:
+        """Where, among all that is learned, the logits of the slice itself are."""
+        middle = self.n_targets // 2 * len(LABELS)
+        return slice(middle, middle + len(LABELS))
+
+    @property
+    def channels(self) -> list[int]:
+        """The channels of a cached slice that are shown."""
+        return [windows.CACHED.index(tuple(window)) for window in self.windows]
+
+
+class SliceModel(nn.Module):
+    """uint8 images (n, h, w, c) -> logits (n, 6), or (n, n_targets, 6) where the neighbours' labels are learned too.
+
+    `embed` gives the pooled features (n, d) before the head.
+    """
+
+    def __init__(self, config: SliceConfig):
+        super().__init__()
+        self.config = config
+        check_arch(config.arch)
+        extra = {"drop_path_rate": config.drop_path} if config.drop_path else {}
+        if config.output_stride != STRIDE:
+            extra["output_stride"] = config.output_stride
+        n_channels, n_logits = len(config.windows) * len(config.offsets), len(LABELS) * config.n_targets
+        self.backbone = _backbone(config, num_classes=n_logits, in_chans=n_channels, global_pool="avg", **extra)
+        if config.arch.startswith("vgg"):
+            _drop_hidden_layers(self.backbone, n_logits)
+        if not isinstance(self.head, nn.Linear):
+            raise ValueError(f"{config.arch} does not end in one linear layer: choose another architecture")
+        self.embedding_size = self.head.in_features
+        for name in ("mean", "std"):
+            # One value for all channels: they are windows, not colours.
+            self.register_buffer(name, 255 * torch.tensor(self.backbone.pretrained_cfg[name]).mean(), persistent=False)
+        self.to(memory_format=torch.channels_last)
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.backbone.get_classifier()
+
+    def normalised(self, images: torch.Tensor) -> torch.Tensor:
+        return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.backbone.forward_features(self.normalised(images))
+        return self.backbone.forward_head(features, pre_logits=True)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self.head(self.embed(images))
+        return logits if self.config.n_targets == 1 else logits.unflatten(1, (self.config.n_targets, len(LABELS)))
+
+    def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits (n, 6) of the slice itself and the embeddings (n, d)."""
+        embedding = self.embed(images)
+        return self.head(embedding)[:, self.config.own], embedding
+
+
+def _backbone(config: SliceConfig, **options) -> nn.Module:
+    """Return timm's network. Raises ValueError if it can't be made in this way."""
+    if has_fixed_size(config.arch):
+        options["img_size"] = config.image_size
+        del options["global_pool"]  # transformers pool as their weights were fitted
+    try:
+        return timm.create_model(config.arch, **options)
+    except Exception as error:  # each architecture has errors of its own
+        special = ("drop_path_rate", "output_stride", "img_size")
+        given = ", ".join(f"{key} {options[key]}" for key in special if key in options) or "these options"
+        raise ValueError(
+            f"timm has no {config.arch} with {given} ({cli.printable(str(error) or type(error).__name__, 200)})"
+        ) from error
+
+
+def has_fixed_size(arch: str) -> bool:
+    """Return whether a model is made for one size of image."""
+    return bool(getattr(timm.get_pretrained_cfg(arch), "fixed_input_size", False))
+
+
+def blank(config: SliceConfig, n: int, size: int) -> torch.Tensor:
+    """Return `n` black images of `size` px: uint8 (n, size, size, c)."""
+    return torch.zeros(n, size, size, len(config.windows) * len(config.offsets), dtype=torch.uint8)
+
+
+def head_logits(model: SliceModel, embeddings: np.ndarray) -> np.ndarray:
+    """Return the logits of the slices themselves, float32 (n, 6), that `model` gives from `embeddings` (n, d)."""
+    weight, bias = (part[model.config.own].detach().cpu().numpy() for part in (model.head.weight, model.head.bias))
+    parts = np.array_split(embeddings, -(-len(embeddings) // CHUNK))
+    return np.concatenate([part.astype(np.float32) @ weight.T + bias for part in parts])
+
+
+def _drop_hidden_layers(vgg: nn.Module, n_logits: int) -> None:
+    # The two layers of 4096 between VGG's features and its classifier tie it to 224 px and hold most of its weights.
+    vgg.pre_logits = nn.Identity()
+    vgg.head.fc = nn.Linear(vgg.num_features, n_logits)
+
+
+def check_arch(arch: str) -> None:
+    """Raise ValueError, with the nearest names, if timm has no `arch`."""
+    if not timm.is_model(arch.split(".")[0]):
+        near = difflib.get_close_matches(arch, timm.list_models(), 3, 0.4)
+        raise ValueError(
+            f"timm has no architecture {arch}: did you mean {', '.join(near) or 'one of timm.list_models()'}?"
+        )
+
+
+def start_at_prevalence(model: SliceModel, prevalence: np.ndarray) -> None:
+    """Let the head of `model` begin at the logits of `prevalence` (6,), so that no step is spent on finding them."""
+    prevalence = np.tile(np.clip(prevalence, 1e-3, 1 - 1e-3), model.config.n_targets)
+    with torch.no_grad():
+        model.head.weight.mul_(0.1)
+        model.head.bias.copy_(torch.from_numpy(np.log(prevalence / (1 - prevalence))))
+
+
+def for_prediction(model: SliceModel) -> SliceModel:
+    """Return `model` without the logits of the neighbours, which only its training asks for."""
+    if model.config.n_targets == 1:
+        return model
+    plain = SliceModel(replace(model.config, n_targets=1))
+    weights = model.state_dict()
+    for name, module in model.named_modules():
+        if module is model.head:
+            weights |= {f"{name}.{part}": weights[f"{name}.{part}"][model.config.own] for part in ("weight", "bias")}
+    plain.load_state_dict(weights)
+    return plain
+
+
+def save(path: Path, model: SliceModel) -> None:
+    """Write the weights of `model` with its config."""
+    content = {"config": json.dumps(asdict(model.config)), "weights": model.state_dict()}
+    with storage.writing(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
+
+
+def load(path: Path | BinaryIO, device: torch.device | str = "cpu") -> SliceModel:
+    """Return the model in `path`, on `device`. Raises ValueError naming a damaged file."""
+    try:
+        zip_reader.check(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        config = json.loads(content["config"])
+        config["windows"] = tuple(windows.Window(*window) for window in config["windows"])
+        config["offsets"] = tuple(config.get("offsets", (0,)))
+        model = SliceModel(SliceConfig(**config))
+        model.load_state_dict(content["weights"])
+    except Exception as error:  # damaged bytes meet errors of every type
+        raise ValueError(
+            f"{path}: not a whole model ({type(error).__name__}): remove it and run python -m ich_kaggle.train"
+        ) from error
+    return model.to(device).eval()

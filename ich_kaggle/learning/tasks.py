@@ -1,0 +1,122 @@
+"""What a slice model is fitted to: the slices it sees, what it is asked of them, and what it starts from."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from ich_kaggle.common import tables, windows
+from ich_kaggle.common.labels import ANY
+from ich_kaggle.learning import augment, datasets, ddp, fit, neighbours, pretrained, slice_model
+
+log = logging.getLogger(__name__)
+
+CONTEXTS = ("windows", "slices", "both")
+WINDOWS = dict(zip(("brain", "subdural", "soft"), windows.CACHED, strict=True))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is shown of the slices, what is asked of the model, and what it starts from."""
+
+    batch_size: int = 32
+    weights: str = "imagenet"
+    sampler: str = "all"
+    per_study: int = 4
+    soften: float = 0.0
+    focal: float = 0.0
+    side_weight: float = 0.0
+
+
+def slice_config(
+    arch: str,
+    *,
+    image_size: int = 384,
+    cache_size: int = 512,
+    context: str = "windows",
+    stride: int = 1,
+    window: str = "subdural",
+    side_weight: float = 0.0,
+    **rest,
+) -> slice_model.SliceConfig:
+    """Return the config of a model that sees three windows of a slice, one `window` of three slices, or all nine."""
+    offsets = (0,) if context == "windows" else (-stride, 0, stride)
+    shown = (WINDOWS[window],) if context == "slices" else windows.CACHED
+    n_targets = len(offsets) if side_weight else 1
+    return slice_model.SliceConfig(
+        arch, image_size, cache_size, windows=shown, offsets=offsets, n_targets=n_targets, **rest
+    )
+
+
+def slice_loss(model, batch: tuple, focal: float = 0.0, side_weight: float = 0.0):
+    """Return the loss of a batch; that of neighbouring slices, (n, k, 6), counts `side_weight` of the middle one's."""
+    images, target, _ = batch
+    logits = model(images)
+    if logits.ndim == 2:
+        return fit.bce(logits, target, focal)
+    middle = logits.shape[1] // 2
+    losses = [fit.bce(logits[:, i], target[:, i], focal) for i in range(logits.shape[1])]
+    shares = [1 if i == middle else side_weight for i in range(len(losses))]
+    return sum(share * loss for share, loss in zip(shares, losses, strict=True)) / sum(shares)
+
+
+def slice_loader(
+    table: pd.DataFrame,
+    folder: Path,
+    config: slice_model.SliceConfig,
+    *,
+    batch_size: int,
+    workers: int,
+    move: augment.Augment = augment.NONE,
+    seed: int | None = None,
+    soften: float = 0.0,
+    **batches,
+):
+    """Return a loader of the cached slices of `table`, in its order, or shuffled and moved where `seed` is given.
+
+    `table` holds whole series, in the order of the slice table. `batches` go to `datasets.Batches`.
+    """
+    target = tables.targets(table)
+    if soften:
+        target = neighbours.soften(target, neighbours.neighbours(table.series_id, table.position, (-1, 1)), soften)
+    dataset = datasets.SliceDataset(
+        folder,
+        table.slice_id,
+        target,
+        partial(augment.apply, augment=move, size=config.image_size, n_windows=len(config.windows)),
+        beside=neighbours.neighbours(table.series_id, table.position, config.offsets),
+        channels=config.channels,
+        n_targets=config.n_targets,
+        swap=move.swap,
+        seed=seed or 0,
+    )
+    return datasets.loader(dataset, batch_size, workers, seed, **batches)
+
+
+def loaders(seen: pd.DataFrame, held_out: pd.DataFrame, load: Callable, task: Task, move: augment.Augment, seed: int):
+    """Return a loader of the slices `seen`, sampled, moved and shuffled, and one of those `held_out`, in order.
+
+    `load` is slice_loader with the cache and the config given. Of several processes, each has its part of both.
+    """
+    draw = neighbours.sampler(
+        task.sampler,
+        patient_id=seen.patient_id,
+        study_id=seen.study_id,
+        is_positive=tables.targets(seen)[:, ANY] > 0,
+        per_study=task.per_study,
+    )
+    shard = ddp.shard()
+    moved = load(seen, seed=seed, move=move, soften=task.soften, draw=draw, shard=shard)
+    return moved, load(held_out, shard=shard)
+
+
+def new_model(config: slice_model.SliceConfig, source: str, work_dir: Path, seen: pd.DataFrame, seed: int):
+    """Return a model with the weights in `source` that starts at the prevalence of the slices `seen`."""
+    fit.set_seed(seed)
+    model = slice_model.SliceModel(config)
+    log.info(pretrained.load(model.backbone, config.arch, source, work_dir / "weights"))
+    slice_model.start_at_prevalence(model, tables.targets(seen).mean(axis=0))
+    return model

@@ -1,0 +1,12 @@
+"""Work that a command does only if its results do not exist yet: torch is imported when it is needed."""
+
+from ich_kaggle.common.project import Project
+from ich_kaggle.common.runs import Run
+
+
+def predict(project: Project, run: Run, folds: list[int]) -> None:
+    """Predict with those `folds` of `run` that have not been."""
+    if set(folds) - set(run.predicted):
+        from ich_kaggle import predict
+
+        predict.ensure(project, run, folds)

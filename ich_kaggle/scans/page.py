@@ -1,0 +1,103 @@
+"""The page of what was read in a pile: its studies to leaf through, with what was found, where no truth is known."""
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ich_kaggle import __version__
+from ich_kaggle.common import cli, paths, zip_reader
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.dicom import pixels, png, slice_image
+from ich_kaggle.html import app
+from ich_kaggle.scans import results
+
+Members = Mapping[tuple[str, str, str], zip_reader.Member]  # by study, series and slice
+
+
+def index(out: Path) -> Path:
+    return out / "report" / "index.html"
+
+
+def by_label(values: dict | None) -> list:
+    """Return `values`, by label, in the order of the labels; None for each where there are none."""
+    return [None if values is None else values[label] for label in LABELS]
+
+
+def why_read(found: dict) -> str:
+    """Return why the series of a study that was read is the one."""
+    n_others = len(found["series"]) - 1
+    if not found["read"]:
+        return "none of its series can be read"
+    return f"the other series ({n_others}) were refused, as told below" if n_others else "the only one of the study"
+
+
+def summary(found: dict) -> dict:
+    """Return what the list of studies says of one of results.content."""
+    return {
+        "id": found["study"],
+        "series": found["read"],
+        "n": len(found["slices"]),
+        "n_unread": sum("probability" not in one for one in found["slices"]),
+        "max": by_label(found.get("max")),
+        "aggregate": by_label(found.get("aggregate")),
+        "flags": by_label(found.get("flags")),
+    }
+
+
+def pictures(content: bytes, name: str, size: int) -> tuple[bytes, bytes]:
+    """Return a whole slice as PNGs of `size` px: the three windows of the cache, and bone."""
+    words, code = pixels.read_words(content, name)
+    cached = slice_image.resize(slice_image.windowed(words, code), size)
+    return png.encode(cached), png.encode(slice_image.bone(words, code, size))
+
+
+def study(found: dict, data: paths.Data, members: Members, size: int) -> app.Study:
+    """Return one study of results.content for the page, with its pictures."""
+    slices, images = found["slices"], {"cached": [], "bone": []}
+    for one in slices:
+        made = (None, None)
+        if "probability" in one:
+            member = members[found["study"], found["read"], one["slice"]]
+            made = pictures(data.read(member), member.path, size)
+        for pngs, picture in zip(images.values(), made, strict=True):
+            pngs.append(picture)
+    of_study = {
+        "slices": [one["slice"] for one in slices],
+        "position": [one["position_mm"] for one in slices],
+        "notes": [one["note"] for one in slices],
+        "probability": [[by_label(one.get("probability")) for one in slices]],
+        "flags": [by_label(one.get("flags")) for one in slices],
+        "images": images,
+        "series": found["series"],
+        "why": why_read(found),
+    }
+    return app.Study(found["study"], of_study)
+
+
+def write(
+    out: Path, readings: list[results.Reading], data: paths.Data, members: Members, packed: dict, rule: str
+) -> None:
+    """Write the page of `readings` into `out`, a study at a time; `members` says where each slice is in `data`."""
+    found = results.content(readings, packed, rule)
+    size = max(kind["size"] for kind in packed["pictures"].values())
+    content = {
+        "reading": {
+            "intended_use": packed["intended_use"],
+            "rule": rule,
+            "slices": by_label(results.chosen_thresholds(packed, "slices", rule)),
+            "studies": by_label(results.chosen_thresholds(packed, "studies_max", rule)),
+        },
+        "labels": LABELS,
+        "made": {"time": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "version": __version__},
+        "sources": [{"name": packed["ensemble"]}],
+        "studies": [summary(one) for one in found],
+        "maps": [],
+        "cache": {"name": "", "size": size},
+        "bone": True,
+    }
+
+    def pages() -> Iterator[app.Study]:
+        for one in cli.progress(found, len(found), "write the report", " studies"):
+            yield study(one, data, members, size)
+
+    app.write(index(out).parent, content, pages(), plots=False)

@@ -1,0 +1,283 @@
+"""Passes over slices with the models of an ensemble, as many as there is time for, each kept in a file.
+
+A pass is a slice model on one view of all slices, or a second level on what the passes it reads have made of them. What
+a pass had done when the time was up is gone on from.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from ich_kaggle.common import runs, series_rows, storage, tables
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.learning import augment, slice_model, tasks
+from ich_kaggle.learning import fit as learning_fit
+from ich_kaggle.scans import model_bundle
+from ich_kaggle.second_level import fit as second_level_fit
+from ich_kaggle.second_level import sequence_models
+
+AGAIN = "pack it again with python -m ich_kaggle.kernel weights"
+CHUNK = 2048  # slices, and the rest of their series: what is done of a pass is kept in steps of it
+
+
+class Pass(NamedTuple):
+    run: str
+    fold: int
+    view: str  # of a second level: of how many views it reads
+    path: Path | None  # of the model; a smoothing has none
+    digest: str  # of all that it is made by
+    reads: tuple["Pass", ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.run} fold {self.fold}, {self.view}"
+
+
+@dataclass
+class Budget:
+    """The time until `end`, and what a slice has taken each run: s, by the clock `now`."""
+
+    end: float
+    now: Callable[[], float]
+    rates: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def left(self) -> float:
+        return self.end - self.now()
+
+    def allows(self, run: str, n_slices: int) -> bool:
+        return n_slices * self.rates.get(run, 0) < self.left
+
+
+def plan(packed: dict, folder: Path) -> list[Pass]:
+    """Return all passes of the runs `packed` in `folder`, in the order in which they are made."""
+    passes = []
+    for turn in range(max(map(len, packed["views"].values()))):
+        for run in by_weight(packed):
+            if turn < n_turns(packed, run):
+                passes += [new_pass(packed, folder, run, entry, turn, passes) for entry in packed["models"][run]]
+    return passes
+
+
+def by_weight(packed: dict) -> list[str]:
+    """Return all runs, those of the greatest weight first. What a second level weighs, the runs it reads weigh too."""
+    weight = dict.fromkeys(packed["models"], 0.0) | {run: abs(part) for run, part in packed["runs"].items()}
+    for run in reversed(packed["models"]):  # each stands behind those that it reads
+        for read in packed["options"][run].get("on", []):
+            weight[read] += weight[run]
+    return sorted(weight, key=lambda run: -weight[run])
+
+
+def n_turns(packed: dict, run: str) -> int:
+    reads = packed["options"][run].get("on", [])
+    return max(n_turns(packed, read) for read in reads) if reads else len(packed["views"][run])
+
+
+def new_pass(packed: dict, folder: Path, run: str, entry: dict, turn: int, before: list[Pass]) -> Pass:
+    on, path = packed["options"][run].get("on"), folder / entry["file"] if "file" in entry else None
+    if not on:
+        if (view := packed["views"][run][turn]) not in augment.VIEWS:
+            raise ValueError(
+                f"{folder / model_bundle.MANIFEST}: {run} has seen a view {view}, which is unknown: {AGAIN}"
+            )
+        return Pass(run, entry["fold"], view, path, entry["hash"])
+    reads = tuple(one for one in before if one.run in on and one.fold == entry["fold"])
+    made_by = json.dumps([packed["options"][run], entry, sorted((str(one), one.digest) for one in reads)])
+    digest = hashlib.sha256(made_by.encode()).hexdigest()[:12]
+    return Pass(run, entry["fold"], f"{turn + 1}-view" + "s" * (turn > 0), path, digest, reads)
+
+
+def chunks(series_id: np.ndarray, size: int) -> list[slice]:
+    """Return the rows in ranges of whole series, `size` rows or a little more in each but the last."""
+    series_id = np.asarray(series_id)
+    stops = [0]
+    for stop in np.flatnonzero(np.append(series_id[1:] != series_id[:-1], True)) + 1:
+        if stop - stops[-1] >= size or stop == len(series_id):
+            stops.append(int(stop))
+    return [slice(start, stop) for start, stop in zip(stops, stops[1:], strict=False)]
+
+
+def mean_of_known(parts: list[np.ndarray]) -> np.ndarray:
+    """Return the mean of arrays (n, m), each where it is not NaN; NaN where all are."""
+    stack = np.stack(parts)
+    n_known = (~np.isnan(stack)).sum(axis=0)
+    return np.nansum(stack, axis=0, dtype=np.float32) / np.where(n_known, n_known, np.nan).astype(np.float32)
+
+
+def said(values: dict[Pass, np.ndarray], run: str, k: int, rows: slice = slice(None)) -> np.ndarray:
+    """Return the probabilities of `rows` by the models of fold `k` of `run`, (n, 6), NaN where it has not been.
+
+    `values` holds the logits of slice models, whose mean over the views counts, and the probabilities of second levels,
+    whose last count.
+    """
+    of_run = {one: part[rows] for one, part in values.items() if (one.run, one.fold) == (run, k)}
+    if not any(one.reads for one in of_run):
+        return expit(mean_of_known(list(of_run.values())))
+    parts = list(of_run.values())
+    last = parts[0].copy()
+    for part in parts[1:]:
+        np.copyto(last, part, where=~np.isnan(part))
+    return last
+
+
+class Work:
+    """What passes have made of the slices of `table`, in files that are named after what they are made by and of.
+
+    `values` are logits, of second levels probabilities, float32 (n_slices, 6) in `folder`, NaN where a pass has not
+    been. The embeddings that a network is still to read, float16 (n_slices, d), are in `scratch`.
+    """
+
+    def __init__(self, packed: dict, passes: list[Pass], table: pd.DataFrame, folder: Path, scratch: Path):
+        self.packed, self.table = packed, table
+        same = tables.slices_hash(table)
+        names = {one: f"{one.run}-fold{one.fold}-{one.view}-{one.digest}-{same}.npy" for one in passes}
+        self.values = {one: self.opened(folder / name, len(LABELS), np.float32) for one, name in names.items()}
+        self.readers = {}  # the networks that read the embeddings of a pass
+        for one in passes:
+            for read in one.reads if self.reads_embeddings(one) else ():
+                self.readers.setdefault(read, []).append(one)
+        self.kept = {one: scratch / "embeddings" / names[one] for one in self.readers}
+        self.is_lost = {one: self.still_to_be_read(one) & ~self.has_embeddings(one) for one in self.readers}
+
+    def options(self, one: Pass) -> dict:
+        return self.packed["options"][one.run]
+
+    def reads_embeddings(self, one: Pass) -> bool:
+        return one.path is not None and self.options(one).get("features") == "fold"
+
+    def opened(self, path: Path, width: int | None, dtype: type) -> np.ndarray:
+        """Return the array (n_slices, width) in the file `path`, which is made if it is missing.
+
+        Raises ValueError naming a file that holds something else.
+        """
+        if not path.exists():
+            with storage.writing(path) as temporary, temporary.open("wb") as file:
+                np.save(file, np.full((len(self.table), width), np.nan, dtype))
+        try:
+            found = np.lib.format.open_memmap(path, "r")  # to write to, it would fill a file cut short with zeros
+        except Exception as error:  # damaged bytes meet errors of every type
+            raise ValueError(f"{path}: damaged ({error}): remove it and run the same command again") from error
+        wanted = len(self.table), width or found.shape[-1]
+        if found.shape != wanted or found.dtype != dtype:
+            what = f"{found.dtype} {found.shape}, not {np.dtype(dtype)} {wanted}"
+            raise ValueError(f"{path}: {what}: remove it and run the same command again")
+        return np.lib.format.open_memmap(path, "r+")
+
+    def embeddings(self, one: Pass, width: int | None = None) -> np.ndarray:
+        return self.opened(self.kept[one], width, np.float16)
+
+    def has_embeddings(self, one: Pass) -> np.ndarray:
+        if not self.kept[one].exists():
+            return np.zeros(len(self.table), bool)
+        return ~np.isnan(self.embeddings(one)[:, 0])
+
+    def still_to_be_read(self, one: Pass) -> np.ndarray:
+        """Tell the embeddings of which slices some network has not read yet: bool (n_slices,)."""
+        return ~np.all([self.is_done(reader) for reader in self.readers[one]], axis=0)
+
+    def is_done(self, one: Pass, rows: slice = slice(None)) -> np.ndarray:
+        return ~np.isnan(self.values[one][rows, 0])
+
+    def n_done(self, one: Pass) -> int:
+        return int(self.is_done(one).sum())
+
+    def is_whole(self, one: Pass, rows: slice) -> bool:
+        is_lost = one in self.is_lost and self.is_lost[one][rows].any()
+        return bool(self.is_done(one, rows).all()) and not is_lost
+
+    def may_make(self, one: Pass, rows: slice) -> bool:
+        return all(self.is_whole(read, rows) for read in one.reads)
+
+    def make(self, one: Pass, budget: Budget, *, again: bool = False, **how) -> bool:
+        """Make what a pass lacks, chunk by chunk while there is time, and tell whether any was made.
+
+        A second level is asked of those chunks alone of which all is known that it reads; what is known, and has lost
+        its embeddings alone, is made `again` only if that is said. `how` are further arguments of `slice_model`.
+        """
+        parts = [rows for rows in chunks(self.table.series_id, CHUNK) if self.may_make(one, rows)]
+        todo = [rows for rows in parts if not (self.is_whole(one, rows) if again else self.is_done(one, rows).all())]
+        n_rows = [rows.stop - rows.start for rows in todo]
+        if not todo or not budget.allows(one.run, n_rows[0]):
+            return False  # before anything is loaded for it
+        ask = self.second_level(one, how["device"]) if one.reads else self.slice_model(one, budget, **how)
+        n_made = 0
+        for rows, n in zip(todo, n_rows, strict=True):
+            if not budget.allows(one.run, n):
+                break
+            began = budget.now()
+            found = ask(rows)
+            if found is None:
+                break
+            self.values[one][rows] = found
+            budget.rates[one.run] = (budget.now() - began) / n
+            n_made += 1
+        for read in one.reads:
+            self.tidy(read)
+        return n_made > 0
+
+    def tidy(self, one: Pass) -> None:
+        """Remove the embeddings of a pass once no network is to read them any more: they are by far the largest."""
+        if one in self.kept and not self.still_to_be_read(one).any():
+            self.kept[one].unlink(missing_ok=True)
+
+    def slice_model(
+        self, one: Pass, budget: Budget, *, cached: Callable, batch_size: int, workers: int, device
+    ) -> Callable[[slice], np.ndarray | None]:
+        """Return what gives the logits of rows by a slice model, or none where the time was up before they were whole.
+
+        `cached(config)` returns the folder of the pictures that the model sees.
+        """
+        model = slice_model.load(one.path, device)
+        folder = cached(model.config)
+        kept = self.embeddings(one, model.embedding_size) if one in self.kept else None
+
+        def ask(rows: slice) -> np.ndarray | None:
+            table, found = self.table.iloc[rows], []
+            loader = tasks.slice_loader(table, folder, model.config, batch_size=batch_size, workers=workers)
+            for part in learning_fit.outputs(model, loader, device, [augment.VIEWS[one.view]], str(one)):
+                found.append(part)
+                if budget.left < 0:
+                    return None
+            logits, embeddings = map(np.concatenate, zip(*found, strict=True))
+            if kept is not None:
+                kept[rows], self.is_lost[one][rows] = embeddings, False
+            return logits
+
+        return ask
+
+    def second_level(self, one: Pass, device) -> Callable[[slice], np.ndarray]:
+        """Return what gives the probabilities of rows by a second level."""
+        options = self.options(one)
+        (entry,) = (entry for entry in self.packed["models"][one.run] if entry["fold"] == one.fold)
+        networks = sequence_models.load(one.path, entry["reads"], device, AGAIN) if one.path else []
+        kept = {read: self.embeddings(read) for read in one.reads} if self.reads_embeddings(one) else {}
+
+        def logits(run: str, rows: slice) -> np.ndarray:
+            known = {read: self.values[read][rows] for read in one.reads if read.run == run}
+            if options["features"] == "fold":  # those of the mean embedding: the head of a network is linear
+                return mean_of_known(list(known.values()))
+            return runs.logits(said(known, run, one.fold))
+
+        def embeddings(run: str, rows: slice) -> np.ndarray:
+            return mean_of_known([part[rows] for read, part in kept.items() if read.run == run]).astype(np.float16)
+
+        def ask(rows: slice) -> np.ndarray:
+            table = self.table.iloc[rows]
+            return second_level_fit.ask(
+                [embeddings(run, rows) for run in options["on"]] if kept else [],
+                np.stack([logits(run, rows) for run in options["on"]], axis=1),
+                table.position.to_numpy(float),
+                series_rows.number(table.series_id),
+                widths=np.array(entry["widths"]),
+                networks=networks,
+                batch_size=options.get("batch_size", 1),
+                device=device,
+            )
+
+        return ask

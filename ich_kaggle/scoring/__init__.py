@@ -1,0 +1,1 @@
+"""Blends, calibration, scores with intervals, and thresholds: numpy only."""

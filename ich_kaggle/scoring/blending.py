@@ -1,0 +1,173 @@
+"""Ways to blend runs, each fitted by the competition's log loss with exact gradients.
+
+Every way ends in one closed form, a `Blend`, so that test predictions are combined exactly as the fitted ones:
+    probability = inverse(sum over runs of weights * space(probability of the run) + bias)
+`probabilities` is always a sequence of n_runs arrays (n, 6), which is never copied whole; `weight` (n,) is how much
+a slice counts, 0 for the slices that are held out.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import nnls
+from scipy.special import expit
+from threadpoolctl import threadpool_limits
+
+from ich_kaggle.common.labels import ANY, LABELS, SHARE
+
+CHUNK = 1 << 13  # slices that are worked on at a time: 4 MB for 20 runs, about a core's cache
+FLOOR = 1e-6  # no logit is taken, and no slope, closer to 0 or 1
+CLOSE = 1e-8  # log loss that one more step of the fit would gain
+PRIOR = 35.0  # slices, those of a study: how much the stacker trusts equal weights
+
+# The blocks are small: threads would only wait for each other, several times as long as the work takes.
+one_thread = threadpool_limits.wrap(limits=1, user_api="blas")
+
+
+class Blend(NamedTuple):
+    space: str  # "probability" or "logit"
+    weights: np.ndarray  # (n_runs, 6)
+    bias: np.ndarray  # (6,)
+
+
+def raise_any(probability: np.ndarray) -> np.ndarray:
+    """Return `probability` (n, 6) with `any` raised to the largest subtype, in place.
+
+    Raised in every run first, `any` stays on top in every blend with one set of weights: the fit stays convex.
+    """
+    np.maximum(probability[:, ANY], probability.max(axis=1), out=probability[:, ANY])
+    return probability
+
+
+def features(probabilities: Sequence[np.ndarray], rows, space: str) -> np.ndarray:
+    """Return the `rows` of every run in `space`: float32 (6, n_runs, n_rows)."""
+    block = np.stack([run[rows] for run in probabilities]).astype(np.float32, copy=False)
+    if space == "logit":
+        block = np.clip(block, FLOOR, 1 - FLOOR)
+        block = np.log(block / (1 - block))
+    return np.ascontiguousarray(block.transpose(2, 0, 1))
+
+
+@one_thread
+def combine(blend: Blend, probabilities: Sequence[np.ndarray], rows: np.ndarray | None = None) -> np.ndarray:
+    """Return the blended probabilities, float32 (n, 6), of all slices or of those that `rows` (indices) names."""
+    rows = np.arange(len(probabilities[0])) if rows is None else rows
+    out = np.empty((len(rows), len(LABELS)), np.float32)
+    weights = blend.weights.T[:, None].astype(np.float32)
+    for start in range(0, len(rows), CHUNK):
+        x = features(probabilities, rows[start : start + CHUNK], blend.space)
+        mean = (weights @ x)[:, 0] + blend.bias[:, None]
+        out[start : start + CHUNK] = (expit(mean) if blend.space == "logit" else np.clip(mean, 0, 1)).T
+    return out
+
+
+def moments(target, probabilities, weight, space: str, weights: np.ndarray) -> tuple:
+    """Return the mean log loss of each label, (6,), its gradient (6, k) and its Hessian (6, k, k) in `weights` (6, k).
+
+    k is the number of runs, and one more, the bias, in logits.
+    """
+    k = weights.shape[1]
+    loss, gradient, hessian = np.zeros(len(LABELS)), np.zeros((len(LABELS), k)), np.zeros((len(LABELS), k, k))
+    for rows in _kept(weight):
+        x = features(probabilities, rows, space)
+        if space == "logit":
+            x = np.concatenate([x, np.ones_like(x[:, :1])], axis=1)
+        mean = (weights[:, None].astype(np.float32) @ x)[:, 0]
+        cost, slope, curvature = (_logit_loss if space == "logit" else _loss)(target[rows].T, mean)
+        share = weight[rows]
+        loss += (cost * share).sum(axis=1)
+        gradient += (x @ (slope * share)[..., None])[..., 0]
+        x = x * np.sqrt(curvature * share)[:, None]
+        hessian += x @ x.transpose(0, 2, 1)
+    total = weight.sum(dtype=float)
+    return loss / total, gradient / total, hessian / total
+
+
+def _kept(weight: np.ndarray) -> Iterator[np.ndarray]:
+    rows = np.flatnonzero(weight)
+    yield from (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
+
+
+def _loss(target: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    sign = 2 * target - 1
+    likelihood = np.clip(sign * mean + (1 - target), FLOOR, None)
+    slope = -sign / likelihood
+    return -np.log(likelihood), slope, slope**2
+
+
+def _logit_loss(target: np.ndarray, logit: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    mean = expit(logit)
+    return np.logaddexp(0, logit) - target * logit, mean - target, mean * (1 - mean)
+
+
+@one_thread
+def newton(evaluate: Callable, step: Callable, weights: np.ndarray) -> np.ndarray:
+    """Return `weights` (n_groups, k) moved by Newton's method, each group on its own, to where `evaluate` is least.
+
+    `evaluate(weights)` gives values (n_groups,), gradients and Hessians; `step` a group's best way on.
+    """
+    here = evaluate(weights)
+    for _ in range(50):
+        way = np.array([step(*group) for group in zip(weights, *here[1:], strict=True)])
+        if -(here[1] * way).sum() < CLOSE:
+            break
+        length = np.ones((len(weights), 1))
+        there = evaluate(weights + way)
+        while (worse := there[0] > here[0] + 10 * CLOSE).any() and length.min() > 1e-4:
+            length[worse] /= 2
+            there = evaluate(weights + length * way)
+        weights, here = weights + length * way, there
+    return weights
+
+
+def simplex_step(weights: np.ndarray, gradient: np.ndarray, hessian: np.ndarray) -> np.ndarray:
+    """Return the way from `weights` to where the quadratic model is least on the simplex (Lawson-Hanson NNLS)."""
+    # Runs that are nearly alike leave the float32 sums a little short of positive definite.
+    hessian = hessian + np.eye(len(weights)) * 1e-6 * (np.trace(hessian) + 1e-12)
+    root = np.linalg.cholesky(hessian)
+    sum_is_one = 1e3 * np.abs(root).max()
+    left = np.vstack([root.T, np.full(len(weights), sum_is_one)])
+    right = np.append(root.T @ weights - np.linalg.solve(root, gradient), sum_is_one)
+    best = nnls(left, right)[0]
+    return best / best.sum() - weights
+
+
+def free_step(weights: np.ndarray, gradient: np.ndarray, hessian: np.ndarray) -> np.ndarray:
+    return -np.linalg.solve(hessian, gradient)
+
+
+def equal(target, probabilities, weight) -> Blend:
+    n_runs = len(probabilities)
+    return Blend("probability", np.full((n_runs, len(LABELS)), 1 / n_runs), np.zeros(len(LABELS)))
+
+
+def simplex(target, probabilities, weight) -> Blend:
+    """Return the weighted mean, the same for all labels, with the least log loss: convex, so there is one minimum."""
+
+    def evaluate(weights: np.ndarray) -> tuple:
+        parts = moments(target, probabilities, weight, "probability", np.repeat(weights, len(LABELS), axis=0))
+        return tuple(np.tensordot(SHARE[None], part, 1) for part in parts)
+
+    n_runs = len(probabilities)
+    weights = newton(evaluate, simplex_step, np.full((1, n_runs), 1 / n_runs))
+    return Blend("probability", np.repeat(weights.T, len(LABELS), axis=1), np.zeros(len(LABELS)))
+
+
+def stack(target, probabilities, weight) -> Blend:
+    """Return a logistic regression per label on the logits of the runs, drawn (ridge) to equal weights."""
+    n_runs = len(probabilities)
+    prior = np.append(np.full(n_runs, 1 / n_runs), 0)
+    ridge = np.append(np.full(n_runs, PRIOR), 1e-3) / weight.sum(dtype=float)
+
+    def evaluate(weights: np.ndarray) -> tuple:
+        loss, gradient, hessian = moments(target, probabilities, weight, "logit", weights)
+        away = weights - prior
+        return loss + (ridge * away**2).sum(axis=1) / 2, gradient + ridge * away, hessian + np.diag(ridge)
+
+    weights = newton(evaluate, free_step, np.tile(prior, (len(LABELS), 1)))
+    return Blend("logit", weights[:, :-1].T, weights[:, -1])
+
+
+# Five more, in logits, per label and greedy, gained nothing over these: tests/benchmarks/RESULTS.md.
+METHODS = {"equal": equal, "simplex": simplex, "stack": stack}

@@ -1,0 +1,49 @@
+"""The probability that a study has a label, from those of its slices: a logistic regression for each label on the
+logits of their largest and of their mean."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit, logit
+
+from ich_kaggle.common.labels import LABELS
+
+FLOOR = 1e-6
+IDENTITY = (1.0, 0.0, 0.0)  # the largest, as it is
+
+
+def of_studies(study_id: Sequence[str], target: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the labels of each study, by its id, the largest probability of its slices and their mean.
+
+    `target` and `probability` are (n, 6), each of the three (n_studies, 6).
+    """
+    study = np.asarray(study_id, str)
+    of_slices = pd.DataFrame(probability).groupby(study)
+    return pd.DataFrame(target).groupby(study).max().to_numpy(), of_slices.max().to_numpy(), of_slices.mean().to_numpy()
+
+
+def features(largest: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    return logit(np.clip(np.stack([largest, mean], axis=2), FLOOR, 1 - FLOOR))
+
+
+def fit(target: np.ndarray, largest: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Return the weights of the two logits and the bias of each label, (6, 3); all given are (n_studies, 6).
+
+    A label that all studies have, or none, gets IDENTITY.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    x, out = features(largest, mean), np.tile(IDENTITY, (len(LABELS), 1))
+    for label in range(len(LABELS)):
+        t = target[:, label]
+        if 0 < t.sum() < len(t):
+            model = LogisticRegression().fit(x[:, label], t)
+            out[label] = *model.coef_[0], model.intercept_[0]
+    return out
+
+
+def apply(parameters: np.ndarray, largest: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Return the probabilities of studies, (n_studies, 6), by the `parameters` (6, 3) that were fitted."""
+    parameters = np.asarray(parameters, float)
+    return expit((features(largest, mean) * parameters[:, :2]).sum(axis=2) + parameters[:, 2])

@@ -1,0 +1,1 @@
+"""The second level: each study read as a sequence of slices."""

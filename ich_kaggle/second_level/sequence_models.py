@@ -1,0 +1,190 @@
+"""The sequence models: a series' embeddings and logits in, logits of each of its slices out.
+
+A batch holds the slices of several series one after another (series_dataset.Batch): nothing is padded, so that the answer for
+a series doesn't depend on what stands beside it.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+from ich_kaggle.common import storage, zip_reader
+from ich_kaggle.common.labels import LABELS
+
+LOGIT_SCALE = 4.0  # brings logits to the size of the other inputs
+DILATIONS = (1, 2, 4)
+OTHER = "give another --run, or --overwrite"
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    """What it takes to build a sequence model."""
+
+    kind: str  # gru or conv
+    embedding_sizes: tuple[int, ...]  # of each run; none for out-of-fold features
+    n_runs: int
+    hidden: int = 96
+    dropout: float = 0.5
+
+
+def beside(series: torch.Tensor, offset: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the row `offset` further, and whether it is of the same series (n, 1); if not, the row is its own."""
+    own = torch.arange(len(series), device=series.device)
+    other = (own + offset).clamp(0, len(series) - 1)
+    is_there = (other == own + offset) & (series[other] == series)
+    return torch.where(is_there, other, own), is_there[:, None]
+
+
+def pack(x: torch.Tensor, length: torch.Tensor) -> tuple[PackedSequence, torch.Tensor]:
+    """Return the series of `length` (n_series,) in `x` (n, d) as packed for a recurrent layer, and the packed rows."""
+    ordered, by_length = length.sort(descending=True, stable=True)
+    start = (length.cumsum(0) - length)[by_length]
+    step = torch.arange(int(ordered[0]), device=x.device)[:, None]
+    is_there = step < ordered
+    rows = (start + step)[is_there]
+    return PackedSequence(x[rows], is_there.sum(1).cpu()), rows
+
+
+class GRU(nn.Module):
+    """Two bidirectional layers: (n, 2 hidden) -> the first and the second layer's (n, 2 hidden)."""
+
+    def __init__(self, hidden: int, dropout: float):
+        super().__init__()
+        self.first = nn.GRU(2 * hidden, hidden, bidirectional=True)
+        self.second = nn.GRU(2 * hidden, hidden, bidirectional=True)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor, length: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        packed, rows = pack(x, length)
+        first = self.first(packed)[0]
+        second = self.second(first._replace(data=self.dropout(first.data)))[0]
+        back = rows.argsort()
+        return first.data[back], second.data[back]
+
+
+class Dilated(nn.Module):
+    """A residual convolution over a slice and those `dilation` away: (n, d) -> (n, d)."""
+
+    def __init__(self, size: int, dilation: int, dropout: float):
+        super().__init__()
+        self.dilation = dilation
+        self.layers = nn.Sequential(
+            nn.LayerNorm(3 * size), nn.Linear(3 * size, size), nn.ReLU(), nn.Dropout(dropout), nn.Linear(size, size)
+        )
+
+    def forward(self, x: torch.Tensor, series: torch.Tensor) -> torch.Tensor:
+        around = [
+            x[row] * is_there for row, is_there in (beside(series, d) for d in (-self.dilation, 0, self.dilation))
+        ]
+        return x + self.layers(torch.cat(around, 1))
+
+
+class Conv(nn.Module):
+    """Residual dilated convolutions: (n, 2 hidden) -> the first and the last one's (n, 2 hidden)."""
+
+    def __init__(self, hidden: int, dropout: float):
+        super().__init__()
+        self.blocks = nn.ModuleList(Dilated(2 * hidden, dilation, dropout) for dilation in DILATIONS)
+
+    def forward(self, x: torch.Tensor, length: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        series = number(length)
+        first = x = self.blocks[0](x, series)
+        for block in self.blocks[1:]:
+            x = block(x, series)
+        return first, x
+
+
+def number(length: torch.Tensor) -> torch.Tensor:
+    """Return the number of the series of each row: (n,)."""
+    return torch.arange(len(length), device=length.device).repeat_interleave(length)
+
+
+KINDS = {"gru": GRU, "conv": Conv}
+
+
+class SequenceModel(nn.Module):
+    """A series_dataset.Batch -> logits (n, 6), and those of the auxiliary loss.
+
+    What is known of a slice is a projection of each run's embedding, the logits of each run and the smoothed ones, with
+    their differences to the previous and the next slice, and its place. The answer is added to the smoothed logits.
+    """
+
+    def __init__(self, config: SequenceConfig):
+        super().__init__()
+        self.config = config
+        self.projections = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(size), nn.Linear(size, config.hidden), nn.ReLU(), nn.Dropout(config.dropout))
+            for size in config.embedding_sizes
+        )
+        n_logits = len(LABELS) * (config.n_runs + 1)
+        n_inputs = 3 * (config.hidden * len(config.embedding_sizes) + n_logits) + 3
+        self.enter = nn.Sequential(nn.Linear(n_inputs, 2 * config.hidden), nn.ReLU())
+        self.body = KINDS[config.kind](config.hidden, config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(2 * config.hidden, len(LABELS))
+        self.auxiliary = nn.Linear(2 * config.hidden, len(LABELS))
+        self.scale = nn.Parameter(torch.ones(len(LABELS)))
+        for head in (self.head, self.auxiliary):  # so that fitting starts from the smoothed logits
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+
+    def read(self, batch) -> torch.Tensor:
+        """Return what the network sees of each slice: (n, n_inputs)."""
+        projected = [layer(part.float()) for layer, part in zip(self.projections, batch.embeddings, strict=True)]
+        logits = torch.cat([batch.logits.flatten(1), batch.smoothed], 1) / LOGIT_SCALE
+        own = torch.cat([*projected, logits], 1)
+        series = number(batch.length)
+        differences = [own - own[beside(series, offset)[0]] for offset in (-1, 1)]
+        return torch.cat([own, *differences, batch.place], 1)
+
+    def features(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the auxiliary and the last head read: (n, 2 hidden) each."""
+        x = self.enter(self.read(batch))
+        first, last = self.body(x, batch.length)
+        return first, last + x
+
+    def forward(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
+        first, last = self.features(batch)
+        start = batch.smoothed * self.scale
+        return start + self.head(self.dropout(last)), start + self.auxiliary(self.dropout(first))
+
+    def outputs(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits (n, 6) and features (n, 2 hidden), the mean over reading the series from either end."""
+        flipped, rows = batch.flip()
+        features = (self.features(batch)[1] + self.features(flipped)[1][rows]) / 2
+        return batch.smoothed * self.scale + self.head(features), features
+
+
+def save(path: Path, models: list[SequenceModel], reads: dict[str, str]) -> None:
+    """Write the weights of `models`, one of each seed, with their config and the hash of each file they read."""
+    config = json.dumps(asdict(models[0].config))
+    content = {"sequence": config, "reads": json.dumps(reads), "weights": [model.state_dict() for model in models]}
+    with storage.writing(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
+
+
+def load(
+    path: Path | BinaryIO, reads: dict[str, str], device: torch.device | str = "cpu", remedy: str = OTHER
+) -> list[SequenceModel]:
+    """Return the models in `path`, on `device`.
+
+    Raises ValueError naming a damaged file, or a file of `reads` whose hash isn't the one they were fitted on.
+    """
+    try:
+        zip_reader.check(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        config, found = json.loads(content["sequence"]), dict(json.loads(content["reads"]))
+        config["embedding_sizes"] = tuple(config["embedding_sizes"])
+        models = [SequenceModel(SequenceConfig(**config)) for _ in content["weights"]]
+        for model, weights in zip(models, content["weights"], strict=True):
+            model.load_state_dict(weights)
+    except Exception as error:  # damaged bytes meet errors of every type
+        kind, again = type(error).__name__, "remove it and run python -m ich_kaggle.sequence"
+        raise ValueError(f"{path}: not a whole sequence model ({kind}): {again}") from error
+    storage.same_settings(path, found, reads, remedy)
+    return [model.to(device).eval() for model in models]

@@ -1,0 +1,139 @@
+"""What the second level reads: series of slices, each with its runs' embeddings and logits, in batches without padding.
+
+Rows of several series stand one after another, so that a batch is as long as its slices.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ich_kaggle.common import series_rows
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a fold of the second level reads of all slices, row for row the slice table."""
+
+    embeddings: list[np.ndarray]  # a run each: float16 (n_slices, d), memory-mapped; empty for out-of-fold features
+    logits: np.ndarray  # float32 (n_slices, n_runs, 6)
+    smoothed: np.ndarray  # float32 (n_slices, 6): logits that fitting starts from
+    target: np.ndarray  # float32 (n_slices, 6)
+    position: np.ndarray  # mm (n_slices,)
+    series: np.ndarray  # int (n_slices,), series_rows.number
+    study: np.ndarray  # int (n_slices,)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How a training series is drawn; each a probability but the last."""
+
+    reverse: float = 0.5
+    halve: float = 0.25  # to every second slice
+    window: float = 0.25  # to `length` neighbouring slices
+    drop: float = 0.2  # of a run, out of several: no embeddings of it, and the mean of the other runs' logits
+    length: int = 24  # slices
+
+
+NONE = Augment(0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Slices of several series, those of one series in order and together."""
+
+    embeddings: list[torch.Tensor]  # a run each: (n, d)
+    logits: torch.Tensor  # (n, n_runs, 6)
+    smoothed: torch.Tensor  # (n, 6)
+    place: torch.Tensor  # (n, 3): gap to the previous and next slice in cm, 0 at the ends; relative position
+    length: torch.Tensor  # (n_series,)
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+        embeddings = [part.to(device, non_blocking=non_blocking) for part in self.embeddings]
+        rest = (self.logits, self.smoothed, self.place, self.length)
+        return Batch(embeddings, *(part.to(device, non_blocking=non_blocking) for part in rest))
+
+    def flip(self) -> tuple["Batch", torch.Tensor]:
+        """Return the batch with each series from its last slice to its first, and the rows in that order.
+
+        The same rows put what is computed of it back into order.
+        """
+        stop = self.length.cumsum(0)
+        rows = (2 * stop - self.length - 1).repeat_interleave(self.length)
+        rows = rows - torch.arange(len(rows), device=rows.device)
+        embeddings = [part[rows] for part in self.embeddings]
+        place = self.place[rows][:, [1, 0, 2]]
+        return Batch(embeddings, self.logits[rows], self.smoothed[rows], place, self.length), rows
+
+
+def draw_rows(start: int, stop: int, augment: Augment, rng: np.random.Generator) -> np.ndarray:
+    """Return the rows, out of `start` to `stop`, that one look at a series shows, in the order it shows them."""
+    rows = np.arange(start, stop)
+    reverse, halve, window = rng.random(3) < (augment.reverse, augment.halve, augment.window)
+    if halve and len(rows) > 1:
+        rows = rows[rng.integers(2) :: 2]
+    if window and len(rows) > augment.length:
+        first = rng.integers(len(rows) - augment.length + 1)
+        rows = rows[first : first + augment.length]
+    return rows[::-1] if reverse else rows
+
+
+def draw_dropped(n_runs: int, augment: Augment, rng: np.random.Generator) -> np.ndarray:
+    """Return which runs a look at a series goes without, bool (n_runs,): never all of them."""
+    dropped = rng.random(n_runs) < augment.drop
+    dropped[rng.integers(n_runs)] = False
+    return dropped
+
+
+class SeriesDataset(Dataset):
+    """The `numbers`-th series of `inputs`, each as embeddings, logits, smoothed logits, place, target and rows.
+
+    An item is asked for as (epoch, index): what is drawn for it depends on nothing else but the seed.
+    """
+
+    def __init__(self, inputs: Inputs, numbers: np.ndarray, augment: Augment = NONE, seed: int = 0):
+        start, stop = series_rows.bounds(inputs.series)
+        self.spans = list(zip(start[numbers].tolist(), stop[numbers].tolist(), strict=True))
+        self.inputs, self.augment, self.seed = inputs, augment, seed
+        self.relative = series_rows.relative(inputs.series, inputs.position)
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple:
+        epoch, index = item
+        rng = np.random.default_rng([self.seed, epoch, index])
+        rows = draw_rows(*self.spans[index], self.augment, rng)
+        logits, embeddings = self.inputs.logits[rows], [part[rows] for part in self.inputs.embeddings]
+        dropped = draw_dropped(logits.shape[1], self.augment, rng)
+        if dropped.any():
+            logits[:, dropped] = logits[:, ~dropped].mean(axis=1, keepdims=True)
+            embeddings = [part * np.float16(not gone) for part, gone in zip(embeddings, dropped, strict=False)]
+        gap = np.abs(np.diff(self.inputs.position[rows])) / 10
+        place = np.column_stack([np.append(0, gap), np.append(gap, 0), self.relative[rows]]).astype(np.float32)
+        return embeddings, logits, self.inputs.smoothed[rows], place, self.inputs.target[rows], rows
+
+
+def join(items: list[tuple]) -> tuple[Batch, torch.Tensor, torch.Tensor]:
+    """Return the items of a SeriesDataset as one batch, with the target, (n, 6), and the rows, (n,), of its slices."""
+    embeddings, *rest, target, rows = zip(*items, strict=True)
+    embeddings = [_cat(parts) for parts in zip(*embeddings, strict=True)]
+    length = torch.tensor([len(part) for part in rows])
+    return Batch(embeddings, *map(_cat, rest), length), _cat(target), _cat(rows)
+
+
+def _cat(parts: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def loader(dataset: SeriesDataset, batches: Iterable[list[tuple[int, int]]]) -> DataLoader:
+    """Return a loader of the `batches` of `dataset`, each a list of (epoch, index).
+
+    It reads in this process: a series is read faster than it is handed from another one.
+    """
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=join, generator=torch.Generator())

@@ -1,0 +1,1 @@
+"""Phantoms: head CT with hemorrhages, made by formula and written as DICOM."""

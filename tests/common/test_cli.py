@@ -1,0 +1,254 @@
+import logging
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from ich_kaggle.common import cli
+
+
+@pytest.fixture
+def parser():
+    parser = cli.command("Do it.\n\nReads: nothing", "--run", "--recipe", "--arch", "--lr", "--fold", "--overwrite")
+    parser.add_argument("--views", nargs="+", choices=["identity", "hflip"], default=["identity"])
+    return parser
+
+
+def recipe(tmp_path, text):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_recipe_sets_defaults_and_the_run_name_and_a_flag_wins_over_it(parser, tmp_path):
+    path = recipe(tmp_path, 'arch = "resnet18"\nlr = 1e-3\noverwrite = true\n')
+    options = cli.parse(parser, ["--recipe", path, "--lr", "0.5"])
+    assert (options.arch, options.lr, options.overwrite, options.run) == ("resnet18", 0.5, True, "mine")
+    assert cli.parse(parser, ["--recipe", path, "--run", "other"]).run == "other"
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("learning_rate = 1", "unknown key learning_rate"),
+        ('lr = "fast"', "lr = 'fast' is not what --lr takes"),
+        ("overwrite = 1", "overwrite = 1 is not what --overwrite takes"),
+        ("lr = ", "not a TOML recipe"),
+    ],
+)
+def test_a_recipe_that_says_what_no_flag_takes_is_refused_by_name(parser, tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        cli.parse(parser, ["--recipe", recipe(tmp_path, text)])
+
+
+def test_a_recipe_may_name_its_run(parser, tmp_path):
+    (tmp_path / "mine.toml").write_text('run = "ours"\n')
+    assert cli.parse(parser, ["--recipe", str(tmp_path / "mine.toml")]).run == "ours"
+
+
+def test_an_unknown_recipe_names_those_that_there_are(parser):
+    with pytest.raises(FileNotFoundError, match="no recipe cpuu: .*cpu"):
+        cli.parse(parser, ["--recipe", "cpuu"])
+
+
+def test_flags_are_not_guessed_from_their_beginning(parser, capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.parse(parser, ["--over"])
+    assert error.value.code == 2
+
+
+@pytest.mark.parametrize("argv, fold", [([], "all"), (["--fold", "all"], "all"), (["--fold", "3"], 3)])
+def test_a_fold_is_a_number_or_all(parser, argv, fold):
+    assert cli.parse(parser, argv).fold == fold
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (ValueError("a.csv: row 2\n is odd"), "error: a.csv: row 2 is odd"),
+        (FileNotFoundError(2, "No such file or directory", "a.csv"), "error: a.csv: No such file or directory"),
+        (RuntimeError(), "error: RuntimeError"),
+    ],
+)
+def test_what_a_user_can_mend_ends_in_one_line_and_exit_code_1(parser, error, line):
+    def fail(**_):
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(fail, parser, [])
+    assert stop.value.code == line
+
+
+def test_a_bug_is_not_dressed_up_as_a_user_error(parser):
+    def fail(**_):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cli.run(fail, parser, [])
+
+
+def test_help_keeps_the_lines_of_the_docstring_and_shows_defaults(parser):
+    text = parser.format_help()
+    assert "Do it.\n\nReads: nothing" in text
+    assert "(default: 0.0002)" in text and "None" not in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--epochs", "0"], "argument --epochs: 0 is not 1 or more"),
+        (["--batch-size", "0"], "argument --batch-size: 0 is not 1 or more"),
+        (["--folds", "1"], "argument --folds: 1 is not 2 or more"),
+        (["--image-size", "-3"], "argument --image-size: -3 is not 8 to 4096"),
+        (["--epochs", "x"], "argument --epochs: invalid int value: 'x'"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_with_those_that_can(capsys, flags, told):
+    parser = cli.command("What it does.", "--epochs", "--batch-size", "--folds", "--image-size")
+    with pytest.raises(SystemExit) as stop:
+        cli.parse(parser, flags)
+    assert stop.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def fail(**_):
+    raise ValueError("a.csv: row 2 is odd") from KeyError("the cause")
+
+
+@pytest.fixture(autouse=True)
+def no_debug(monkeypatch):
+    monkeypatch.setenv("ICH_DEBUG", "")
+
+
+@pytest.mark.parametrize(("argv", "env"), [(["--debug"], ""), ([], "1"), ([], "0"), ([], "")])
+def test_debug_shows_the_traceback_behind_an_error_line(parser, capsys, monkeypatch, argv, env):
+    monkeypatch.setenv("ICH_DEBUG", env)
+    with pytest.raises(SystemExit) as stop:
+        cli.run(fail, parser, argv)
+    assert stop.value.code == "error: a.csv: row 2 is odd"
+    shown = capsys.readouterr().err
+    if argv or env == "1":
+        assert "in fail\n" in shown and "KeyError: 'the cause'" in shown
+    else:
+        assert shown == ""
+
+
+def test_debug_shows_the_traceback_of_a_recipe_that_is_refused_too(parser, capsys):
+    with pytest.raises(SystemExit):
+        cli.run(fail, parser, ["--recipe", "cpuu", "--debug"])
+    assert "in recipe_path" in capsys.readouterr().err
+
+
+def test_debug_of_a_command_is_that_of_the_commands_it_starts(parser, capsys):
+    with pytest.raises(SystemExit):
+        cli.run(lambda **_: cli.run(fail, parser, []), parser, ["--debug"])
+    assert "in fail\n" in capsys.readouterr().err
+
+
+def test_debug_is_in_every_help_and_reaches_no_command(parser):
+    given = {}
+    cli.run(lambda **options: given.update(options), parser, ["--debug"])
+    assert "--debug" in parser.format_help()
+    assert "lr" in given and "debug" not in given
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "interrupted: run the same command to resume\n"),
+        (
+            ["--overwrite"],
+            "interrupted: files that --overwrite replaces may be gone already: "
+            "run the command without --overwrite to resume, or with it to start over\n",
+        ),
+    ],
+)
+def test_an_interruption_names_the_command_that_resumes(parser, capsys, argv, message):
+    def interrupt(**_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(interrupt, parser, argv)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == message
+
+
+def test_an_interruption_of_the_imports_is_one_line(tmp_path):
+    """The command imports numpy before anything else of ours can catch Ctrl-C."""
+    heard = "import os, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    (tmp_path / "numpy.py").write_text(heard + "os.kill(os.getpid(), signal.SIGINT)\n")
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "ich_kaggle.submit", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "interrupted\n")
+
+
+class Clock:
+    """Seconds that pass only when a test says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch, caplog):
+    clock = Clock()
+    monkeypatch.setattr(cli, "monotonic", clock)
+    caplog.set_level(logging.INFO)
+    return clock
+
+
+def test_long_work_off_a_terminal_is_a_line_after_10_s_one_a_minute_and_one_at_the_end(clock, caplog):
+    for _ in cli.progress(range(200), 200, "cache 512"):
+        clock.now += 1
+    assert caplog.messages == [
+        "cache 512: 10 of 200 slices (5%), 1.0 slices/s, 0:03:10 left",
+        "cache 512: 70 of 200 slices (35%), 1.0 slices/s, 0:02:10 left",
+        "cache 512: 130 of 200 slices (65%), 1.0 slices/s, 0:01:10 left",
+        "cache 512: 190 of 200 slices (95%), 1.0 slices/s, 0:00:10 left",
+        "cache 512: 200 of 200 slices (100%), 1.0 slices/s, in 0:03:20",
+    ]
+
+
+def test_short_work_off_a_terminal_is_silent(clock, caplog, capsys):
+    for _ in cli.progress(range(9), 9, "cache 512"):
+        clock.now += 1
+    assert (caplog.messages, capsys.readouterr().err) == ([], "")
+
+
+def test_progress_by_hand_shows_what_is_behind_it_and_leaves_what_was_done_before_out_of_the_rate(clock, caplog):
+    with cli.progress(None, 180_000_000_000, "all.zip", "B", initial=170_000_000_000) as bar:
+        clock.now += 100
+        bar.set_postfix_str("try 2", refresh=False)
+        bar.update(2_000_000_000)
+    assert caplog.messages == ["all.zip: 172,000 of 180,000 MB (95%), 20.0 MB/s, 0:06:40 left, try 2"]
+
+
+def test_the_lines_of_a_command_in_a_pipe_are_on_stderr():
+    code = (
+        "from ich_kaggle.common import cli; cli.FIRST_LINE = -1\n"
+        "cli.run(lambda: list(cli.progress(range(2), 2, 'zip', ' files')), cli.command('It zips.'), [])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert [line.split(",")[0] for line in done.stderr.splitlines()] == [
+        "zip: 1 of 2 files (50%)",
+        "zip: 2 of 2 files (100%)",
+    ]
+    assert done.stdout == ""
+
+
+def test_only_the_first_process_of_torchrun_shows_progress(clock, caplog, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "IS_FIRST", False)
+    for _ in cli.progress(range(100), 100, "cache 512"):
+        clock.now += 10
+    assert (caplog.messages, capsys.readouterr().err) == ([], "")
+
+
+def test_on_a_terminal_progress_is_a_bar(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert list(cli.progress(range(3), 3, "cache 512")) == [0, 1, 2]
+    assert "cache 512: 100%|" in capsys.readouterr().err

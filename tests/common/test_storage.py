@@ -1,0 +1,110 @@
+import errno
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ich_kaggle.common import storage
+
+
+def test_a_file_is_moved_into_place_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    with storage.writing(path) as temporary:
+        temporary.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    with pytest.raises(RuntimeError), storage.writing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "whole"
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    with pytest.raises(OSError, match="No space left on device: .*file.txt"), storage.writing(tmp_path / "file.txt"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_that_torch_covers_with_an_error_of_its_own_names_the_file(tmp_path):
+    with pytest.raises(OSError, match="No space left on device: .*file.txt"), storage.writing(tmp_path / "file.txt"):
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            raise RuntimeError("unexpected pos 41216 vs 41168") from None
+    with pytest.raises(RuntimeError, match="out of memory"), storage.writing(tmp_path / "file.txt"):
+        raise RuntimeError("out of memory")
+
+
+def test_what_a_killed_process_left_of_a_file_goes_when_that_is_written_and_nothing_else(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    kept = {f".file.txt.{os.getppid()}", f".other.txt.{gone.pid}", ".file.txt.lock", "file.txt"}
+    for name in (*kept, f".file.txt.{gone.pid}"):
+        (tmp_path / name).write_text("half")
+    with storage.writing(tmp_path / "file.txt", sweep=False) as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / f".file.txt.{gone.pid}").exists()
+    with storage.writing(tmp_path / "file.txt") as temporary:
+        temporary.write_text("whole")
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert (tmp_path / "file.txt").read_text() == "whole"
+
+
+def test_a_file_that_cannot_be_made_is_named_by_its_own_name(tmp_path):
+    (tmp_path / "file.txt").mkdir()
+    with pytest.raises(OSError) as error, storage.writing(tmp_path / "file.txt") as temporary:
+        temporary.mkdir()
+        temporary.write_text("")
+    assert error.value.filename == str(tmp_path / "file.txt")
+    temporary.rmdir()
+
+
+def test_a_missing_file_names_the_command_that_makes_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="folds.csv is missing: run python -m ich_kaggle.folds --seed 1"):
+        storage.require(tmp_path / "folds.csv", "--seed 1")
+
+
+@pytest.mark.parametrize(
+    "path, command",
+    [
+        ("slices.parquet", "run python -m ich_kaggle.slices --overwrite"),
+        ("defects.csv", "run python -m ich_kaggle.slices --overwrite"),
+        ("folds.json", "run python -m ich_kaggle.folds --overwrite"),
+        ("cache/512/cache.json", "remove it and run python -m ich_kaggle.cache"),
+        ("runs/a/fold3/options.json", "run python -m ich_kaggle.train --run a --fold 3 --overwrite, with the other"),
+        ("runs/a/fold3/oof.parquet", "run python -m ich_kaggle.predict --run a --fold 3 --overwrite, with the other"),
+        ("runs/a/fold3/embeddings.npy", "run python -m ich_kaggle.predict --run a --fold 3 --all-slices --overwrite"),
+        ("runs/second/fold0/oof.parquet", "run python -m ich_kaggle.sequence --run second --fold 0 --overwrite"),
+        ("runs/a/evaluation/metrics.json", "run python -m ich_kaggle.evaluate --run a --overwrite"),
+        ("ensemble/a/evaluation/metrics.json", "run python -m ich_kaggle.evaluate --ensemble a --overwrite"),
+        ("ensemble/a/test.parquet", "run python -m ich_kaggle.ensemble --name a --overwrite"),
+    ],
+)
+def test_a_damaged_file_is_made_anew_by_the_command_that_made_it(tmp_path, path, command):
+    (tmp_path / "runs/second/fold0").mkdir(parents=True)
+    (tmp_path / "runs/second/fold0/widths.json").touch()
+    assert storage.remedy(tmp_path / path).startswith(command)
+
+
+def test_a_file_that_was_there_once_is_made_anew_and_not_only_made(tmp_path):
+    storage.write_json(tmp_path / "fold0" / "predict.json", {})
+    with pytest.raises(FileNotFoundError, match=r"oof.parquet is missing: run .*predict --run .* --overwrite"):
+        storage.require(tmp_path / "fold0" / "oof.parquet", "--run a --fold 0")
+
+
+def test_settings_that_differ_are_refused_with_both_named(tmp_path):
+    storage.same_settings(tmp_path, {"a": [1, 2], "b": 3}, {"a": (1, 2)}, "mend it")
+    with pytest.raises(ValueError, match=r"made with a \[1, 2\], not \[1, 3\]: mend it"):
+        storage.same_settings(tmp_path, {"a": [1, 2]}, {"a": (1, 3)}, "mend it")
+
+
+def test_a_damaged_json_is_refused_with_its_maker(tmp_path):
+    (tmp_path / "cache.json").write_text("{")
+    with pytest.raises(ValueError, match="cache.json: damaged .*: remove it and run python -m ich_kaggle.cache"):
+        storage.read_json(tmp_path / "cache.json")
+
+
+def test_settings_that_are_none_are_told_with_the_remedy():
+    with pytest.raises(ValueError, match=r"x\.json: damaged, \[1\] where settings should be: make it anew"):
+        storage.same_settings(Path("x.json"), [1], {"a": 1}, "make it anew")

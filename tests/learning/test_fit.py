@@ -1,0 +1,353 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from ich_kaggle.common import metric
+from ich_kaggle.learning import datasets
+from ich_kaggle.learning import fit as fit_module
+from ich_kaggle.learning.fit import Fit, Recipe
+from ich_kaggle.second_level import series_dataset
+
+CPU = torch.device("cpu")
+N = 24
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+class Rows(TensorDataset):
+    """Items are asked for as (epoch, row)."""
+
+    def __getitem__(self, item):
+        return (*super().__getitem__(item[1]), item[1])
+
+
+class Net(nn.Module):
+    """Two layers, a batch norm and dropout: what a resumed run could get wrong."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3))
+        self.head = nn.Linear(8, 6)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+def net(seed: int = 0) -> Net:
+    torch.manual_seed(seed)
+    return Net()
+
+
+def data(batch_size: int = 5, n: int = N):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(n, 4)).astype(np.float32)
+    target = (x @ rng.normal(size=(4, 6)) > 0).astype(np.float32)
+    return datasets.loader(Rows(torch.from_numpy(x), torch.from_numpy(target)), batch_size, 0, seed=0)
+
+
+def loss(model, batch):
+    return fit_module.bce(model(batch[0]), batch[1])
+
+
+def fit(model, folder, loader=None, recipe=None, validate=lambda _: {"valid_loss": 0.0}, **options):
+    recipe = recipe or Recipe(epochs=3, lr=0.05)
+    steps = fit_module.fit(
+        model,
+        loader or data(),
+        options.pop("loss", loss),
+        recipe=recipe,
+        validate=validate,
+        device=CPU,
+        checkpoint=folder / "state.pt",
+        **options,
+    )
+    return [list(rows) for rows in steps][-1]
+
+
+def test_the_loss_is_the_metric():
+    rng = np.random.default_rng(0)
+    logits, target = rng.normal(0, 3, (50, 6)), rng.integers(0, 2, (50, 6)).astype(float)
+    ours = fit_module.bce(torch.from_numpy(logits), torch.from_numpy(target)).item()
+    assert ours == pytest.approx(metric.log_loss(target, 1 / (1 + np.exp(-logits))), abs=1e-9)
+
+
+def test_the_focal_loss_counts_each_term_by_how_wrong_it_is():
+    logits, target = torch.tensor([[math.log(3)] * 6]), torch.ones(1, 6)  # probability 0.75
+    assert fit_module.bce(logits, target, 2.0).item() == pytest.approx(-math.log(0.75) * 0.25**2, rel=1e-5)
+    assert fit_module.bce(logits, target, 0.0).item() == pytest.approx(-math.log(0.75), rel=1e-5)
+
+
+def test_the_focal_loss_can_be_learned_by():
+    logits = torch.zeros(2, 6, requires_grad=True)
+    fit_module.bce(logits, torch.ones(2, 6), 2.0).backward()
+    assert (logits.grad < 0).all()
+
+
+def test_the_rate_warms_up_and_falls_along_a_cosine_to_zero():
+    rates = [fit_module.warmup_cosine(step, 100, 10) for step in range(101)]
+    assert rates[:11] == pytest.approx([(i + 1) / 11 for i in range(10)] + [1])
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0)
+
+
+def test_fitting_lowers_the_loss_and_leaves_the_averaged_weights(tmp_path):
+    model, averaged = net(), []
+    rows = fit(model, tmp_path, recipe=Recipe(epochs=15, lr=0.05), validate=lambda m: averaged.append(m) or {})
+    assert rows[-1]["train_loss"] < 0.7 * rows[0]["train_loss"]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), averaged[-1].parameters(), strict=True))
+
+
+def test_the_average_lags_behind_the_weights_and_follows_them_wholly_at_share_0():
+    for ema, is_same in ((0.0, True), (0.99, False)):
+        run = Fit(net(), Recipe(epochs=1, lr=0.1, ema=ema), 5, CPU)
+        run.start_epoch()
+        for batch in data():
+            run.train_step(loss, tuple(batch))
+        pairs = zip(run.model.parameters(), run.ema.module.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs) == is_same
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("stop", range(1, 15))
+def test_a_run_stopped_at_any_step_ends_as_one_that_was_not(tmp_path, stop, accumulate):
+    class StopError(Exception):
+        pass
+
+    def stopping(model, batch):
+        stopping.n += 1
+        if stopping.n > stop:
+            raise StopError
+        return loss(model, batch)
+
+    recipe = Recipe(epochs=3, lr=0.05, accumulate=accumulate)
+    whole, resumed = net(), net()
+    rows = fit(whole, tmp_path / "whole", recipe=recipe)
+    stopping.n = 0
+    with pytest.raises(StopError):
+        fit(resumed, tmp_path / "cut", recipe=recipe, loss=stopping, every=0.0)
+    torch.manual_seed(99)
+    resumed = net()
+    assert fit(resumed, tmp_path / "cut", recipe=recipe) == rows
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
+
+
+def test_a_state_of_the_last_step_is_still_validated_and_logged(tmp_path):
+    rows = fit(net(), tmp_path / "whole")
+    with pytest.raises(ZeroDivisionError):
+        scored = iter([{"valid_loss": 0.0}] * 2)
+        fit(net(), tmp_path / "cut", every=0.0, validate=lambda _: next(scored, None) or 1 / 0)
+    assert fit(net(), tmp_path / "cut") == rows
+
+
+def test_accumulated_batches_step_as_one_batch_of_their_size():
+    plain, gathered = (nn.Linear(4, 6) for _ in range(2))
+    gathered.load_state_dict(plain.state_dict())
+    once = Fit(plain, Recipe(epochs=1, clip=1e9), 1, CPU)
+    thrice = Fit(gathered, Recipe(epochs=1, clip=1e9, accumulate=3, warmup=0), 3, CPU)
+    x, target = torch.randn(12, 4), torch.ones(12, 6)
+    for run, size in ((once, 12), (thrice, 4)):
+        run.start_epoch()
+        for i in range(0, 12, size):
+            assert run.may_pause == (i == 0)
+            loss_value = fit_module.bce(run.network(x[i : i + size]), target[i : i + size])
+            run.scaler.scale(loss_value / (12 // size)).backward()
+            run.step += 1
+    torch.testing.assert_close(plain.weight.grad, gathered.weight.grad)
+
+
+def test_the_last_group_of_an_epoch_is_stepped_though_it_is_short():
+    run = Fit(net(), Recipe(epochs=2, accumulate=4, warmup=0), 5, CPU)
+    run.start_epoch()
+    stepped = []
+    for _ in range(2):
+        for batch in data():
+            before = run.model.head.weight.clone()
+            run.train_step(loss, tuple(batch))
+            stepped.append(not torch.equal(before, run.model.head.weight))
+    assert stepped == [False, False, False, True, True] * 2
+
+
+def test_a_frozen_epoch_changes_the_head_alone_and_the_next_one_all(tmp_path):
+    model = net()
+    run = Fit(model, Recipe(epochs=2, lr=0.1, freeze=1), 5, CPU)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    run.start_epoch()
+    for batch in data():
+        run.train_step(loss, tuple(batch))
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {"head.weight", "head.bias"}
+    run.rows.append({})
+    run.start_epoch()
+    for batch in data():
+        run.train_step(loss, tuple(batch))
+    assert not torch.equal(model.body[0].weight, before["body.0.weight"])
+
+
+def test_layers_nearer_to_the_image_learn_more_slowly_with_layer_decay():
+    import timm
+
+    class Slices(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = timm.create_model("test_resnet", num_classes=6)
+
+    model = Slices()
+    groups = fit_module.parameter_groups(model, Recipe(layer_decay=0.5))
+    share = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    names = ["conv1.0.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight", "fc.weight"]
+    shares = [share[id(model.backbone.get_parameter(name))] for name in names]
+    assert shares == sorted(shares) and shares[0] < shares[-1] == 1
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("clip", [1e-3, 1e9])
+def test_a_gradient_is_cut_to_its_norm_and_a_shorter_one_left(clip):
+    seen = []
+    run = Fit(net(), Recipe(epochs=1, clip=clip), 5, CPU)
+    step = run.optimizer.step
+    run.optimizer.step = lambda: seen.append([p.grad.clone() for p in run.model.parameters()]) or step()
+    run.start_epoch()
+    run.train_step(loss, tuple(next(iter(data()))))
+    norm = torch.cat([grad.flatten() for grad in seen[0]]).norm().item()
+    assert norm == pytest.approx(clip, rel=1e-2) if clip < 1 else norm > 1e-2
+
+
+def test_biases_and_norms_do_not_decay():
+    groups = fit_module.parameter_groups(net(), Recipe(weight_decay=0.3))
+    assert [(group["weight_decay"], {p.ndim for p in group["params"]}) for group in groups] == [(0.3, {2}), (0.0, {1})]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_with_step_batch_and_checkpoint_and_spoils_nothing(tmp_path, value):
+    def spoilt(model, batch):
+        spoilt.n += 1
+        return loss(model, batch) * (value if spoilt.n > 7 else 1)
+
+    spoilt.n = 0
+    names = lambda batch: [f"ID_{row}" for row in batch[-1].tolist()]  # noqa: E731
+    with pytest.raises(RuntimeError, match=rf"the loss is {value} at step 7, in the batch ID_\d+, ID_\d+") as error:
+        fit(net(), tmp_path, loss=spoilt, names=names)
+    said = str(error.value)
+    assert said.endswith(f"start another --run with a lower --lr; {tmp_path / 'state.pt'}, of an earlier step, is kept")
+    assert "--overwrite" not in said
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert all(torch.isfinite(part).all() for part in state["model"].values())
+
+
+def test_a_gradient_that_is_no_number_stops_before_it_is_stepped():
+    run = Fit(net(), Recipe(epochs=1), 5, CPU)
+    run.start_epoch()
+    before = run.model.head.weight.clone()
+    with pytest.raises(RuntimeError, match=r"the gradient is nan at step 0.*start another --run with a lower --lr$"):
+        batch = tuple(next(iter(data())))
+        fit_module.careful_step(run, lambda m, b: torch.sqrt(m(b[0]) * 0).sum(), batch)
+    assert torch.equal(run.model.head.weight, before)
+
+
+@pytest.mark.parametrize("room, told", [(4, "2 do: give --batch-size 2 --accumulate 3"), (0, "smaller --image-size")])
+def test_out_of_memory_says_which_batch_size_would_fit(tmp_path, room, told):
+    def hungry(model, batch):
+        if len(batch[0]) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss(model, batch)
+
+    with pytest.raises(RuntimeError, match=f"out of memory at step 0: 5 at once do not fit, .*{told}"):
+        fit(net(), tmp_path, loss=hungry)
+
+
+def test_out_of_memory_keeps_the_size_of_a_step_that_gathers_batches(tmp_path):
+    def hungry(model, batch):
+        if len(batch[0]) > 2:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+        return loss(model, batch)
+
+    with pytest.raises(RuntimeError, match="5 at once do not fit, 2 do: give --batch-size 2 --accumulate 8$"):
+        fit(net(), tmp_path, loss=hungry, recipe=Recipe(epochs=1, accumulate=3))
+
+
+def test_out_of_memory_after_a_checkpoint_says_how_to_resume_and_to_leave_it_as_it_is(tmp_path):
+    def hungry(model, batch):
+        hungry.n += 1
+        if hungry.n > 3 and len(batch[0]) > 2:
+            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.")
+        return loss(model, batch)
+
+    hungry.n = 0
+    with pytest.raises(RuntimeError, match="resume with the same command when more memory is free, or give") as error:
+        fit(net(), tmp_path, loss=hungry, every=0.0)
+    assert str(error.value).endswith("or give --batch-size 2 --accumulate 3 to another --run")
+
+
+def test_a_cpu_that_really_has_no_memory_says_so_with_what_fits(tmp_path):
+    def hungry(model, batch):
+        if len(batch[0]) > 2:
+            torch.empty(2**60, dtype=torch.uint8)
+        return loss(model, batch)
+
+    with pytest.raises(RuntimeError, match="out of memory at step 0: 5 at once do not fit, 2 do: give --batch-size 2"):
+        fit(net(), tmp_path, loss=hungry)
+
+
+def test_out_of_memory_over_series_which_cannot_be_cut_says_what_to_make_smaller():
+    def hungry(model, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    length = torch.tensor([2, 1])
+    series_batch = series_dataset.Batch([], torch.zeros(3, 1, 6), torch.zeros(3, 6), torch.zeros(3, 3), length)
+    run = Fit(net(), Recipe(epochs=1), 5, CPU)
+    run.start_epoch()
+    with pytest.raises(RuntimeError, match="out of memory at step 0: give a smaller --batch-size or --hidden"):
+        fit_module.careful_step(run, hungry, (series_batch, torch.zeros(3, 6)))
+
+
+def test_other_errors_of_the_loss_are_told_as_they_are(tmp_path):
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        fit(net(), tmp_path, loss=lambda model, batch: model(batch[0][:, :3]).sum())
+
+
+def test_a_step_draws_the_same_wherever_the_generator_stands():
+    def drawn(seed):
+        run = Fit(net(), Recipe(epochs=1), 5, CPU)
+        run.start_epoch()
+        torch.manual_seed(seed)
+        return run.train_step(loss, tuple(next(iter(data()))))
+
+    assert drawn(1) == drawn(2)
+
+
+class Answers(nn.Module):
+    """Gives the images back as logits, and remembers in which mode it was asked."""
+
+    def outputs(self, images):
+        assert not self.training
+        return images[:, :6].float(), images[:, :2].float()
+
+
+def test_predictions_come_in_the_order_of_the_rows_from_a_model_in_evaluation_mode():
+    images = torch.arange(42).reshape(7, 6)
+    model = Answers().train()
+    loader = datasets.loader(Rows(images, torch.zeros(7, 6)), 3, 0)
+    assert (fit_module.predict(model, loader, CPU) == images.numpy()).all()
+    assert model.training
+
+
+def test_views_are_averaged():
+    images = torch.arange(42).reshape(7, 6)
+    loader = datasets.loader(Rows(images, torch.zeros(7, 6)), 3, 0)
+    views = [lambda x: x, lambda x: 3 * x]
+    logits, embeddings = zip(*fit_module.outputs(Answers(), loader, CPU, views), strict=True)
+    assert (np.concatenate(logits) == 2 * images.numpy()).all()
+    assert np.concatenate(embeddings).dtype == np.float16
+
+
+def test_the_cpu_works_in_full_precision():
+    assert fit_module.precision(CPU) == (torch.bfloat16, False)

@@ -1,0 +1,44 @@
+import argparse
+
+import pytest
+
+from ich_kaggle import train
+from ich_kaggle.learning import augment, fit, tasks, training_options
+
+OUT_OF_RANGE = ["--clip -1", "--ema 1.5", "--flip 2", "--accumulate 0", "--stride 0", "--freeze -1", "--layer-decay 2"]
+OUT_OF_RANGE += ["--rotate inf", "--lr inf", "--lr nan", "--random-crop 0", "--seed -1", f"--seed {2**64}"]
+
+
+@pytest.mark.parametrize("wrong", OUT_OF_RANGE)
+def test_a_setting_out_of_its_range_is_refused(wrong, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.build_parser().parse_args(wrong.split())
+    assert stop.value.code == 2
+    assert f"argument {wrong.split()[0]}: {wrong.split()[1]} is not" in capsys.readouterr().err
+
+
+def test_the_flags_of_training_default_to_its_own_defaults():
+    parser = argparse.ArgumentParser()
+    training_options.add(parser)
+    settings = vars(parser.parse_args([]))
+    for kind in (fit.Recipe, augment.Augment, tasks.Task):
+        assert training_options.take(kind, settings) == kind()
+    assert tasks.slice_config("resnet18", **settings | {"cache_size": 512}) == tasks.slice_config("resnet18")
+
+
+@pytest.mark.parametrize("name", training_options.USES)
+def test_a_setting_that_would_do_nothing_is_refused_and_taken_where_it_does_something(name):
+    other, values = training_options.USES[name]
+    changed = {name: "brain" if name == "window" else 3}
+    with pytest.raises(ValueError, match=f"^--{name.replace('_', '-')} .* does nothing without --{other} {values[0]}"):
+        training_options.check(changed)
+    for value in values:
+        training_options.check(changed | {other: value})
+    training_options.check({})
+
+
+def test_all_that_would_do_nothing_is_named_at_once_with_what_takes_it_back():
+    expected = "--side-weight 0.2 does nothing without --context slices or both, "
+    expected += "--swap 0.5 does nothing without --context slices or both: give that, or --side-weight 0.0 --swap 0.0"
+    with pytest.raises(ValueError, match=f"^{expected}$"):
+        training_options.check({"context": "windows", "side_weight": 0.2, "swap": 0.5})

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.synthetic import anatomy, hemorrhages, scanner
+from ich_kaggle.synthetic.anatomy import Gantry, Head
+
+STILL = Gantry((128, 128), 1.9, 5.0, 0.0, np.eye(3), (0.0, 0.0), 0.0, 0.3, 0.0)
+DEPTHS = range(-40, 70, 10)
+
+
+def head(kinds=(), seed=3):
+    rng = np.random.default_rng(seed)
+    drawn = Head(rng)
+    hemorrhages.bleed(rng, drawn, list(kinds))
+    return drawn
+
+
+def scan(drawn, depths=DEPTHS, gantry=STILL, seed=0):
+    rng = np.random.default_rng(seed)
+    return [scanner.scan(drawn, gantry, z, rng) for z in depths]
+
+
+def test_tissues_have_the_hu_of_their_kind():
+    drawn = head()
+    hu = scan(drawn, [20.0])[0][0]
+    fields = anatomy.Fields(drawn, STILL, 20.0)
+    brain, bone = fields.cavity.max(0) < -12, (fields.vault.max(0) < -2) & (fields.inside.min(0) > 2)
+    assert 25 < np.median(hu[brain]) < 42
+    assert np.median(hu[bone]) > 500
+    assert (hu[anatomy.tract(fields, drawn).max(0) < -2] < 20).mean() > 0.5
+    assert abs(np.median(hu[fields.vault.min(0) > 20]) + 1000) < 20
+
+
+@pytest.mark.parametrize("kind", LABELS[:5])
+def test_blood_of_every_kind_is_marked_and_brighter_than_what_was_there(kind):
+    n_marked, brighter = 0, []
+    for seed in range(3):
+        drawn = head([kind], seed)
+        bloody = scan(drawn)
+        drawn.bleeds = []
+        for (hu, blood), (before, _) in zip(bloody, scan(drawn), strict=True):
+            marked = blood == 1 << LABELS.index(kind)
+            assert (blood[~marked] == 0).all()
+            n_marked += marked.sum()
+            brighter += [hu[marked] - before[marked]]
+    assert n_marked > 100
+    assert np.median(np.concatenate(brighter)) > 8
+
+
+def test_blood_lies_inside_the_skull_and_spans_several_slices():
+    drawn = head(["subdural", "intraparenchymal"], 5)
+    counts = [np.count_nonzero(blood) for _, blood in scan(drawn)]
+    assert np.count_nonzero(counts) >= 3
+    z = DEPTHS[int(np.argmax(counts))]
+    blood = scan(drawn, [z])[0][1] > 0
+    assert (anatomy.Fields(drawn, STILL, z).vault.min(0)[blood] < 0).all()
+
+
+def test_a_smaller_pixel_shows_the_same_head():
+    fine = Gantry((256, 256), 0.95, 5.0, 0.0, np.eye(3), (0.0, 0.0), 0.0, 0.3, 0.0)
+    drawn = head(["intraventricular", "intraparenchymal"])
+    (small, _), (large, _) = scan(drawn, [10.0])[0], scan(drawn, [10.0], fine)[0]
+    shrunk = large.reshape(128, 2, 128, 2).mean((1, 3))
+    assert np.corrcoef(small.ravel(), shrunk.ravel())[0, 1] > 0.98
+
+
+def test_noise_has_the_strength_that_was_asked_for():
+    noisy = Gantry((256, 256), 0.9, 5.0, 0.0, np.eye(3), (0.0, 0.0), 4.0, 0.8, 0.0)
+    hu = scan(head(), [200.0], noisy)[0][0]
+    assert 3 < hu.std() < 5
+
+
+def test_the_same_seed_draws_the_same_slice():
+    assert all((a == b).all() for a, b in zip(scan(head(), [0.0])[0], scan(head(), [0.0])[0], strict=True))
