@@ -17,12 +17,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ich_kaggle import ensemble
 from ich_kaggle.common import cli, metric, paths, runs, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.html import app
-from ich_kaggle.scoring import blending, comparison, patient_bootstrap
+from ich_kaggle.scoring import blending, comparison, ensembling, patient_bootstrap
 
 NETWORKS = ("cpu", "cpu_both")  # recipes
 NAME = "demo"  # of the ensemble
@@ -89,7 +88,7 @@ def summary(demo_dir: Path, submission: Path) -> str:
     best, better, error = gain(work, folder)
     ours, constant, n_patients = test_scores(demo_dir, submission)
     lines = [
-        ensemble.describe("ensemble", scores),
+        ensembling.describe("ensemble", scores),
         "",
         f"ensemble {scores['nested_log_loss']:.4f}, best member {best} {scores['single'][best]:.4f}: better by "
         f"{better:.4f} +- {error:.4f} (standard error over {scores['n_patients']} patients)",

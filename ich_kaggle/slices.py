@@ -11,206 +11,30 @@ Writes:  work/slices.parquet  (a row a slice: ids, position, split, path, six la
 Example: python -m ich_kaggle.slices --data-dir rsna-intracranial-hemorrhage-detection.zip
 """
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
-from ich_kaggle.common import cli, parallel, paths, provenance, storage, tables, windows
-from ich_kaggle.common.labels import LABELS
+from ich_kaggle.common import cli, storage, tables
 from ich_kaggle.common.project import Project
-from ich_kaggle.dicom import geometry, slice_image
-from ich_kaggle.dicom import pixels as pixels_module
+from ich_kaggle.dicom import slice_table
 from ich_kaggle.html import data_report
-
-BATCH = 128  # headers in a task of one worker
-ORDER = ["patient_id", "study_id", "series_id", "position", "slice_id"]
-DEFECT_COLUMNS = ["slice_id", "path", "defect", "action"]
-KEPT = "kept"
-AGAIN = "get the competition's data again"
-FACTS = (*paths.Member._fields, "start", "rows", "columns", *pixels_module.Encoding._fields)  # what the cache needs
-WHOLE = {**dict.fromkeys(["start", "rows", "columns", "bits", "padding_low", "padding_high"], "int64"), "signed": bool}
-
-
-def scan_slice(data: paths.Data, member: paths.Member, pixels: bool) -> dict:
-    """Return the header facts of one slice, where its bytes are, its `defect`, and what became of it, `action`."""
-    row = {"slice_id": PurePosixPath(member.path).stem, **member._asdict()}
-    try:
-        dataset, start = pixels_module.read_head(data, member)
-        code = pixels_module.encoding(dataset, member.path)
-        row |= geometry.read_header(dataset, member.path)._asdict() | {"start": start} | code._asdict()
-        if pixels:
-            words = pixels_module.read_slice(data.read(member), member.path)[1]
-            brain = windows.apply(pixels_module.hu_table(code), (windows.BRAIN,))[words]
-            row |= {"defect": slice_image.pixel_defect(words, brain) or None, "action": KEPT}
-        return row
-    except ValueError as error:
-        return row | {"defect": str(error).removeprefix(f"{member.path}: "), "action": "left out"}
-
-
-def _scan_batch(data: paths.Data, members: list[paths.Member], pixels: bool) -> tuple[pd.DataFrame, int, int]:
-    rows = pd.DataFrame([scan_slice(data, member, pixels) for member in members])
-    n_bytes = sum(member.size if pixels else min(member.size, pixels_module.HEAD_BYTES) for member in members)
-    return rows, len(rows), n_bytes
-
-
-def scan(data: paths.Data, split: str, workers: int, pixels: bool = False) -> pd.DataFrame:
-    """Return a row for each DICOM file of `split`, in no order; `defect` says what is wrong with one.
-
-    Raises FileNotFoundError if there is no file, ValueError if a test slice can't be read.
-    """
-    members = data.members(split)
-    if not members:
-        folders = " or ".join(paths.DICOM_FOLDERS[split])
-        raise FileNotFoundError(f"{data.root}: no DICOM files in {folders}: get them ({paths.DOWNLOAD} --all)")
-    tasks = ((data, members[i : i + BATCH], pixels) for i in range(0, len(members), BATCH))
-    found = list(parallel.work(_scan_batch, tasks, len(members), f"scan {split}", workers))
-    columns = dict.fromkeys([*max(found, key=lambda rows: rows.shape[1]), "defect", "action"])
-    table = pd.concat(found, ignore_index=True).reindex(columns=list(columns)).assign(split=split)
-    unread = table[table.action == "left out"].sort_values("path")
-    if split == "test" and len(unread):
-        first = unread.iloc[0]
-        raise ValueError(f"{data.root}: test slice {first.path}: {first.defect} ({len(unread)} such slices)")
-    return table
-
-
-def build(data: paths.Data, workers: int, pixels: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the slice table, sorted, and the table of defects.
-
-    Raises ValueError naming slices that have a file but no label row, or a label row but no file.
-    """
-    targets = tables.read_labels(data)
-    sample_ids = tables.read_long(data, paths.SAMPLE_CSV)[0]
-    train = scan(data, "train", workers, pixels)
-    _match(data, paths.TRAIN_CSV, targets.slice_id, train.slice_id)
-    test = scan(data, "test", workers, pixels)
-    _match(data, paths.SAMPLE_CSV, sample_ids, test.slice_id)
-    found = pd.concat([train, test], ignore_index=True)
-    twice = found.loc[found.slice_id.isin(_labelled_twice(data)), ["slice_id", "path"]]
-    twice = twice.assign(defect="duplicated label rows", action="counted once")
-    defects = pd.concat([found.loc[found.defect.notna(), DEFECT_COLUMNS], twice]).sort_values(DEFECT_COLUMNS)
-    train = train[train.action != "left out"].merge(targets, on="slice_id", validate="1:1")
-    slices = pd.concat([train.sort_values(ORDER), test.sort_values(ORDER)], ignore_index=True)
-    slices = slices.drop(columns=["defect", "action"]).astype(WHOLE)
-    return slices[tables.SLICE_COLUMNS + [c for c in slices if c not in tables.SLICE_COLUMNS]], defects
-
-
-def _labelled_twice(data: paths.Data) -> np.ndarray:
-    slice_ids, slice_index, _, _ = tables.read_long(data, paths.TRAIN_CSV)
-    return slice_ids[np.bincount(slice_index, minlength=len(slice_ids)) > len(LABELS)]
-
-
-def _match(data: paths.Data, table: str, in_table, in_files) -> None:
-    in_table, in_files = pd.Index(in_table), pd.Index(in_files)
-    if len(lost := in_table.difference(in_files)):
-        raise ValueError(f"{data.root}: {table} lists {lost[0]}, which has no file ({len(lost)} such slices): {AGAIN}")
-    if len(lost := in_files.difference(in_table)):
-        raise ValueError(f"{data.root}: {lost[0]}.dcm is there, but not in {table} ({len(lost)} such files): {AGAIN}")
-
-
-def describe(slices: pd.DataFrame, defects: pd.DataFrame) -> str:
-    train = slices[slices.split == "train"]
-    lines = [
-        f"{split}: {len(part)} slices, {part.series_id.nunique()} series, {part.patient_id.nunique()} patients"
-        for split, part in slices.groupby("split", sort=False)
-    ]
-    lines.append("labels: " + ", ".join(f"{label} {train[label].mean():.2%}" for label in LABELS))
-    return "\n".join([*lines, describe_defects(defects)])
-
-
-def describe_defects(defects: pd.DataFrame) -> str:
-    """Return a line for each kind of defect: how many slices, what became of them, the first of them."""
-    if not len(defects):
-        return "defects: none"
-    return f"defects: {len(defects)}\n{kinds_of(defects).to_string(index=False)}"
-
-
-def kinds_of(defects: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each kind of defect: defect, action, slices, first."""
-    kind = defects.defect.str.split(r":| \(", regex=True).str[0].rename("defect")
-    groups = defects.groupby([kind, "action"]).agg(slices=("slice_id", "size"), first=("slice_id", "min"))
-    return groups.reset_index()
-
-
-def read_defects(work_dir: Path) -> pd.DataFrame:
-    path = paths.defects(work_dir)
-    if not path.exists():
-        return pd.DataFrame(columns=DEFECT_COLUMNS, dtype=str)
-    return tables.read_csv(path, storage.remedy(path))
-
-
-def write_defects(work_dir: Path, defects: pd.DataFrame) -> None:
-    with storage.writing(paths.defects(work_dir)) as temporary:
-        defects.to_csv(temporary, index=False)
-
-
-def ensure(project: Project) -> pd.DataFrame:
-    """Return the slice table, made where it is missing. Raises ValueError if it was made from other data."""
-    path = paths.slices(project.work_dir)
-    if not path.exists():
-        slices(data_dir=project.data_dir, work_dir=project.work_dir, workers=project.processes)
-    elif not project.is_checked:
-        found = tables.slices_settings(project.work_dir)
-        data = provenance.find(found, project.data_dir, zips=False)
-        if project.data_dir is not None:
-            storage.same_settings(path, found, {"data_dir": str(data.root.absolute())}, provenance.REMEDY)
-        provenance.same_tables(path, found, data)
-    project.is_checked = True
-    table = project.slices
-    if missing := [column for column in FACTS if column not in table]:
-        raise ValueError(f"{path}: no column {missing[0]}: run {storage.MAKERS[path.name]} --overwrite")
-    return table
-
-
-def slices(
-    *,
-    data_dir: Path | None,
-    work_dir: Path,
-    workers: int,
-    pixels: bool = False,
-    overwrite: bool = False,
-    backend: str = "loky",
-    scheduler: str | None = None,
-) -> None:
-    path = paths.slices(work_dir)
-    if path.exists() and not overwrite:
-        table = ensure(Project(data_dir, work_dir, workers))
-        found = tables.slices_settings(work_dir)
-        data = provenance.find(found, data_dir)
-        provenance.same_tables(path, found, data)
-        provenance.same_files(data, table)
-        cli.say(f"{path}{cli.THERE}\n{describe(table, read_defects(work_dir))}")
-        return
-    data = paths.find_data(data_dir)
-    with parallel.using(backend, scheduler):
-        table, defects = build(data, workers, pixels)
-    write_defects(work_dir, defects)
-    tables.write_slices(work_dir, table, provenance.settings(data))
-    cli.say(f"{path}\n{describe(table, defects)}")
 
 
 def report(data_dir: Path | None, work_dir: Path, seed: int) -> None:
     """Write the page on the slice table, its defects and some pixels, drawn by `seed`."""
     path = work_dir / "report" / "data.html"
-    defects = kinds_of(read_defects(work_dir))
-    text = data_report.make(data_of(Project(data_dir, work_dir)), tables.read_slices(work_dir), defects, seed=seed)
+    defects = slice_table.kinds_of(slice_table.read_defects(work_dir))
+    text = data_report.make(
+        slice_table.data_of(Project(data_dir, work_dir)), tables.read_slices(work_dir), defects, seed=seed
+    )
     with storage.writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     cli.say(f"{path}: open it in a browser")
 
 
 def command(*, is_report: bool, seed: int, **options) -> None:
-    slices(**options)
+    slice_table.make(**options)
     if is_report:
         report(options["data_dir"], options["work_dir"], seed)
-
-
-def data_of(project: Project) -> paths.Data:
-    """Return the competition's data: in the project's folder, or those that the slice table was made from."""
-    found = tables.slices_settings(project.work_dir)
-    data = paths.find_data(project.data_dir or Path(found["data_dir"]))
-    provenance.same_tables(paths.slices(project.work_dir), found, data)
-    return data
 
 
 def build_parser():

@@ -7,38 +7,18 @@ Example: python -m ich_kaggle.submit -m "five folds, two backbones"
          python -m ich_kaggle.submit --history
 """
 
-import filecmp
-import hashlib
 import logging
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-import pandas as pd
-
-from ich_kaggle import ensemble, folds, slices
-from ich_kaggle.common import cli, labels, locks, paths, runs, storage, tables
-from ich_kaggle.common.labels import ANY, LABELS
+from ich_kaggle.common import cli, paths, storage
 from ich_kaggle.common.project import Project
-from ich_kaggle.kaggle_api import client, submission_log
+from ich_kaggle.dicom import slice_table
+from ich_kaggle.kaggle_api import client, submission_log, submissions
 from ich_kaggle.scans import on_demand
+from ich_kaggle.scoring import ensembling, patient_folds
 
 log = logging.getLogger(__name__)
-
-LONGEST = 300  # letters of a message
-LONG_AGO = 3600  # s after which no submission arrives that was being sent, on any machine's clock
-MEAN_FACTOR = 2  # a label predicted this much more or less often than out of fold is worth a warning
-
-
-class Source(NamedTuple):
-    """Where a submission's numbers come from."""
-
-    name: str
-    runs: str = ""  # "run:weight run:weight"
-    oof: str = ""  # nested out-of-fold log loss
-    mean: np.ndarray | None = None  # (6,), of the out-of-fold predictions
 
 
 def blend(project: Project, name: str | None, run: str | None, fold: list[int] | None) -> Path:
@@ -47,8 +27,8 @@ def blend(project: Project, name: str | None, run: str | None, fold: list[int] |
     An ensemble `name` is blended anew, as it was asked for, where the predictions of its runs have changed.
     """
     if name is None:
-        folds.ensure(project)
-        return ensemble.blend_runs(project, None if run is None else [run], fold=fold, predict=on_demand.predict)
+        patient_folds.ensure(project)
+        return ensembling.blend_runs(project, None if run is None else [run], fold=fold, predict=on_demand.predict)
     path = storage.require(paths.ensemble(project.work_dir, name) / "weights.json", f"--name {name}")
     found = storage.read_json(path)
     if not all(project.run(one).finished for one in found["blended"]["runs"]):
@@ -56,7 +36,7 @@ def blend(project: Project, name: str | None, run: str | None, fold: list[int] |
         return path.parent
     if fold is not None:
         raise ValueError("--fold narrows runs: the folds of an ensemble are those that it was blended from")
-    return ensemble.blend_runs(
+    return ensembling.blend_runs(
         project,
         found["blended"]["runs"],
         name=name,
@@ -64,216 +44,6 @@ def blend(project: Project, name: str | None, run: str | None, fold: list[int] |
         predict=on_demand.predict,
         **found["asked"],
     )
-
-
-def make(folder: Path, project: Project, data: paths.Data, submissions_dir: Path) -> tuple[Path, Source]:
-    """Return the CSV of the ensemble in `folder`, written unless one with the same bytes exists, and its source."""
-    test_ids = project.slices.slice_id[~project.is_train]
-    weights = storage.read_json(folder / "weights.json")
-    for name in ("oof.parquet", "test.parquet"):
-        runs.hash_of(storage.require(folder / name))
-    source = Source(
-        name=folder.name,
-        runs=" ".join(f"{run}:{weight:.3g}" for run, weight in weights["runs"].items()),
-        oof=f"{weights['nested_log_loss']:.5f}",
-        mean=tables.mean_prediction(folder / "oof.parquet"),
-    )
-    probability = tables.read_predictions(folder / "test.parquet", test_ids)
-    return write(submissions_dir, source.name, data, test_ids, probability), source
-
-
-def write(submissions_dir: Path, name: str, data: paths.Data, slice_ids: pd.Series, probability: np.ndarray) -> Path:
-    submissions_dir.mkdir(parents=True, exist_ok=True)
-    path = submissions_dir / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{name}.csv"
-    draft = submissions_dir / f".{name}.draft"
-    with locks.locked(sending(submissions_dir)):
-        tables.write_submission(draft, data, slice_ids, probability)
-        for old in sorted(submissions_dir.glob("*.csv")):
-            if filecmp.cmp(old, draft, shallow=False):
-                cli.say(f"{old} has the same numbers: not written again")
-                draft.unlink()
-                return old
-        if path.exists():
-            draft.unlink()
-            raise FileExistsError(f"{path} was written this very second with other numbers: run the command again")
-        draft.replace(path)
-    return path
-
-
-def sending(submissions_dir: Path) -> Path:
-    """Return what a process holds while it writes and sends: no two send the same numbers."""
-    return submissions_dir / "sending"
-
-
-def verify(path: Path, data: paths.Data, mean: np.ndarray | None = None, *, quiet: bool = False) -> str:
-    """Return the SHA-256 of the submission `path`, read back and compared with the sample submission.
-
-    Warns where a label's mean is far from `mean` (6,). Raises ValueError naming the row or the id of the first fault.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: give --file a CSV, or leave it out")
-    digest = sha256(path)
-    slice_ids, slice_index, label_index, values = tables.read_long(paths.Data(path.parent), path.name)
-    check_rows(path, (slice_ids, slice_index, label_index), tables.read_long(data, paths.SAMPLE_CSV)[:3])
-    probability = labels.to_wide(slice_index, label_index, values, slice_ids)
-    check_values(path, slice_ids, probability)
-    if mean is not None:
-        warn_of_means(path, probability.mean(axis=0), mean)
-    if not quiet:
-        cli.say(f"{path}: verified, {len(values)} rows")
-    return digest
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def check_rows(path: Path, ours: tuple, sample: tuple) -> None:
-    """Raise ValueError unless both tables (slice ids, slice index, label index) have the same ids in one order."""
-    known = pd.Index(sample[0])
-    row = known.get_indexer(ours[0])
-    if (row < 0).any():
-        raise ValueError(f"{path}: {ours[0][(row < 0).argmax()]} is not in the sample submission")
-    cell = row[ours[1]] * len(LABELS) + ours[2]
-    wanted = sample[1].astype(np.int64) * len(LABELS) + sample[2]
-    if np.array_equal(cell, wanted):
-        return
-    count = np.bincount(cell, minlength=len(known) * len(LABELS))
-    if count.max() > 1:
-        raise ValueError(f"{path}: {_row_id(known, count.argmax())} stands {count.max()} times")
-    if len(missing := np.setdiff1d(wanted, cell)):
-        raise ValueError(f"{path}: {_row_id(known, missing[0])} is missing ({len(missing)} rows are)")
-    if len(extra := np.setdiff1d(cell, wanted)):
-        raise ValueError(f"{path}: {_row_id(known, extra[0])} is not in the sample submission")
-    row = int((cell != wanted).argmax())
-    here, there = _row_id(known, cell[row]), _row_id(known, wanted[row])
-    raise ValueError(f"{path}: row {row + 2} is {here}, in the sample submission {there}: keep its order")
-
-
-def _row_id(slice_ids: pd.Index, cell: int) -> str:
-    return f"{slice_ids[cell // len(LABELS)]}_{LABELS[cell % len(LABELS)]}"
-
-
-def check_values(path: Path, slice_ids: np.ndarray, probability: np.ndarray) -> None:
-    """Raise ValueError unless `probability` (n, 6) is in [0, 1], not constant, and `any` the largest of each row."""
-    if not (valid := (probability >= 0) & (probability <= 1)).all():
-        row, label = np.argwhere(~valid)[0]
-        raise ValueError(f"{path}: {slice_ids[row]}_{LABELS[label]} is {probability[row, label]:.6g}, not in [0, 1]")
-    if probability.min() == probability.max():
-        raise ValueError(f"{path}: every value is {probability[0, 0]:.6g}: these are not predictions")
-    if (low := probability[:, ANY] < probability.max(axis=1)).any():
-        row = int(low.argmax())
-        most = int(probability[row].argmax())
-        any_value, value = probability[row, [ANY, most]]
-        raise ValueError(f"{path}: {slice_ids[row]}_any is {any_value:.6g}, below {LABELS[most]}, {value:.6g}")
-
-
-def warn_of_means(path: Path, found: np.ndarray, expected: np.ndarray) -> None:
-    for label, ours, theirs in zip(LABELS, found, expected, strict=True):
-        if not theirs / MEAN_FACTOR <= ours <= theirs * MEAN_FACTOR:
-            log.warning("WARNING %s: the mean of %s is %.4f, out of fold it is %.4f", path, label, ours, theirs)
-
-
-def send(kaggle: client.Connection, path: Path, row: dict[str, str], history_csv: Path) -> dict[str, str]:
-    """Return `row` with the ref of `path` at Kaggle. It is in the history before Kaggle is asked for a submission."""
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != row["sha256"]:
-        raise ValueError(f"{path} has changed since it was verified: run the command again")
-    try:
-        token = client.upload(kaggle, path.name, content, path.stat().st_mtime)
-        row = row | {"time": submission_log.now(), "status": "SENDING"}  # not before: an upload alone is no submission
-        submission_log.record(history_csv, row)
-        message = f"{cli.printable(row['note'], LONGEST)} [{row['tag']}]"  # short, so that the tag is not cut off
-        return row | {"ref": str(client.create(kaggle, token, message, row["tag"]))}
-    except TimeoutError:
-        raise  # Kaggle may have it: the row stays SENDING
-    except (OSError, RuntimeError) as error:
-        submission_log.record(history_csv, row | {"status": "REFUSED", "note": f"{row['note']}: {error}"})
-        raise
-
-
-def deliver(
-    path: Path, row: dict[str, str], history_csv: Path, *, again: bool, no_wait: bool, connect: Callable
-) -> None:
-    """Send `path` unless Kaggle has it, wait for its scores, and keep its `row` in the history up to date.
-
-    Raises FileExistsError if Kaggle has scored it and not `again`, RuntimeError or OSError with Kaggle's reason.
-    """
-    with locks.locked(sending(history_csv.parent)):
-        rows = submission_log.read(history_csv)
-        # With `again` too a command that was cut short is finished: it may have been this one.
-        find_begun = submission_log.cut_short if again else submission_log.already_sent
-        begun = find_begun(rows, row["file"], row["sha256"])
-        try:
-            kaggle = connect()
-        except (ImportError, OSError) as error:
-            raise RuntimeError(f"{error}; or upload {path} in the browser at {client.SITE}/submit") from error
-        if begun and (ref := find(kaggle, begun)):
-            cli.say(f"{path}: was sent before, and is not sent again")
-            row = begun | {"ref": str(ref)}
-        else:
-            log.info("%s", client.preflight(kaggle))
-            row = send(kaggle, path, begun or row, history_csv)
-        row = row | {"status": "PENDING"}
-        submission_log.record(history_csv, row)
-    cli.say(f"{path}: submission {row['ref']}")
-    if not no_wait:
-        score(kaggle, row, history_csv)
-
-
-def find(kaggle: client.Connection, row: dict[str, str]) -> int:
-    """Return the ref of the submission in `row`, of a command that was cut short; 0 if Kaggle does not have it."""
-    if row["ref"]:
-        return int(row["ref"])
-    if submission_log.age(row) > LONG_AGO:
-        return client.find(kaggle, row["tag"])
-    what = f"submission [{row['tag']}]"
-    limit = client.LONGEST_LOOK
-    log.info("%s was being sent at %s: looking for it at Kaggle, for up to %d s", what, row["time"], limit)
-    if not (ref := client.look(kaggle, row["tag"])):
-        log.info("%s is not at Kaggle: sending it again", what)
-    return ref
-
-
-def score(kaggle: client.Connection, row: dict[str, str], history_csv: Path) -> None:
-    """Wait for the scores of the submission in `row`, print and record them. Raises RuntimeError if there are none."""
-    ref = row["ref"]
-    try:
-        submission = client.wait(kaggle, int(ref))
-    except (OSError, RuntimeError) as error:
-        raise RuntimeError(
-            f"submission {ref} is at Kaggle, its scores are not known ({error}): see --status"
-        ) from error
-    submission_log.record(history_csv, submission_log.scored(row, submission))
-    if submission.status.name == "ERROR":
-        raise RuntimeError(f"submission {ref}: Kaggle can't score it: {submission.error_description}")
-    cli.say(f"public {submission.public_score}  private {submission.private_score}")
-
-
-def show_status(kaggle: client.Connection, history_csv: Path) -> None:
-    """Print the team's latest submissions, and fill in the rows of the history that wait for them."""
-    found = client.submissions(kaggle)
-    for row in submission_log.read(history_csv):
-        for submission in found:
-            is_same = row["ref"] == str(submission.ref) or row["tag"] in (submission.description or "")
-            if is_same and row["status"] in ("SENDING", "PENDING"):
-                submission_log.record(history_csv, submission_log.scored(row, submission))
-    fields = ["ref", "date", "public_score", "private_score", "description"]
-    rows = [
-        {field: str(getattr(submission, field) or "") for field in fields} | {"status": submission.status.name}
-        for submission in found
-    ]
-    cli.say(submission_log.table(rows, ["status", *fields]) if rows else "no submission yet")
-
-
-def show_history(history_csv: Path) -> None:
-    """Print the history, and draw its out-of-fold losses against the private scores."""
-    rows = submission_log.read(history_csv)
-    cli.say(submission_log.table(rows, submission_log.SHOWN) if rows else f"{history_csv}: no submission yet")
-    if points := submission_log.points(rows):
-        picture = history_csv.with_suffix(".png")
-        submission_log.plot(picture, points)
-        cli.say(f"{picture}: out-of-fold loss against private score, {len(points)} submissions")
 
 
 def submit(
@@ -296,27 +66,27 @@ def submit(
     project = Project(data_dir, work_dir, workers)
     if file is None:
         folder = blend(project, name, run, fold)
-        data = slices.data_of(project)
-        path, source = make(folder, project, data, submissions_dir)
+        data = slice_table.data_of(project)
+        path, source = submissions.make(folder, project, data, submissions_dir)
     else:
-        path, source = file, Source(file.stem)
+        path, source = file, submissions.Source(file.stem)
         has_table = paths.slices(work_dir).exists()
-        data = slices.data_of(project) if has_table else paths.find_data(data_dir)
-    digest = verify(path, data, source.mean)
+        data = slice_table.data_of(project) if has_table else paths.find_data(data_dir)
+    digest = submissions.verify(path, data, source.mean)
     if dry_run:
         return
     facts = dict(name=source.name, file=path.name, sha256=digest, runs=source.runs, oof=source.oof)
     row = submission_log.new_row(message or f"{source.name}, out of fold {source.oof or 'not known'}", **facts)
     history_csv = submissions_dir / "history.csv"
-    deliver(path, row, history_csv, again=again, no_wait=no_wait, connect=connect)
+    submissions.deliver(path, row, history_csv, again=again, no_wait=no_wait, connect=connect)
 
 
 def command(*, status: bool, history: bool, connect: Callable = client.connect, **options) -> None:
     history_csv = options["submissions_dir"] / "history.csv"
     if history:
-        show_history(history_csv)
+        submissions.show_history(history_csv)
     elif status:
-        show_status(connect(), history_csv)
+        submissions.show_status(connect(), history_csv)
     else:
         submit(connect=connect, **options)
 

@@ -22,20 +22,6 @@ LAYER = {room: k for k, rooms in enumerate(LAYERS) for room in rooms}
 TORCH, TORCH_ROOMS = {"torch", "timm", "torchvision"}, {"learning", "second_level", "scans"}
 COMMANDS = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("__"))
 MODULES = sorted(str(path.relative_to(PACKAGE).with_suffix("")) for path in PACKAGE.glob("*/*.py"))
-# Commands that still import commands: what they share belongs into a room. Only ever shortened.
-STILL = {
-    "cache": "slices",
-    "demo": "ensemble",
-    "ensemble": "folds",
-    "evaluate": "ensemble folds",
-    "folds": "slices",
-    "infer": "cache ensemble slices submit",
-    "predict": "cache folds",
-    "report": "cache ensemble evaluate slices",
-    "sequence": "folds predict",
-    "submit": "ensemble folds slices",
-    "train": "cache folds",
-}
 
 
 def imports(module: str) -> set[str]:
@@ -66,7 +52,7 @@ def test_a_room_imports_itself_and_lower_layers_only(module):
 
 @pytest.mark.parametrize("module", COMMANDS)
 def test_a_command_imports_no_other_command(module):
-    assert own(module) - set(LAYER) == set(STILL.get(module, "").split())
+    assert own(module) - set(LAYER) == set()
 
 
 @pytest.mark.parametrize("module", [*MODULES, *COMMANDS])

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from dicom_files import content, ct, head
 
-from ich_kaggle import cache, slices
+from ich_kaggle import cache
 from ich_kaggle.common import paths, tables, windows
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
-from ich_kaggle.dicom import cache_index, head_crop, pixels, png, slice_image
+from ich_kaggle.dicom import cache_index, head_crop, picture_cache, pixels, png, slice_image, slice_table
 
 SIZE = 64
 
@@ -36,7 +36,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def make(data_dir: Path, work: Path, crop: str = "none", size: int = SIZE) -> Path:
-    return cache.ensure(Project(data_dir, work, 1), size, crop)
+    return picture_cache.ensure(Project(data_dir, work, 1), size, crop)
 
 
 def command(data_dir: Path, work: Path, *flags: str) -> list[str]:
@@ -105,7 +105,7 @@ def disk_of(monkeypatch, free: float) -> None:
 
 
 def test_a_disk_without_room_is_refused_with_both_numbers_before_anything_is_cached(data_dir, work, monkeypatch):
-    slices.ensure(data_dir, work, 1)
+    slice_table.ensure(data_dir, work, 1)
     n = len(tables.read_slices(work))
     disk_of(monkeypatch, 1e6)
     with pytest.raises(SystemExit) as stopped:
@@ -122,7 +122,7 @@ def test_room_is_needed_only_for_the_slices_that_are_not_cached_yet(data_dir, wo
     last = cache_index.read(folder).iloc[:-1]
     cache_index.write(folder, last)
     (folder / "cache.json").unlink()
-    disk_of(monkeypatch, 2.5 * 1e3 * cache.kb_per_slice(SIZE, "none"))
+    disk_of(monkeypatch, 2.5 * 1e3 * picture_cache.kb_per_slice(SIZE, "none"))
     assert len(cache_index.read(make(data_dir, work))) == len(last) + 1
 
 
@@ -130,11 +130,11 @@ def test_room_is_needed_only_for_the_slices_that_are_not_cached_yet(data_dir, wo
     "px, crop_by, kb", [(512, "none", 99), (256, "none", 40), (2048, "none", 4 * 513), (512, "study", 173)]
 )
 def test_a_cached_slice_takes_as_much_as_was_measured_on_real_slices(px, crop_by, kb):
-    assert cache.kb_per_slice(px, crop_by) == pytest.approx(kb)
+    assert picture_cache.kb_per_slice(px, crop_by) == pytest.approx(kb)
 
 
 def test_a_larger_cached_slice_is_estimated_larger_wherever_slices_are_resampled():
-    sizes = [cache.kb_per_slice(px, "none") for px in range(8, 4096, 8) if px != 512]
+    sizes = [picture_cache.kb_per_slice(px, "none") for px in range(8, 4096, 8) if px != 512]
     assert sizes == sorted(sizes) and sizes[0] > 0
 
 
@@ -142,7 +142,7 @@ def test_the_zip_and_two_workers_give_the_same_bytes(data_dir, work, tmp_path):
     packed = Path(shutil.make_archive(str(tmp_path / "all"), "zip", data_dir))
     pngs = [
         {name: png for name, png in tree(folder).items() if name.endswith(".png")}
-        for folder in (make(data_dir, work), cache.ensure(Project(packed, tmp_path / "other", 2), SIZE))
+        for folder in (make(data_dir, work), picture_cache.ensure(Project(packed, tmp_path / "other", 2), SIZE))
     ]
     assert pngs[0] == pngs[1]
 
@@ -156,7 +156,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(data_dir, work, tmp_path, crop_b
     )
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
-    folder = cache.folder_of(work, SIZE, crop_by)
+    folder = picture_cache.folder_of(work, SIZE, crop_by)
     assert "n_slices" not in json.loads((folder / "cache.json").read_text())
     (folder / "00").mkdir(exist_ok=True)
     (folder / "00" / ".ID_000000000.png.123").write_bytes(b"half")
@@ -177,7 +177,7 @@ def test_an_interrupted_run_says_so_and_goes_on_to_the_same_bytes(data_dir, work
 def test_a_full_disk_is_one_line_and_goes_on_to_the_same_bytes(data_dir, work, tmp_path):
     whole = tree(make(data_dir, tmp_path / "whole"))
     sizes = sorted(len(content) for name, content in whole.items() if name.endswith(".png"))
-    slices.ensure(Project(data_dir, work, 1))
+    slice_table.ensure(Project(data_dir, work, 1))
     # The kernel cuts every file at a size that most PNGs have.
     limit = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({sizes[len(sizes) // 4]},) * 2)"
     full = process(data_dir, work, code=limit)
@@ -190,7 +190,7 @@ def test_a_full_disk_is_one_line_and_goes_on_to_the_same_bytes(data_dir, work, t
 
 def test_two_processes_on_one_cache_end_with_one_whole_cache(data_dir, work, tmp_path):
     whole = tree(make(data_dir, tmp_path / "whole"))
-    slices.ensure(Project(data_dir, work, 1))
+    slice_table.ensure(Project(data_dir, work, 1))
     # The first stops itself while it holds the lock, and goes on when the second waits for it.
     first = process(data_dir, work, code=AT.format(n=5, what="os.kill(os.getpid(), signal.SIGSTOP)"))
     os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
@@ -221,7 +221,7 @@ def test_new_slices_are_cached_without_redoing_the_rest(data_dir, work, tmp_path
     make(data_dir, work, crop_by)
     for name, stored in taken.items():
         (data_dir / name).write_bytes(stored)
-    slices.slices(data_dir=data_dir, work_dir=work, workers=1, overwrite=True)
+    slice_table.make(data_dir=data_dir, work_dir=work, workers=1, overwrite=True)
     made, encode = [], png.encode
     monkeypatch.setattr(png, "encode", lambda image: made.append(image) or encode(image))
     grown = tree(make(data_dir, work, crop_by))
@@ -236,7 +236,7 @@ def test_new_slices_are_cached_without_redoing_the_rest(data_dir, work, tmp_path
 def test_slices_that_left_the_table_stay_in_the_cache(data_dir, work):
     folder = make(data_dir, work)
     gone = [Path(name).stem for name in take_away(data_dir, 2) if name.endswith(".dcm")]
-    slices.slices(data_dir=data_dir, work_dir=work, workers=1, overwrite=True)
+    slice_table.make(data_dir=data_dir, work_dir=work, workers=1, overwrite=True)
     make(data_dir, work)
     assert cache_index.read(folder).index.tolist()[-2:] == gone
     assert all(paths.cached(folder, slice_id).exists() for slice_id in gone)
@@ -255,7 +255,7 @@ def test_changed_pixels_are_refused_with_both_checksums(data_dir, work):
     make(data_dir, work)
     before = cache_index.read(paths.cache(work, str(SIZE)))
     slice_id = changed(data_dir, work)
-    slices.slices(data_dir=data_dir, work_dir=work, workers=1, overwrite=True)
+    slice_table.make(data_dir=data_dir, work_dir=work, workers=1, overwrite=True)
     with pytest.raises(ValueError, match=f"{slice_id} was cached from a file with checksum") as refused:
         make(data_dir, work)
     assert f"{before.source[slice_id]:08x}, but {data_dir}: " in str(refused.value)
@@ -268,7 +268,7 @@ def test_files_that_were_only_touched_are_checked_and_kept(data_dir, work, monke
     folder = make(data_dir, work)
     for path in data_dir.glob("stage_2_train/*.dcm"):
         os.utime(path, ns=(1, 1))
-    slices.slices(data_dir=data_dir, work_dir=work, workers=1, overwrite=True)
+    slice_table.make(data_dir=data_dir, work_dir=work, workers=1, overwrite=True)
     monkeypatch.setattr(png, "encode", None)  # nothing may be made again
     assert make(data_dir, work) == folder
     assert (cache_index.read(folder).stamp == 1).any()
@@ -311,19 +311,19 @@ def test_a_png_that_was_removed_with_the_state_is_made_again(data_dir, work):
 
 
 def test_blank_and_constant_slices_are_added_to_the_defects(data_dir, work, capsys):
-    row = slices.ensure(Project(data_dir, work, 1)).iloc[2]
+    row = slice_table.ensure(Project(data_dir, work, 1)).iloc[2]
     tags = dict(PatientID=row.patient_id, StudyInstanceUID=row.study_id, SeriesInstanceUID=row.series_id)
     (data_dir / row.path).write_bytes(content(ct(np.full((64, 64), 24, np.uint16), **tags)))
-    slices.slices(data_dir=data_dir, work_dir=work, workers=1, overwrite=True)
+    slice_table.make(data_dir=data_dir, work_dir=work, workers=1, overwrite=True)
     make(data_dir, work)
-    found = slices.read_defects(work).set_index("slice_id")
+    found = slice_table.read_defects(work).set_index("slice_id")
     assert found.loc[row.slice_id, ["path", "defect", "action"]].tolist() == [
         row.path,
         "constant: every pixel has one value",
         "kept",
     ]
     capsys.readouterr()
-    slices.slices(data_dir=data_dir, work_dir=work, workers=1)
+    slice_table.make(data_dir=data_dir, work_dir=work, workers=1)
     assert f"constant   kept       1 {row.slice_id}" in capsys.readouterr().out
     before = paths.defects(work).read_bytes()
     cache.main(command(data_dir, work))
@@ -339,29 +339,31 @@ def test_what_is_left_beside_a_truncated_slice_is_cached(data_dir, work):
 
 
 def test_a_cache_of_test_slices_alone_needs_no_table_of_defects(data_dir, work):
-    table = slices.ensure(Project(data_dir, work, 1))
+    table = slice_table.ensure(Project(data_dir, work, 1))
     table = table[table.split == "test"].reset_index(drop=True)
     tables.write_slices(work, table, tables.slices_settings(work))
     paths.defects(work).unlink()
-    folder = cache.ensure(Project(None, work, 1), SIZE)
+    folder = picture_cache.ensure(Project(None, work, 1), SIZE)
     assert len(list(folder.rglob("*.png"))) == len(table)
 
 
 @pytest.mark.parametrize("crop_by, rows", [("none", 3), ("study", 4)])
 def test_a_contact_sheet_shows_a_study_in_order(data_dir, work, crop_by, rows, capsys):
-    study = slices.ensure(Project(data_dir, work, 1)).study_id.iloc[0]
+    study = slice_table.ensure(Project(data_dir, work, 1)).study_id.iloc[0]
     cache.main(command(data_dir, work, "--crop", crop_by, "--show", study))
     path = paths.sheet(work, study)
     assert capsys.readouterr().out.splitlines()[-1] == str(path)
     n = (tables.read_slices(work).study_id == study).sum()
     image = png.read(path)
-    assert image.shape == (rows * cache.TILE * -(-n // 12), cache.TILE * min(n, 12), 3)
-    first = png.read(paths.cached(cache.folder_of(work, SIZE, crop_by), tables.read_slices(work).slice_id[0]))
-    assert np.array_equal(image[: cache.TILE, : cache.TILE, 0], slice_image.resize(first, cache.TILE)[..., 0])
+    assert image.shape == (rows * picture_cache.TILE * -(-n // 12), picture_cache.TILE * min(n, 12), 3)
+    first = png.read(paths.cached(picture_cache.folder_of(work, SIZE, crop_by), tables.read_slices(work).slice_id[0]))
+    assert np.array_equal(
+        image[: picture_cache.TILE, : picture_cache.TILE, 0], slice_image.resize(first, picture_cache.TILE)[..., 0]
+    )
 
 
 def test_a_study_that_is_not_there_is_refused_with_one_that_is(data_dir, work):
-    first = slices.ensure(Project(data_dir, work, 1)).study_id.iloc[0]
+    first = slice_table.ensure(Project(data_dir, work, 1)).study_id.iloc[0]
     with pytest.raises(SystemExit) as stopped:
         cache.main(command(data_dir, work, "--show", "ID_0"))
     assert f"no study ID_0 in {paths.slices(work)}; the first is {first}" in stopped.value.code
@@ -387,7 +389,7 @@ def test_slices_that_are_not_square_or_of_two_sizes_share_no_box(tmp_path, work)
 
 
 def test_real_studies_are_cropped_to_heads_that_stay_whole(real_data, work):
-    folder = cache.ensure(Project(real_data, work, 1), 128, "study")
+    folder = picture_cache.ensure(Project(real_data, work, 1), 128, "study")
     table = tables.read_slices(work).set_index("slice_id").join(cache_index.read(folder).drop(columns="stamp"))
     assert (table.groupby("study_id")[list(head_crop.Box._fields)].nunique() == 1).all(axis=None)
     mm = table.height * table.row_spacing

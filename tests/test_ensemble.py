@@ -9,7 +9,7 @@ from ich_kaggle import ensemble
 from ich_kaggle.common import metric, paths, runs, storage, tables
 from ich_kaggle.common.labels import ANY, LABELS
 from ich_kaggle.common.project import Project
-from ich_kaggle.scoring import blending, nested_choice
+from ich_kaggle.scoring import blending, ensembling, nested_choice
 
 TARGET, RUNS, PATIENT, FOLD = synthetic()
 
@@ -42,30 +42,30 @@ def oof_of(work_dir, file: str, name: str = "fine+noisy") -> tuple[np.ndarray, n
 
 
 def test_fit_weights_are_on_the_simplex_and_follow_the_order_of_the_runs():
-    weights = ensemble.fit_weights(TARGET, np.stack(RUNS))
+    weights = ensembling.fit_weights(TARGET, np.stack(RUNS))
     assert weights.sum() == pytest.approx(1) and (weights >= 0).all()
-    assert ensemble.fit_weights(TARGET, np.stack(RUNS[::-1])) == pytest.approx(weights[::-1], abs=2e-3)
+    assert ensembling.fit_weights(TARGET, np.stack(RUNS[::-1])) == pytest.approx(weights[::-1], abs=2e-3)
 
 
 def test_the_blend_is_the_weighted_mean_with_any_raised():
     weights = np.array([0.5, 0.3, 0.2])
     raw = [np.random.default_rng(i).random((40, 6)).astype(np.float32) for i in range(3)]
     mean = np.tensordot(weights, np.stack(raw), 1)
-    found = ensemble.blend(weights, np.stack(raw))
+    found = ensembling.blend(weights, np.stack(raw))
     assert found[:, :ANY] == pytest.approx(mean[:, :ANY], abs=1e-6)
     assert found[:, ANY] == pytest.approx(mean.max(axis=1), abs=1e-6)
 
 
 def test_the_constant_knows_the_prevalence_of_the_other_folds_only():
-    found = ensemble.constant(TARGET, FOLD)
+    found = ensembling.constant(TARGET, FOLD)
     assert found[FOLD == 2] == pytest.approx(np.tile(TARGET[FOLD != 2].mean(axis=0), ((FOLD == 2).sum(), 1)))
 
 
 def test_nested_is_worse_than_plain_and_both_beat_the_constant():
-    scores = ensemble.score(TARGET, np.stack(RUNS), FOLD, ["a", "b", "c"], patient=PATIENT)
+    scores = ensembling.score(TARGET, np.stack(RUNS), FOLD, ["a", "b", "c"], patient=PATIENT)
     assert scores["oof_log_loss"] <= scores["nested_log_loss"] < scores["constant"]
     assert scores["oof_log_loss"] <= min(scores["single"].values())
-    assert metric.log_loss(TARGET, ensemble.nested(TARGET, np.stack(RUNS), FOLD)) == pytest.approx(
+    assert metric.log_loss(TARGET, ensembling.nested(TARGET, np.stack(RUNS), FOLD)) == pytest.approx(
         scores["nested_log_loss"], abs=1e-6
     )
 
@@ -180,7 +180,7 @@ def test_without_runs_there_is_nothing_to_blend(work_dir):
 
 
 def test_a_long_list_of_runs_gets_a_short_name():
-    name = ensemble.default_name([f"run{i}" for i in range(20)])
+    name = ensembling.default_name([f"run{i}" for i in range(20)])
     assert name.startswith("20-runs-") and len(name) < 20
 
 
@@ -190,6 +190,6 @@ def test_a_run_named_twice_is_refused(work_dir):
 
 
 def test_a_folder_that_no_run_can_be_is_passed_over(work_dir):
-    runs_before = ensemble.choose_runs(Project(None, work_dir), None, None)
+    runs_before = ensembling.choose_runs(Project(None, work_dir), None, None)
     (work_dir / "runs" / "a copy" / "fold0").mkdir(parents=True)
-    assert ensemble.choose_runs(Project(None, work_dir), None, None) == runs_before
+    assert ensembling.choose_runs(Project(None, work_dir), None, None) == runs_before

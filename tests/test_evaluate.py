@@ -8,12 +8,12 @@ from made_runs import make
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from ich_kaggle import ensemble, evaluate
+from ich_kaggle import evaluate
 from ich_kaggle.common import metric, paths, runs, storage, tables
 from ich_kaggle.common.labels import ANY, LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.scans import on_demand
-from ich_kaggle.scoring import blending, thresholds
+from ich_kaggle.scoring import blending, ensembling, evaluation, thresholds
 
 WANTED = {"beta": 2.0, "recall": 0.8, "confidence": 0.9}
 
@@ -22,7 +22,7 @@ WANTED = {"beta": 2.0, "recall": 0.8, "confidence": 0.9}
 def made(competition, tmp_path_factory):
     work_dir = tmp_path_factory.mktemp("evaluate")
     make(competition, work_dir, {"fine": 0.8, "noisy": 2.0})
-    ensemble.blend_runs(Project(None, work_dir), name="both", predict=on_demand.predict)
+    ensembling.blend_runs(Project(None, work_dir), name="both", predict=on_demand.predict)
     evaluate.main(["--work-dir", str(work_dir), "--run", "fine", "--draws", "200"])
     return work_dir
 
@@ -75,7 +75,7 @@ def test_every_interval_holds_its_score(made):
 def test_a_study_is_positive_where_a_slice_is_and_scores_its_largest(made):
     train, target, probability, fold = training(made)
     patient = np.unique(train.patient_id, return_inverse=True)[1]
-    found = evaluate.studies(train, target, probability, patient, fold)
+    found = evaluation.studies(train, target, probability, patient, fold)
     for i, study in enumerate(np.unique(train.study_id)):
         rows = (train.study_id == study).to_numpy()
         assert np.array_equal(found[0][i], target[rows].max(axis=0))
@@ -97,9 +97,9 @@ def population(n_patients: int = 200, seed: int = 0) -> tuple:
 def test_thresholds_of_a_fold_are_chosen_without_it():
     target, probability, patient = population()
     fold = patient % 4
-    clean = evaluate.nested_thresholds(target, probability, patient, fold, **WANTED)
+    clean = evaluation.nested_thresholds(target, probability, patient, fold, **WANTED)
     spoilt = np.where(fold == 2, 1 - target, target)
-    other = evaluate.nested_thresholds(spoilt, probability, patient, fold, **WANTED)
+    other = evaluation.nested_thresholds(spoilt, probability, patient, fold, **WANTED)
     for name in clean:
         assert np.array_equal(clean[name][fold == 2], other[name][fold == 2]), name
         assert not np.array_equal(clean[name][fold != 2], other[name][fold != 2]), name
@@ -110,8 +110,8 @@ def test_the_aggregate_of_a_fold_is_fitted_without_it():
     target = (rng.random((80, 6)) < 0.4).astype(float)
     largest = np.clip(rng.random((80, 6)) * 0.5 + 0.4 * target, 0, 1)
     fold = np.arange(80) % 4
-    clean = evaluate.aggregate(target, largest, largest / 2, fold)
-    spoilt = evaluate.aggregate(np.where((fold == 1)[:, None], 1 - target, target), largest, largest / 2, fold)
+    clean = evaluation.aggregate(target, largest, largest / 2, fold)
+    spoilt = evaluation.aggregate(np.where((fold == 1)[:, None], 1 - target, target), largest, largest / 2, fold)
     assert np.array_equal(clean[fold == 1], spoilt[fold == 1]) and not np.array_equal(clean, spoilt)
 
 
@@ -119,7 +119,7 @@ def test_the_aggregate_is_better_calibrated_than_the_maximum():
     target, probability, patient = population(400)
     study = pd.DataFrame({"t": target, "p": probability}).groupby(patient)
     of_study = [np.tile(column.to_numpy()[:, None], 6) for column in (study.t.max(), study.p.max(), study.p.mean())]
-    found = evaluate.aggregate(*of_study, np.arange(400) % 5)
+    found = evaluation.aggregate(*of_study, np.arange(400) % 5)
     assert metric.log_loss(of_study[0], found) < metric.log_loss(of_study[0], of_study[1])
 
 

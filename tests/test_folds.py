@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ich_kaggle import folds, slices
+from ich_kaggle import folds
 from ich_kaggle.common import paths, storage, tables
 from ich_kaggle.common.labels import LABELS
-from ich_kaggle.scoring import leak_check
+from ich_kaggle.dicom import slice_table
+from ich_kaggle.scoring import leak_check, patient_folds
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def run(work_dir, *flags) -> None:
 
 def test_every_label_and_the_slices_are_balanced():
     table = table_of(3000)
-    of_patient = folds.assign_folds(table, n_folds=5, seed=0).set_index("patient_id").fold
+    of_patient = patient_folds.assign_folds(table, n_folds=5, seed=0).set_index("patient_id").fold
     by_fold = table.groupby(table.patient_id.map(of_patient))
     assert (by_fold.size() / (len(table) / 5)).to_numpy() == pytest.approx(np.ones(5), abs=2e-3)
     rates = by_fold[list(LABELS)].mean() / table[list(LABELS)].mean()
@@ -50,26 +51,26 @@ def test_every_label_and_the_slices_are_balanced():
 
 def test_every_patient_has_one_fold_whatever_the_order_of_the_slices():
     table = table_of(100)
-    found = folds.assign_folds(table, n_folds=4, seed=0)
+    found = patient_folds.assign_folds(table, n_folds=4, seed=0)
     assert sorted(found.patient_id) == sorted(table.patient_id.unique())
-    assert found.equals(folds.assign_folds(table.sample(frac=1, random_state=0), n_folds=4, seed=0))
+    assert found.equals(patient_folds.assign_folds(table.sample(frac=1, random_state=0), n_folds=4, seed=0))
 
 
 def test_a_seed_gives_the_same_folds_and_another_seed_others():
     table = table_of(400)
-    first, again, other = (folds.assign_folds(table, n_folds=5, seed=seed).fold for seed in (0, 0, 1))
+    first, again, other = (patient_folds.assign_folds(table, n_folds=5, seed=seed).fold for seed in (0, 0, 1))
     assert first.equals(again) and 0.1 < (first == other).mean() < 0.35
 
 
 @pytest.mark.parametrize("n_folds", [1, 11])
 def test_more_folds_than_patients_or_one_are_refused(n_folds):
     with pytest.raises(ValueError, match=f"{n_folds} folds of 10 patients: choose 2 to 10"):
-        folds.assign_folds(table_of(10), n_folds=n_folds, seed=0)
+        patient_folds.assign_folds(table_of(10), n_folds=n_folds, seed=0)
 
 
 def test_repeats_are_splits_of_other_draws():
     table = table_of(400)
-    drawn = [folds.assign_folds(table, n_folds=5, seed=seed).fold for seed in (0, [0, 1], [0, 2])]
+    drawn = [patient_folds.assign_folds(table, n_folds=5, seed=seed).fold for seed in (0, [0, 1], [0, 2])]
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert 0.1 < (drawn[a] == drawn[b]).mean() < 0.35
 
@@ -95,7 +96,7 @@ def test_folds_by_slice_id_become_folds_by_patient(scanned, tmp_path):
     other = pd.DataFrame({"Image": train.slice_id + ".dcm", "Fold": number, "x": 1.5})
     other.loc[len(train)] = ["ID_fffffffff.dcm", 1, 0]  # a slice that was left out of the table
     other.to_csv(tmp_path / "theirs.csv", index=False)
-    found = folds.adopt(tmp_path / "theirs.csv", train).set_index("patient_id").fold
+    found = patient_folds.adopt(tmp_path / "theirs.csv", train).set_index("patient_id").fold
     assert (train.patient_id.map(found) == number - 1).all()
 
 
@@ -105,19 +106,19 @@ def test_folds_from_elsewhere_that_leak_or_lack_patients_are_refused_by_name(sca
     given = pd.DataFrame({"slice": train.slice_id, "fold": np.arange(len(train)) % 2})
     given.to_csv(path, index=False)
     with pytest.raises(ValueError, match=rf"theirs.csv: patient ID_\w+ is in folds 0, 1 \({len(patients)} such"):
-        folds.adopt(path, train)
+        patient_folds.adopt(path, train)
     pd.DataFrame({"p": patients[1:], "fold": np.arange(len(patients) - 1) % 2}).to_csv(path, index=False)
     with pytest.raises(ValueError, match=f"no fold for patient {patients[0]} \\(1 such patients\\)"):
-        folds.adopt(path, train)
+        patient_folds.adopt(path, train)
     pd.DataFrame({"p": patients, "fold": 0}).to_csv(path, index=False)
     with pytest.raises(ValueError, match="all patients are in one fold"):
-        folds.adopt(path, train)
+        patient_folds.adopt(path, train)
     pd.DataFrame({"p": ["x"], "fold": 0}).to_csv(path, index=False)
     with pytest.raises(ValueError, match="no id of a training patient or slice"):
-        folds.adopt(path, train)
+        patient_folds.adopt(path, train)
     pd.DataFrame({"p": patients, "k": 0}).to_csv(path, index=False)
     with pytest.raises(ValueError, match="the columns are p, k: one must be fold"):
-        folds.adopt(path, train)
+        patient_folds.adopt(path, train)
 
 
 def test_other_settings_over_the_same_folds_are_refused_with_both_named(work_dir):
@@ -149,7 +150,7 @@ def test_the_check_names_a_study_and_pixels_that_two_folds_share(work_dir):
     table.loc[b, "study_id"] = table.study_id[a]
     prints = pd.DataFrame({"pixels": [b"%d" % i for i in range(len(table))], "look": [b""] * len(table)})
     prints.loc[b, "pixels"] = prints.pixels[a]
-    found, alike = folds.check(table, fold, prints)
+    found, alike = patient_folds.check(table, fold, prints)
     assert found == [
         f"study {table.study_id[a]} is in fold 0 and fold 1",
         f"identical pixels: {', '.join(f'{table.slice_id[i]} (fold {fold[i]})' for i in sorted((a, b)))}",
@@ -167,7 +168,7 @@ def test_a_copied_dicom_is_found_by_its_pixels(competition, tmp_path):
     for keyword in ("PixelData", "Rows", "Columns", "BitsStored", "HighBit", "PixelRepresentation"):
         setattr(target, keyword, getattr(source, keyword))
     target.save_as(test[0])
-    slices.slices(data_dir=data, work_dir=tmp_path / "work", workers=1)
+    slice_table.make(data_dir=data, work_dir=tmp_path / "work", workers=1)
     run(tmp_path / "work", "--folds", "3")
     with pytest.raises(SystemExit, match=rf"identical pixels: .*{train[0].stem}.*{test[0].stem} \(test\)"):
         run(tmp_path / "work", "--check")
@@ -181,7 +182,7 @@ def test_near_duplicates_are_listed_and_do_not_fail(work_dir, capsys):
     prints["look"] = [rng.bytes(32) for _ in range(len(table))]
     b = int((fold == leak_check.TEST).argmax())
     prints.loc[b, "look"] = prints.look[0]
-    found, alike = folds.check(table, fold, prints)
+    found, alike = patient_folds.check(table, fold, prints)
     assert found == [] and len(alike) == 1
     assert table.slice_id[0] in alike[0] and f"{table.slice_id[b]} (test): 0 of 256 bits differ" in alike[0]
 

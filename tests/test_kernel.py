@@ -23,10 +23,10 @@ import torch
 from ich_kaggle import ensemble, folds, infer, kernel, submit, train
 from ich_kaggle.common import cli, paths, storage, tables
 from ich_kaggle.dicom import png, slice_image
-from ich_kaggle.kaggle_api import client, kernel_rules, kernels
+from ich_kaggle.kaggle_api import client, kernel_rules, kernels, submissions
 from ich_kaggle.kaggle_api import wheel as wheel_module
 from ich_kaggle.learning import devices, fit, slice_model, tasks
-from ich_kaggle.scans import passes
+from ich_kaggle.scans import passes, test_set
 
 no_network, kaggle_server, proxied_server = fake.no_network, fake.kaggle_server, fake.proxied_server
 
@@ -539,7 +539,7 @@ def test_a_pack_that_fails_leaves_the_one_before(run, home, tmp_path):
     extra.write_bytes(b"wheel")
     weights(run, home, "--dry-run", "--extra", str(extra))  # from where it is to go
     assert image.files_in(folder) == before | {"more.whl": b"wheel"}
-    for name in ("gone.whl", "test_resnet.fold0.pt", infer.MODELS):
+    for name in ("gone.whl", "test_resnet.fold0.pt", test_set.MODELS):
         (tmp_path / name).write_bytes(b"") if name != "gone.whl" else None
         with pytest.raises((ValueError, FileNotFoundError), match=name):
             weights(run, home, "--dry-run", "--extra", str(tmp_path / name))
@@ -597,7 +597,7 @@ PASSES = [f"{run} fold {k}, {view}" for view in ("identity", "hflip") for run in
 
 
 def test_passes_go_first_views_first_then_by_weight_then_by_fold(packed):
-    content = infer.read_models(packed)
+    content = test_set.read_models(packed)
     content["runs"] = {"test_efficientnet": 0.6, "test_resnet": 0.4}
     assert [str(one) for one in passes.plan(content, packed)] == PASSES
     content["runs"] = {"test_efficientnet": 0.4, "test_resnet": 0.6}
@@ -618,9 +618,9 @@ def test_with_time_enough_the_submission_is_that_of_home(predict, home, competit
 def test_without_time_the_submission_is_complete_and_holds_the_means(predict, packed, competition):
     lines = predict(hours=0)
     assert "0 of 8 passes over 19 slices; left out for lack of time: " in lines[-1]
-    submit.verify(predict.out, paths.find_data(competition))
+    submissions.verify(predict.out, paths.find_data(competition))
     found = pd.read_csv(predict.out).Label.to_numpy().reshape(-1, 6)
-    np.testing.assert_allclose(found, np.tile(infer.read_models(packed)["mean"], (19, 1)), atol=1e-6)
+    np.testing.assert_allclose(found, np.tile(test_set.read_models(packed)["mean"], (19, 1)), atol=1e-6)
 
 
 def test_what_there_is_no_time_for_is_left_out_in_the_stated_order_and_gone_on_from(
@@ -631,11 +631,11 @@ def test_what_there_is_no_time_for_is_left_out_in_the_stated_order_and_gone_on_f
     lines = predict(hours=0.5, now=Clock(60))
     (done,) = re.findall(r": (\d) of 8 passes", lines[-1])
     left_out = re.findall(r"(\w+ fold \d, \w+) \((\d+)% done\)", lines[-1])
-    in_order = [str(one) for one in passes.plan(infer.read_models(packed), packed)]
+    in_order = [str(one) for one in passes.plan(test_set.read_models(packed), packed)]
     assert 0 < int(done) < 8
     assert [name for name, _ in left_out] == in_order[int(done) :]
     assert all(share == "0" for _, share in left_out[1:])
-    submit.verify(predict.out, paths.find_data(competition))
+    submissions.verify(predict.out, paths.find_data(competition))
     before = predict.out.read_bytes()
     n_files = {path: path.stat().st_mtime_ns for path in (predict.out.parent / "partial").iterdir()}
     whole = predict()
@@ -649,11 +649,11 @@ def test_a_run_cut_short_and_gone_on_from_ends_in_the_same_bytes(predict, packed
     monkeypatch.setattr(passes, "CHUNK", 1)
     small = tmp_path / "small"
     shutil.copytree(packed, small)
-    content = infer.read_models(packed)
+    content = test_set.read_models(packed)
     content["runs"] = {"test_resnet": 1.0}
     content["views"] = {"test_resnet": ["identity"]}
     del content["models"]["test_efficientnet"]
-    storage.write_json(small / infer.MODELS, content)
+    storage.write_json(small / test_set.MODELS, content)
     predict = functools.partial(predict, models_dir=small)
     out = tmp_path / "out" / "submission.csv"
     predict()
@@ -677,7 +677,7 @@ def test_a_run_cut_short_and_gone_on_from_ends_in_the_same_bytes(predict, packed
 
 
 def test_a_slice_is_blended_of_the_runs_that_have_seen_it(packed):
-    content = infer.read_models(packed)
+    content = test_set.read_models(packed)
     content["runs"] = {"test_efficientnet": 0.75, "test_resnet": 0.25}
     content["pipeline"] |= {"space": "probability", "bias": [0] * 6, "clip": 0.0}
     content["pipeline"]["weights"] = {run: [weight] * 6 for run, weight in content["runs"].items()}
@@ -687,7 +687,7 @@ def test_a_slice_is_blended_of_the_runs_that_have_seen_it(packed):
         if one.view == "identity" and one.fold == 0:
             values[: 3 if one.run == "test_efficientnet" else 2] = 1.0 if one.run == "test_efficientnet" else -1.0
     logits[next(one for one in logits if str(one) == "test_efficientnet fold 0, hflip")][0] = 3.0
-    found = infer.blend(content, logits, 4)
+    found = test_set.blend(content, logits, 4)
     sure, unsure = 1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))
     both = 0.75 * sure + 0.25 * unsure
     first = 0.75 / (1 + np.exp(-2)) + 0.25 * unsure
@@ -713,9 +713,9 @@ def test_a_model_that_changed_on_the_way_is_named(packed, tmp_path, predict):
 def test_a_model_file_outside_the_folder_is_not_read(packed, tmp_path, predict):
     changed = tmp_path / "changed"
     shutil.copytree(packed, changed)
-    content = storage.read_json(changed / infer.MODELS)
+    content = storage.read_json(changed / test_set.MODELS)
     content["models"]["test_resnet"][0]["file"] = "../evil.pt"
-    storage.write_json(changed / infer.MODELS, content)
+    storage.write_json(changed / test_set.MODELS, content)
     (tmp_path / "evil.pt").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"lists \.\./evil\.pt"):
         predict(models_dir=changed)
@@ -731,20 +731,20 @@ def test_a_work_folder_of_other_data_or_a_damaged_one_is_refused(predict, compet
     for split in paths.SPLITS:
         (other / f"stage_2_{split}").mkdir()
     with pytest.raises(ValueError, match=r"slices.parquet lacks ID_f.*: it is of other data: give another --work-dir"):
-        infer.test_table(paths.find_data(other), tmp_path / "work", 1)
+        test_set.test_table(paths.find_data(other), tmp_path / "work", 1)
     less = shutil.copytree(competition, tmp_path / "less" / paths.SLUG)
     (less / "stage_2_test" / f"{gone}.dcm").unlink()
     with pytest.raises(ValueError, match=rf"{paths.SAMPLE_CSV} has {gone}, stage_2_test has not: get it again"):
-        infer.test_table(paths.find_data(less), tmp_path / "new", 0)
+        test_set.test_table(paths.find_data(less), tmp_path / "new", 0)
     assert not (tmp_path / "new" / "slices.parquet").exists()
     (tmp_path / "work" / "slices.parquet").write_bytes(b"text")
     with pytest.raises(ValueError, match=r"slices.parquet: damaged \(.*: remove it and run the same command again"):
-        infer.test_table(paths.find_data(competition), tmp_path / "work", 1)
+        test_set.test_table(paths.find_data(competition), tmp_path / "work", 1)
 
 
 def test_a_work_folder_with_training_slices_is_refused(home, competition):
     with pytest.raises(ValueError, match="slices.parquet holds training slices: give another --work-dir"):
-        infer.test_table(paths.find_data(competition), home, 1)
+        test_set.test_table(paths.find_data(competition), home, 1)
 
 
 # The whole way: weights, push, run, fetch, submit, score.

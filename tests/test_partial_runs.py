@@ -14,6 +14,7 @@ from ich_kaggle.common import paths, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.learning import fit
+from ich_kaggle.scoring import ensembling
 
 TINY = ["--arch", "test_resnet", "--weights", "none", "--image-size", "32", "--cache-size", "64", "--batch-size", "8"]
 TINY += ["--epochs", "1", "--workers", "0", "--device", "cpu"]
@@ -117,7 +118,7 @@ def test_with_one_fold_a_fit_is_scored_on_patients_it_was_not_fitted_to(made):
     rows = project.fold[project.is_train] == 0
     patient = project.slices.patient_id[project.is_train][rows].to_numpy()
     target = tables.targets(project.slices[project.is_train])[rows]
-    groups = ensemble.groups_of(np.zeros(rows.sum(), int), target, patient)
+    groups = ensembling.groups_of(np.zeros(rows.sum(), int), target, patient)
     assert len(np.unique(groups)) == min(5, len(set(patient)))
     assert all(len(set(groups[patient == one])) == 1 for one in set(patient))
     flags = ["--work-dir", str(made), "--fold", "0", "--method", "stack", "--no-calibrate"]

@@ -8,6 +8,7 @@ from ich_kaggle.common import tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.learning import augment, slice_model, tasks
+from ich_kaggle.scoring import patient_folds
 
 TINY = ["--arch", "test_resnet", "--weights", "none", "--image-size", "32", "--cache-size", "64", "--epochs", "1"]
 
@@ -43,7 +44,7 @@ def by_hand(work, views: list[str]) -> np.ndarray:
 @pytest.mark.parametrize("views", [["identity"], ["identity", "hflip"], ["identity", "left", "zoom"]])
 def test_predictions_are_the_mean_logits_of_the_views_slice_by_slice(trained, views):
     run(trained, "--views", *views)
-    table, fold = tables.read_slices(trained), folds.ensure(Project(None, trained, 1))
+    table, fold = tables.read_slices(trained), patient_folds.ensure(Project(None, trained, 1))
     expected = by_hand(trained, views)
     for name, rows in (("oof.parquet", fold == 0), ("test.parquet", (table.split == "test").to_numpy())):
         got = read(trained, name)
@@ -59,7 +60,7 @@ def test_the_batch_size_changes_nothing(trained):
 
 
 def test_embeddings_of_the_other_folds_are_empty_unless_all_are_asked_for(trained):
-    path, fold = trained / "runs" / "a" / "fold0" / "embeddings.npy", folds.ensure(Project(None, trained, 1))
+    path, fold = trained / "runs" / "a" / "fold0" / "embeddings.npy", patient_folds.ensure(Project(None, trained, 1))
     run(trained)
     assert (np.isnan(np.load(path)[:, 0]) == (fold > 0)).all()
     run(trained, "--all-slices", "--overwrite")

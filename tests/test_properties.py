@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from ich_kaggle import folds, submit
 from ich_kaggle.common import cli, labels, metric, paths, series_rows, tables, windows
 from ich_kaggle.common.labels import ANY, LABELS
 from ich_kaggle.dicom import png
+from ich_kaggle.kaggle_api import submissions
 from ich_kaggle.learning import neighbours
 from ich_kaggle.scans import passes
-from ich_kaggle.scoring import blending, thresholds
+from ich_kaggle.scoring import blending, patient_folds, thresholds
 
 settings.register_profile(
     "bounded", max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
@@ -105,11 +105,11 @@ def patients(draw) -> pd.DataFrame:
 def test_every_patient_is_in_one_fold_whatever_the_order_of_the_rows(table, n_folds, seed):
     """Folds are a function of the patients and the seed: one fold a patient, all patients, none of an empty fold."""
     n_folds = min(n_folds, table.patient_id.nunique())
-    made = folds.assign_folds(table, n_folds=n_folds, seed=seed)
+    made = patient_folds.assign_folds(table, n_folds=n_folds, seed=seed)
     assert sorted(made.patient_id) == sorted(table.patient_id.unique()) and made.patient_id.is_unique
     assert set(made.fold) == set(range(n_folds))
     shuffled = table.sample(frac=1, random_state=seed)
-    pd.testing.assert_frame_equal(folds.assign_folds(shuffled, n_folds=n_folds, seed=seed), made)
+    pd.testing.assert_frame_equal(patient_folds.assign_folds(shuffled, n_folds=n_folds, seed=seed), made)
 
 
 @given(patients(), st.integers(2, 5), st.integers(0, 9))
@@ -123,7 +123,12 @@ def test_folds_are_at_least_as_balanced_as_random_ones_are_expected_to_be(table,
     n_folds = min(n_folds, table.patient_id.nunique())
     counts = table.assign(n_slices=1).groupby("patient_id")[["n_slices", *LABELS]].sum()
     share = counts.to_numpy(float) / np.maximum(counts.to_numpy(float).sum(axis=0), 1)
-    fold = folds.assign_folds(table, n_folds=n_folds, seed=seed).set_index("patient_id").fold[counts.index].to_numpy()
+    fold = (
+        patient_folds.assign_folds(table, n_folds=n_folds, seed=seed)
+        .set_index("patient_id")
+        .fold[counts.index]
+        .to_numpy()
+    )
     held = np.stack([share[fold == k].sum(axis=0) for k in range(n_folds)])
     own, whole = (share**2).sum(), (share.sum(axis=0) ** 2).sum()
     assert (held**2).sum() <= own + (whole - own) / n_folds + 1e-9
@@ -134,7 +139,7 @@ def test_without_a_label_folds_differ_by_no_more_slices_than_a_patient_has(sizes
     """max_k n_k - min_k n_k <= max_p n_p where slices are all there is to balance."""
     n_folds = min(n_folds, len(sizes))
     table = pd.DataFrame({"patient_id": np.repeat([f"p{i:02}" for i in range(len(sizes))], sizes)})
-    made = folds.assign_folds(table.assign(**dict.fromkeys(LABELS, 0.0)), n_folds=n_folds, seed=seed)
+    made = patient_folds.assign_folds(table.assign(**dict.fromkeys(LABELS, 0.0)), n_folds=n_folds, seed=seed)
     held = table.patient_id.map(made.set_index("patient_id").fold).value_counts()
     assert held.max() - held.min() <= max(sizes)
 
@@ -281,7 +286,7 @@ def test_a_written_submission_verifies_and_gives_every_probability_back_in_the_s
     rng.shuffle(rows)
     (folder / paths.SAMPLE_CSV).write_text("ID,Label\n" + "\n".join(rows) + "\n")
     tables.write_submission(folder / "out.csv", paths.Data(folder), slice_ids, probability)
-    submit.verify(folder / "out.csv", paths.Data(folder))
+    submissions.verify(folder / "out.csv", paths.Data(folder))
     written = (folder / "out.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in written[1:]] == [row.split(",")[0] for row in rows]
     found, slice_index, label_index, values = tables.read_long(paths.Data(folder), "out.csv")

@@ -15,7 +15,7 @@ from ich_kaggle.common.labels import LABELS
 from ich_kaggle.learning import fit as learning_fit
 from ich_kaggle.learning import slice_model
 from ich_kaggle.second_level import fit as second_level_fit
-from ich_kaggle.second_level import sequence_models
+from ich_kaggle.second_level import fold_fitting, sequence_models
 
 LENGTHS = [1, 12, 9, 20, 40, 12, 9, 20, 14, 12, 9, 11, 12, 13, 14]
 SAME_OPTIONS = {"seed": 0, "seeds": 1, "epochs": 2, "batch_size": 4, "lr": 1e-3, "ema": 0.9, "hidden": 8}
@@ -53,7 +53,7 @@ def refusal(work_dir, capsys, *flags, **how) -> str:
 def read(work_dir, features="oof", k=0, on=("a", "b")):
     table = tables.read_slices(work_dir)
     fold = tables.read_folds(work_dir, table)
-    return sequence.read_inputs(work_dir, list(on), k, features, table, fold), fold
+    return fold_fitting.read_inputs(work_dir, list(on), k, features, table, fold), fold
 
 
 def fit(inputs, fitted, folder, model):

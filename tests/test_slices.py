@@ -11,6 +11,7 @@ from ich_kaggle import slices
 from ich_kaggle.common import cli, paths, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
+from ich_kaggle.dicom import slice_table
 
 HEAD = (head((32, 32), 12, (16, 16)) + 1024).astype(np.uint16)
 
@@ -51,7 +52,7 @@ def zipped(root: Path) -> Path:
 
 
 def build(root: Path, **options) -> tuple[pd.DataFrame, pd.DataFrame]:
-    return slices.build(paths.find_data(root), workers=1, **options)
+    return slice_table.build(paths.find_data(root), workers=1, **options)
 
 
 def train_file(root: Path, k: int) -> Path:
@@ -154,7 +155,7 @@ def test_the_run_ends_with_a_table_of_what_it_found(data_dir, tmp_path, capsys):
     assert lines[-4] == "defects: 3"
     assert lines[-2].split() == ["Modality", "is", "MR,", "not", "CT", "left", "out", "1", "ID_000000005"]
     assert lines[-1].split() == ["truncated", "left", "out", "2", "ID_000000000"]
-    assert len(slices.read_defects(tmp_path / "work")) == 3
+    assert len(slice_table.read_defects(tmp_path / "work")) == 3
 
 
 def test_without_defects_the_table_says_none(data_dir, tmp_path, capsys):
@@ -210,11 +211,11 @@ def test_tables_and_files_that_do_not_match_are_refused_with_their_name(data_dir
 
 def test_a_table_of_an_older_version_is_refused_with_what_to_do(data_dir, tmp_path):
     work = tmp_path / "work"
-    slices.ensure(Project(data_dir, work, 1))
+    slice_table.ensure(Project(data_dir, work, 1))
     old = tables.read_slices(work).drop(columns="stamp")
     tables.write_slices(work, old, tables.slices_settings(work))
     with pytest.raises(ValueError, match="no column stamp: run python -m ich_kaggle.slices --overwrite"):
-        slices.ensure(Project(data_dir, work, 1))
+        slice_table.ensure(Project(data_dir, work, 1))
 
 
 def test_a_scheduler_without_dask_is_refused(data_dir, tmp_path, capsys):
@@ -223,7 +224,7 @@ def test_a_scheduler_without_dask_is_refused(data_dir, tmp_path, capsys):
 
 
 def test_real_slices_at_one_position_are_ordered_by_their_id(real_data):
-    table, _ = slices.build(paths.find_data(real_data), workers=1)
+    table, _ = slice_table.build(paths.find_data(real_data), workers=1)
     ties = table[table.duplicated(["series_id", "position"], keep=False)]
     assert (ties.groupby("study_id").size() // 2).to_dict() == {"ID_4fef99f0df": 8}
     assert all(pair.slice_id.is_monotonic_increasing for _, pair in ties.groupby("position"))

@@ -21,7 +21,7 @@ from PIL import Image
 from ich_kaggle import submit
 from ich_kaggle.common import cli, paths, storage, tables
 from ich_kaggle.common.labels import LABELS
-from ich_kaggle.kaggle_api import client, submission_log
+from ich_kaggle.kaggle_api import client, submission_log, submissions
 
 no_network, kaggle_server, proxied_server = fake.no_network, fake.kaggle_server, fake.proxied_server
 
@@ -627,7 +627,7 @@ def test_ctrl_c_while_kaggle_is_slow_and_the_same_command_again_make_one_submiss
 def put_sending(ago: timedelta) -> str:
     """Put a command that was cut short `ago` into the history; return the flags that name its file."""
     path = paths.Path(altered(lambda rows: None))
-    row = submission_log.new_row("cut short", name="mine", file=path.name, sha256=submit.sha256(path))
+    row = submission_log.new_row("cut short", name="mine", file=path.name, sha256=submissions.sha256(path))
     submission_log.record(paths.Path(HISTORY), row | {"time": f"{datetime.now(UTC) - ago:%Y-%m-%dT%H:%M:%SZ}"})
     return str(path)
 

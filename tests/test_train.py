@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
-from ich_kaggle import folds, predict, train
+from ich_kaggle import predict, train
 from ich_kaggle.common import metric, paths, storage, tables, windows
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.dicom import png
 from ich_kaggle.learning import datasets, fit, neighbours, slice_model, tasks
+from ich_kaggle.scoring import patient_folds
 
 TINY = ["--arch", "test_resnet", "--weights", "none", "--image-size", "32", "--cache-size", "64", "--batch-size", "8"]
 TINY += ["--epochs", "2", "--workers", "0", "--device", "cpu"]
@@ -95,7 +96,7 @@ def test_other_settings_over_a_begun_fold_are_refused_with_both_named(work):
 
 
 def test_a_slice_of_the_cache_that_is_damaged_stops_the_run_with_the_command_that_mends_it(work):
-    fold = folds.ensure(Project(None, work, 1))
+    fold = patient_folds.ensure(Project(None, work, 1))
     path = paths.cached(work / "cache" / "64", tables.read_slices(work).slice_id[(fold >= 0) & (fold != 0)].iloc[0])
     path.write_bytes(path.read_bytes()[:100])
     said = refused(work, "--fold", "0")

@@ -1,4 +1,4 @@
-"""Work that a command does only if its results do not exist yet: torch is imported when it is needed."""
+"""Work that a command does only where its results do not exist yet: torch is imported when it is needed."""
 
 from ich_kaggle.common.project import Project
 from ich_kaggle.common.runs import Run
@@ -7,6 +7,6 @@ from ich_kaggle.common.runs import Run
 def predict(project: Project, run: Run, folds: list[int]) -> None:
     """Predict with those `folds` of `run` that have not been."""
     if set(folds) - set(run.predicted):
-        from ich_kaggle import predict
+        from ich_kaggle.learning import predictions
 
-        predict.ensure(project, run, folds)
+        predictions.ensure(project, run, folds)

@@ -125,8 +125,8 @@ def ask(
 ) -> np.ndarray:
     """Return the probabilities of all slices, (n, 6), by a second level that was fitted elsewhere.
 
-    The first four are as in series_dataset.Inputs; `widths` (6,) are those of the smoothing, mm, which is all where there are
-    no `networks`.
+    The first four are as in series_dataset.Inputs; `widths` (6,), in mm, are those of the smoothing, which is the whole
+    second level where there are no `networks`.
     """
     probability = smoothing.smooth_labels(expit(logits).mean(axis=1), position, number, widths)
     if not networks:

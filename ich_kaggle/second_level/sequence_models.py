@@ -1,7 +1,7 @@
 """The sequence models: a series' embeddings and logits in, logits of each of its slices out.
 
-A batch holds the slices of several series one after another (series_dataset.Batch): nothing is padded, so that the answer for
-a series doesn't depend on what stands beside it.
+A batch holds the slices of several series one after another (series_dataset.Batch): nothing is padded, so that the
+answer for a series does not depend on the others.
 """
 
 import json

@@ -11,18 +11,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.special import expit
 
-from ich_kaggle import cache, infer, slices
 from ich_kaggle.common import paths, tables, windows
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
-from ich_kaggle.dicom import pixels, slice_image
+from ich_kaggle.dicom import picture_cache, pixels, slice_image, slice_table
 from ich_kaggle.learning import devices, fit, slice_model, tasks
-from ich_kaggle.scans import passes
+from ich_kaggle.scans import passes, test_set
 
 DATASET, SIZE = "ich-models", 512  # px
 work = Path(tempfile.gettempdir()) / "explore"
 data = paths.find_data()
-table = infer.test_table(data, work, workers=4)
+table = test_set.test_table(data, work, workers=4)
 study = table[table.study_id == table.study_id.iloc[0]]
 print(f"{len(table)} test slices of {table.patient_id.nunique()} patients; study {study.study_id.iloc[0]}")
 
@@ -70,12 +69,12 @@ plt.show()
 
 # %%
 dataset = paths.dataset(DATASET)
-first = passes.plan(infer.read_models(dataset), dataset)[0]
+first = passes.plan(test_set.read_models(dataset), dataset)[0]
 device = devices.pick_device("auto")
 model = slice_model.load(first.path, device)
 tables.write_slices(work / "study", study, {"data_dir": str(data.root)})
-slices.write_defects(work / "study", slices.read_defects(work))
-folder = cache.ensure(Project(None, work / "study", 4), model.config.cache_size, model.config.crop)
+slice_table.write_defects(work / "study", slice_table.read_defects(work))
+folder = picture_cache.ensure(Project(None, work / "study", 4), model.config.cache_size, model.config.crop)
 loader = tasks.slice_loader(study, folder, model.config, batch_size=32, workers=0)
 probability = expit(fit.predict(model, loader, device))
 

@@ -1,8 +1,8 @@
 """Which ways to blend earn their place: on made-up competitions, what each gains on patients that no fit has seen.
 
 Every case is drawn several times. `auto` chooses as the ensemble does, by nested loss and one standard error; the loss
-of what it chose, calibrated as chosen, is measured on fresh patients. "without it" is what that loss grows by, on
-average over a case, when `auto` may not choose the method.
+of what it chose, calibrated as chosen, is measured on fresh patients. "without it" is what that loss grows by, on the
+mean of all draws, when `auto` may not choose the method.
 Example: python tests/benchmarks/bench_blending.py --draws 4 --only equal simplex stack
 """
 

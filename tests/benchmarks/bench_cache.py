@@ -26,11 +26,10 @@ import pandas as pd
 import psutil
 import pydicom
 
-from ich_kaggle import cache, slices
 from ich_kaggle.common import paths, windows
 from ich_kaggle.common.project import Project
 from ich_kaggle.common.zip_reader import Member
-from ich_kaggle.dicom import pixels, png, slice_image
+from ich_kaggle.dicom import picture_cache, pixels, png, slice_image, slice_table
 
 SIZE = 512
 Way = Callable[[Path, Path], None]
@@ -95,11 +94,11 @@ def monai_way() -> Way:
 
 def ours(data: paths.Data, members: list[Member], *, parse: bool = False) -> Callable[[Path], None]:
     """Return our way: with the header facts of the slice table, or with every header parsed again."""
-    rows = [slices.scan_slice(data, member, False) for member in members]
-    batch = cache.batch_of(pd.DataFrame(rows))
+    rows = [slice_table.scan_slice(data, member, False) for member in members]
+    batch = picture_cache.batch_of(pd.DataFrame(rows))
     if parse:
         batch = [(slice_id, member, None) for slice_id, member, _ in batch]
-    return lambda folder: cache._cache_batch(data, batch, folder, SIZE, None)
+    return lambda folder: picture_cache._cache_batch(data, batch, folder, SIZE, None)
 
 
 def one_by_one(way: Way, data: paths.Data, members: list[Member]) -> Callable[[Path], None]:
@@ -199,9 +198,9 @@ def replicate(folder: Path, out: Path, times: int) -> Path:
 def _filled(data_dir: Path, out: Path, workers: int) -> tuple[float, float]:
     """Return wall and CPU seconds of caching, in all its processes; the slice table is made before."""
     with contextlib.redirect_stdout(io.StringIO()):
-        slices.ensure(Project(data_dir, out, 1))
+        slice_table.ensure(Project(data_dir, out, 1))
         start, begun = time.perf_counter(), time.process_time() + _of_workers()["cpu"]
-        cache.ensure(Project(data_dir, out, workers), SIZE)
+        picture_cache.ensure(Project(data_dir, out, workers), SIZE)
     wall, cpu = time.perf_counter() - start, time.process_time() + _of_workers()["cpu"] - begun
     shutil.rmtree(out)
     return wall, cpu

@@ -11,8 +11,8 @@ import pandas as pd
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 from sklearn.model_selection import StratifiedGroupKFold
 
-from ich_kaggle import folds
 from ich_kaggle.common.labels import ANY, LABELS
+from ich_kaggle.scoring import patient_folds
 
 N_SLICES, N_STUDIES, N_PATIENTS = 752_803, 21_744, 18_938
 POSITIVE = dict(zip(LABELS, (3_145, 36_118, 26_205, 35_675, 47_166, 107_933), strict=True))
@@ -61,7 +61,7 @@ def balance(table: pd.DataFrame, fold: np.ndarray) -> tuple[float, float]:
 
 
 def ours(table: pd.DataFrame, n_folds: int) -> np.ndarray:
-    of_patient = folds.assign_folds(table, n_folds=n_folds, seed=0).set_index("patient_id").fold
+    of_patient = patient_folds.assign_folds(table, n_folds=n_folds, seed=0).set_index("patient_id").fold
     return table.patient_id.map(of_patient).to_numpy()
 
 

@@ -25,10 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import read_image
 from torchvision.transforms import v2
 
-from ich_kaggle import cache
 from ich_kaggle.common import paths, tables
 from ich_kaggle.common.project import Project
-from ich_kaggle.dicom import png
+from ich_kaggle.dicom import picture_cache, png
 from ich_kaggle.learning import augment, tasks
 
 SIZE, CACHE, BATCH = 448, 512, 32
@@ -136,7 +135,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    folder = cache.ensure(Project(options.data_dir, options.work_dir, 1), CACHE)
+    folder = picture_cache.ensure(Project(options.data_dir, options.work_dir, 1), CACHE)
     table = tables.read_slices(options.work_dir).iloc[: options.slices]
     if options.only:
         print(once(runs(table, folder)[options.only], len(table)))

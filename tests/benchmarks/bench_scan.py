@@ -18,15 +18,16 @@ from pathlib import Path
 
 import pydicom
 
-from ich_kaggle import cache, phantom, slices
+from ich_kaggle import phantom
 from ich_kaggle.common import paths, zip_reader
 from ich_kaggle.common.labels import LABELS
+from ich_kaggle.dicom import picture_cache, slice_table
 
 
 def scan_rate(place: Path, rounds: int) -> None:
     data = paths.find_data(place)
     members = [member for split in paths.SPLITS for member in data.members(split)]
-    ways = {"ours": lambda member: slices.scan_slice(data, member, False)}
+    ways = {"ours": lambda member: slice_table.scan_slice(data, member, False)}
     if not data.is_zip:
         ways["pydicom"] = lambda member: pydicom.dcmread(data.root / member.path, stop_before_pixels=True)
     took = {name: [] for name in ways}
@@ -85,9 +86,9 @@ def main() -> None:
         print(f"\na zip of {options.members} members, {path.stat().st_size / 1e6:.0f} MB, one worker")
         steps = {
             "directory": (zip_reader.directory, path),
-            "scan": (slices.ensure, path, work, 1),
-            "cache": (cache.ensure, path, work, 32, 1),
-            "nothing left to do": (cache.ensure, path, work, 32, 1),
+            "scan": (slice_table.ensure, path, work, 1),
+            "cache": (picture_cache.ensure, path, work, 32, 1),
+            "nothing left to do": (picture_cache.ensure, path, work, 32, 1),
         }
         for name, step in steps.items():
             with spawn.Pool(1) as pool:

@@ -53,7 +53,7 @@ def made_inputs(folder: Path, n_series: int, size: int) -> series_dataset.Inputs
 
 
 def pad(batch: tuple) -> tuple:
-    """Return a batch of series_dataset.join with zeros behind each series up to LONGEST slices, and its target masked."""
+    """Return a batch with zeros behind each series up to LONGEST slices, and its target masked."""
     inputs, target, _ = batch
     lengths = inputs.length.tolist()
 

@@ -16,10 +16,11 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from ich_kaggle import cache, folds
 from ich_kaggle.common import tables
 from ich_kaggle.common.labels import LABELS
+from ich_kaggle.dicom import picture_cache
 from ich_kaggle.learning import datasets, devices, fit, slice_model, tasks
+from ich_kaggle.scoring import patient_folds
 
 SIZE, BATCH, STEPS = 224, 16, 4
 
@@ -164,7 +165,7 @@ from ich_kaggle import cache, train
 from ich_kaggle.common.project import Project
 class Started(BaseException): pass
 def stop(*_, **__): raise Started
-cache.ensure = lambda *_, **__: Path(sys.argv[1]) / "cache" / "512"
+picture_cache.ensure = lambda *_, **__: Path(sys.argv[1]) / "cache" / "512"
 train.fit_fold = stop
 try:
     train.train(data_dir=None, work_dir=Path(sys.argv[1]), arch="test_resnet", weights="none", fold=0)
@@ -207,11 +208,11 @@ def first_batch(data_dir: Path, work_dir: Path) -> None:
     from ich_kaggle.common.project import Project
     from ich_kaggle.dicom import png
 
-    folder = cache.ensure(Project(data_dir, work_dir, 1), 512)
+    folder = picture_cache.ensure(Project(data_dir, work_dir, 1), 512)
     table = tables.read_slices(work_dir)
     files = [paths.cached(folder, slice_id) for slice_id in table.slice_id]
     config = tasks.slice_config("resnet50", image_size=512, cache_size=512)
-    folds.ensure(Project(data_dir, work_dir, 1))
+    patient_folds.ensure(Project(data_dir, work_dir, 1))
     for name, loader in (
         ("bare", DataLoader(Files(files, lambda path: torch.from_numpy(png.read(path).copy())), 32, num_workers=2)),
         ("ours", tasks.slice_loader(table, folder, config, batch_size=32, workers=2)),

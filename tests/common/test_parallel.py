@@ -10,7 +10,7 @@ import pytest
 from ich_kaggle import cache, slices
 from ich_kaggle.common import cli, parallel, paths
 from ich_kaggle.common.project import Project
-from ich_kaggle.dicom import cache_index
+from ich_kaggle.dicom import cache_index, picture_cache, slice_table
 
 
 def squares(numbers: list[int]) -> tuple[list[int], int, int]:
@@ -96,7 +96,7 @@ def test_a_dask_cluster_makes_the_same_table_and_cache(cluster, competition, tmp
     flags = ["--data-dir", str(competition), "--work-dir", str(tmp_path / "dask"), "--backend", "dask"]
     slices.main([*flags, "--scheduler", address])
     cache.main([*flags, "--scheduler", address, "--cache-size", "64", "--crop", "study"])
-    here = cache.ensure(Project(competition, tmp_path / "here", 1), 64, "study")
+    here = picture_cache.ensure(Project(competition, tmp_path / "here", 1), 64, "study")
     there = paths.cache(tmp_path / "dask", here.name)
     assert paths.slices(tmp_path / "dask").read_bytes() == paths.slices(tmp_path / "here").read_bytes()
     names = sorted(f.relative_to(here) for f in here.rglob("*") if f.is_file())
@@ -125,13 +125,13 @@ def test_the_backend_is_the_usual_one_again_afterwards():
 
 def test_a_failing_slice_stops_the_work_with_its_own_error(competition, tmp_path):
     data_dir = shutil.copytree(competition, tmp_path / "input")
-    slices.ensure(Project(data_dir, tmp_path / "work", 1))
-    row = slices.ensure(Project(None, tmp_path / "work", 1)).iloc[-1]
+    slice_table.ensure(Project(data_dir, tmp_path / "work", 1))
+    row = slice_table.ensure(Project(None, tmp_path / "work", 1)).iloc[-1]
     (data_dir / row.path).write_bytes(b"damaged since the scan")
     with pytest.raises(
         ValueError, match=f"{row.path} has changed since it was scanned: run python -m ich_kaggle.slices --over"
     ):
-        cache.ensure(Project(data_dir, tmp_path / "work", 2), 64)
+        picture_cache.ensure(Project(data_dir, tmp_path / "work", 2), 64)
     assert len(cache_index.read(paths.cache(tmp_path / "work", "64"))) < len(
-        slices.ensure(Project(None, tmp_path / "work", 1))
+        slice_table.ensure(Project(None, tmp_path / "work", 1))
     )

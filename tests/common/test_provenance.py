@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ich_kaggle import slices
 from ich_kaggle.common import paths, provenance, tables
+from ich_kaggle.dicom import slice_table
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_zip_is_looked_into_only_on_demand(data, tmp_path):
 
 
 def test_a_slice_that_changed_or_went_is_named(data, tmp_path):
-    slices.slices(data_dir=data.root, work_dir=tmp_path / "work", workers=1)
+    slice_table.make(data_dir=data.root, work_dir=tmp_path / "work", workers=1)
     table = tables.read_slices(tmp_path / "work")
     provenance.same_files(data, table)
     provenance.same_files(None, table)

@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 from dicom_mutations import mutated
 
-from ich_kaggle import slices
 from ich_kaggle.common import paths
 from ich_kaggle.dicom import pixels as pixels_module
-from ich_kaggle.dicom import slice_image
+from ich_kaggle.dicom import slice_image, slice_table
 
 MOST_BYTES = 500 << 20  # beyond what the process has before a file
 SPARE_BYTES = 1 << 30  # more, and it is not given at all
@@ -54,7 +53,7 @@ def scan(data: paths.Data, pixels: bool) -> str:
     """Return what becomes of the one file of `data`, by its header, then as the cache reads it."""
     member = data.members("train")[0]
     try:
-        row = slices.scan_slice(data, member, pixels)
+        row = slice_table.scan_slice(data, member, pixels)
     except Exception as error:
         return refusal(error, member.path)
     if row.get("action") == "left out":

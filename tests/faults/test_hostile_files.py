@@ -24,6 +24,7 @@ from stages import trial
 from ich_kaggle import cache, ensemble, evaluate, folds, predict, sequence, slices, submit, train
 from ich_kaggle.common import paths, runs, tables, zip_reader
 from ich_kaggle.common.labels import LABELS
+from ich_kaggle.dicom import slice_table
 from ich_kaggle.learning import pretrained, slice_model
 from ich_kaggle.second_level import sequence_models
 
@@ -134,7 +135,7 @@ def test_a_link_in_the_zip_is_no_slice_and_nothing_is_followed(tmp_path):
     link.external_attr = 0o120777 << 16
     files = [(link if name == FIRST else name, str(secret) if name == FIRST else FILES[name]) for name in FILES]
     slices.main(scan_flags(write_zip(tmp_path / "all.zip", files), tmp_path))
-    assert slices.read_defects(tmp_path / "work").slice_id.tolist() == ["ID_000000000"]
+    assert slice_table.read_defects(tmp_path / "work").slice_id.tolist() == ["ID_000000000"]
 
 
 @pytest.mark.parametrize("name", [FIRST, paths.TRAIN_CSV])
@@ -176,7 +177,7 @@ def test_a_zip_that_lies_about_a_member_is_refused_or_the_slice_left_out(lie, na
     if name == FIRST and lie not in ("packed huge", "offset beyond the end"):
         with trial("hostile files", "slices"):
             slices.main([*flags, "--pixels"])
-            assert slices.read_defects(tmp_path / "work").slice_id.tolist() == ["ID_000000000"]
+            assert slice_table.read_defects(tmp_path / "work").slice_id.tolist() == ["ID_000000000"]
     else:
         assert "all.zip" in refusal(slices, *flags, folder=tmp_path)
 
@@ -241,7 +242,7 @@ def test_what_is_no_file_is_no_slice(kind, tmp_path):
     (root / FIRST).unlink()
     {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda path: path.symlink_to("/dev/zero")}[kind](root / FIRST)
     with pytest.raises(ValueError, match="ID_000000000, which has no file"):
-        slices.build(paths.find_data(root), workers=1)
+        slice_table.build(paths.find_data(root), workers=1)
 
 
 # Ids in headers

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 from made_runs import make
 
-from ich_kaggle import ensemble
 from ich_kaggle.common import paths, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.dicom import png
 from ich_kaggle.kaggle_api import submission_log
 from ich_kaggle.scans import on_demand
+from ich_kaggle.scoring import ensembling
 
 MAP = (8, 6)  # px of an explanation: rows, columns
 
@@ -23,7 +23,7 @@ def work_folder(prepared: Path, competition: Path, root: Path) -> Path:
     """Return a copy of `prepared` with two runs, their ensemble, logs, explanations and submissions, in `root`."""
     work_dir = Path(shutil.copytree(prepared, root / "work"))
     make(competition, work_dir, {"fine": 0.8, "noisy": 2.0})
-    ensemble.blend_runs(Project(None, work_dir), name="both", predict=on_demand.predict)
+    ensembling.blend_runs(Project(None, work_dir), name="both", predict=on_demand.predict)
     for k in range(3):
         log = pd.DataFrame({"epoch": [0, 1], "lr": 1e-3, "train_loss": [0.6, 0.3], "valid_loss": [0.5, 0.4 - k / 100]})
         log.to_csv(paths.fold(work_dir, "fine", k) / "log.csv", index=False)

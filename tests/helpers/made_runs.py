@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 from scipy.special import expit
 
-from ich_kaggle import folds, slices
 from ich_kaggle.common import paths, storage, tables
 from ich_kaggle.common.project import Project
-from ich_kaggle.scoring import blending
+from ich_kaggle.dicom import slice_table
+from ich_kaggle.scoring import blending, patient_folds
 
 
 def make(competition: Path, work_dir: Path, noise: dict[str, float], n_folds: int = 3) -> None:
     """Scan `competition` and write predictions of runs, by name with how noisy they are, into `work_dir`."""
-    slices.slices(data_dir=competition, work_dir=work_dir, workers=1)
-    folds.make(Project(None, work_dir), n_folds=n_folds, seed=0)
+    slice_table.make(data_dir=competition, work_dir=work_dir, workers=1)
+    patient_folds.make(Project(None, work_dir), n_folds=n_folds, seed=0)
     project = Project(None, work_dir)
     table, fold = project.slices, project.fold
     is_test = fold < 0

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from ich_kaggle import folds, predict, train
+from ich_kaggle import predict, train
 from ich_kaggle.common import cli, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.dicom import png
 from ich_kaggle.learning import saliency, slice_model, tasks
+from ich_kaggle.scoring import patient_folds
 
 pytest.importorskip("captum")
 
@@ -209,7 +210,7 @@ def explained(work: Path, method: str = "gradcam") -> Path:
 
 def one_study(work: Path, k: int = 0) -> str:
     table = tables.read_slices(work)
-    return table.study_id[folds.ensure(Project(None, work, 1)) == k].iloc[0]
+    return table.study_id[patient_folds.ensure(Project(None, work, 1)) == k].iloc[0]
 
 
 @pytest.mark.parametrize("method", saliency.METHODS)
@@ -219,7 +220,7 @@ def test_maps_of_whole_out_of_fold_studies_are_written_and_described(trained, me
     assert found["method"] == method and found["labels"] == list(LABELS) and found["shape"] == [64, 64]
     assert found["model"] == storage.file_hash(trained / "runs/a/fold0/model.pt") and found["cache"] == "64"
     table = tables.read_slices(trained)
-    of_slice = folds.ensure(Project(None, trained, 1))
+    of_slice = patient_folds.ensure(Project(None, trained, 1))
     assert set(table.study_id[of_slice == 0]) >= set(found["studies"])
     wanted = table.slice_id[table.study_id.isin(found["studies"])]
     assert {path.stem for path in explained(trained, method).glob("*.png")} == set(wanted)
@@ -251,7 +252,7 @@ def test_explained_again_it_does_nothing_and_says_so(trained, capsys):
 
 def test_more_studies_are_added_to_those_that_are_there(trained):
     table = tables.read_slices(trained)
-    first, second = table.study_id[folds.ensure(Project(None, trained, 1)) == 0].unique()[:2]
+    first, second = table.study_id[patient_folds.ensure(Project(None, trained, 1)) == 0].unique()[:2]
     run(trained, "--explain", "gradcam", "--studies", first)
     before = {path: path.stat().st_mtime_ns for path in explained(trained).glob("*.png")}
     run(trained, "--explain", "gradcam", "--studies", first, second)

@@ -7,10 +7,11 @@ import packed as made_with
 import pandas as pd
 import pytest
 
-from ich_kaggle import infer, kernel, submit
+from ich_kaggle import infer, kernel
 from ich_kaggle.common import paths, storage, tables
 from ich_kaggle.common.labels import ANY, LABELS
-from ich_kaggle.scans import passes
+from ich_kaggle.kaggle_api import submissions
+from ich_kaggle.scans import passes, test_set
 
 TURNS = ("identity", "1-view"), ("hflip", "2-views")
 
@@ -35,7 +36,7 @@ def predict(packed, competition, tmp_path, capsys):
         places = dict(models_dir=packed, work_dir=home / "work", out=home / "out" / "submission.csv")
         infer.infer(data_dir=competition, hours=hours, batch_size=8, device="cpu", workers=1, **places, **more)
         line = capsys.readouterr().out.splitlines()[-1]
-        submit.verify(places["out"], paths.find_data(competition))
+        submissions.verify(places["out"], paths.find_data(competition))
         return pd.read_csv(places["out"]).Label.to_numpy().reshape(-1, len(LABELS)), line
 
     return predict
@@ -53,7 +54,7 @@ class Stops:
 
 
 def test_a_second_level_goes_behind_what_it_reads_and_again_when_that_has_seen_another_view(packed):
-    content = infer.read_models(packed)
+    content = test_set.read_models(packed)
     assert content["runs"].keys() == set("bcs")
     planned = passes.plan(content, packed)
     found = [(one.run, one.fold, one.view) for one in planned]
@@ -68,7 +69,7 @@ def test_a_second_level_goes_behind_what_it_reads_and_again_when_that_has_seen_a
 
 
 def test_a_run_weighs_what_the_second_levels_that_read_it_weigh(packed):
-    content = infer.read_models(packed)
+    content = test_set.read_models(packed)
     assert passes.by_weight(content | {"runs": {"b": 0.5, "c": 0.2, "s": 0.3}}) == list("basgc")
     assert passes.by_weight(content | {"runs": {"b": 0.1, "c": 0.9, "s": 0.0}}) == list("abgcs")
 
@@ -102,7 +103,7 @@ def test_wherever_the_time_was_up_the_same_command_ends_in_the_same_bytes(predic
 
 def test_a_second_level_waits_for_all_that_it_reads_of_a_series(packed, prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(passes, "CHUNK", 1)
-    content = infer.read_models(packed)
+    content = test_set.read_models(packed)
     planned = passes.plan(content, packed)
     table = tables.read_slices(prepared)
     table = table[table.split == "test"].reset_index(drop=True)
@@ -119,7 +120,7 @@ def test_a_second_level_waits_for_all_that_it_reads_of_a_series(packed, prepared
 
 
 def test_the_last_that_a_second_level_said_counts_and_the_mean_of_a_slice_models_views(packed):
-    content = infer.read_models(packed)
+    content = test_set.read_models(packed)
     values = {one: np.full((3, 6), np.nan, np.float32) for one in passes.plan(content, packed)}
     for one, part in values.items():
         is_first = one.view in ("identity", "1-view")
@@ -131,20 +132,20 @@ def test_the_last_that_a_second_level_said_counts_and_the_mean_of_a_slice_models
 
 
 def test_a_run_that_is_only_read_stands_in_where_no_other_has_seen_a_slice(packed):
-    content = infer.read_models(packed)
+    content = test_set.read_models(packed)
     content["runs"] = {"b": 0.25, "c": 0.5, "s": 0.25}
     values = {one: np.full((3, 6), np.nan, np.float32) for one in passes.plan(content, packed)}
     for one, part in values.items():
         if (one.fold, one.view) == (0, "identity"):
             part[: 2 if one.run == "a" else 1] = 1.0 if one.run == "a" else -1.0
-    found = infer.blend(content, values, 3)
+    found = test_set.blend(content, values, 3)
     sure, unsure, mean = 1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1)), content["mean"]
     np.testing.assert_allclose(found[:2, 0], [unsure, sure], atol=1e-5)
     np.testing.assert_allclose(found[2, :ANY], mean[:ANY], atol=1e-6)
 
 
 def test_embeddings_that_are_gone_are_made_again_where_they_are_still_to_be_read(packed, prepared, tmp_path):
-    content = infer.read_models(packed)
+    content = test_set.read_models(packed)
     planned = passes.plan(content, packed)
     table = tables.read_slices(prepared)
     how = (content, planned, table, tmp_path / "partial", tmp_path)
@@ -207,7 +208,7 @@ def test_when_the_time_is_up_no_model_is_loaded_for_a_look(predict, monkeypatch)
 
 
 def test_other_weights_change_the_order_and_not_what_a_pass_is(packed):
-    content = infer.read_models(packed)
+    content = test_set.read_models(packed)
     digests = {}
     for weights in ({"b": 0.9, "c": 0.1, "s": -0.3}, {"b": 0.1, "c": 0.9, "s": 1.3}):
         planned = passes.plan(content | {"runs": weights}, packed)
@@ -218,7 +219,7 @@ def test_other_weights_change_the_order_and_not_what_a_pass_is(packed):
 
 
 def test_a_second_level_follows_the_run_with_the_most_views(packed):
-    content = infer.read_models(packed)
+    content = test_set.read_models(packed)
     content["views"]["a"] = ["identity"]
     found = [(one.run, one.view, len(one.reads)) for one in passes.plan(content, packed) if one.fold == 0]
     assert [one for one in found if one[0] in "gs"] == [("g", "1-view", 2), ("s", "1-view", 2)] + [
@@ -229,7 +230,7 @@ def test_a_second_level_follows_the_run_with_the_most_views(packed):
 
 @pytest.mark.parametrize("change", ["options", "widths", "what it reads", "slices"])
 def test_a_file_is_named_after_all_that_its_pass_is_made_by(packed, prepared, tmp_path, change):
-    content, table = infer.read_models(packed), tables.read_slices(prepared)
+    content, table = test_set.read_models(packed), tables.read_slices(prepared)
 
     def names() -> set[str]:
         shutil.rmtree(tmp_path / "partial", ignore_errors=True)
@@ -278,17 +279,17 @@ EDITS = {
 def test_a_list_of_models_that_does_not_fit_together_is_refused_in_one_line(packed, tmp_path, edit):
     changed = tmp_path / "changed"
     shutil.copytree(packed, changed)
-    content = json.loads((changed / infer.MODELS).read_text())
+    content = json.loads((changed / test_set.MODELS).read_text())
     EDITS[edit](content)
-    (changed / infer.MODELS).write_text(json.dumps(content))
+    (changed / test_set.MODELS).write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"models\.json: .*: pack (it|the models) again") as error:
-        passes.plan(infer.read_models(changed), changed)
+        passes.plan(test_set.read_models(changed), changed)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "other"])
 def test_a_file_of_a_pass_that_is_damaged_is_named(packed, prepared, tmp_path, damage):
-    content = infer.read_models(packed)
+    content = test_set.read_models(packed)
     table = tables.read_slices(prepared)
     how = (content, passes.plan(content, packed)[:1], table, tmp_path / "partial", tmp_path)
     passes.Work(*how)
@@ -321,9 +322,9 @@ def test_a_stack_is_refused_by_the_packing(made, tmp_path):
 def test_a_second_level_that_reads_another_model_than_it_was_fitted_on_is_named(packed, competition, tmp_path):
     changed = tmp_path / "changed"
     shutil.copytree(packed, changed)
-    content = json.loads((changed / infer.MODELS).read_text())
+    content = json.loads((changed / test_set.MODELS).read_text())
     content["models"]["g"][0]["reads"] = {"a/fold0/model.pt": "0" * 12}
-    storage.write_json(changed / infer.MODELS, content)
+    storage.write_json(changed / test_set.MODELS, content)
     with pytest.raises(ValueError, match=r"g\.fold0\.pt .*: pack it again with python -m ich_kaggle.kernel weights"):
         infer.infer(
             models_dir=changed,
