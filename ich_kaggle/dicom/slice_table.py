@@ -78,9 +78,9 @@ def build(data: paths.Data, workers: int, pixels: bool = False) -> tuple[pd.Data
     twice = twice.assign(defect="duplicated label rows", action="counted once")
     defects = pd.concat([found.loc[found.defect.notna(), DEFECT_COLUMNS], twice]).sort_values(DEFECT_COLUMNS)
     train = train[train.action != "left out"].merge(targets, on="slice_id", validate="1:1")
-    make = pd.concat([train.sort_values(ORDER), test.sort_values(ORDER)], ignore_index=True)
-    make = make.drop(columns=["defect", "action"]).astype(WHOLE)
-    return make[tables.SLICE_COLUMNS + [c for c in make if c not in tables.SLICE_COLUMNS]], defects
+    slices = pd.concat([train.sort_values(ORDER), test.sort_values(ORDER)], ignore_index=True)
+    slices = slices.drop(columns=["defect", "action"]).astype(WHOLE)
+    return slices[tables.SLICE_COLUMNS + [c for c in slices if c not in tables.SLICE_COLUMNS]], defects
 
 
 def _labelled_twice(data: paths.Data) -> np.ndarray:
@@ -97,10 +97,10 @@ def _match(data: paths.Data, table: str, in_table, in_files) -> None:
 
 
 def describe(slices: pd.DataFrame, defects: pd.DataFrame) -> str:
-    train = make[make.split == "train"]
+    train = slices[slices.split == "train"]
     lines = [
         f"{split}: {len(part)} slices, {part.series_id.nunique()} series, {part.patient_id.nunique()} patients"
-        for split, part in make.groupby("split", sort=False)
+        for split, part in slices.groupby("split", sort=False)
     ]
     lines.append("labels: " + ", ".join(f"{label} {train[label].mean():.2%}" for label in LABELS))
     return "\n".join([*lines, describe_defects(defects)])
