@@ -195,7 +195,7 @@ def test_two_processes_on_one_cache_end_with_one_whole_cache(data_dir, work, tmp
     first = process(data_dir, work, code=AT.format(n=5, what="os.kill(os.getpid(), signal.SIGSTOP)"))
     os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
     second = process(data_dir, work)
-    assert second.stderr.readline().endswith("another process is at work on it: waiting\n")
+    assert second.stderr.readline().endswith("another process is working on it: waiting\n")
     os.kill(first.pid, signal.SIGCONT)
     assert "is there: nothing to do" in second.communicate()[0]
     assert "slices of 64 px" in first.communicate()[0]

@@ -168,7 +168,7 @@ def file_hash(path: Path) -> str:
 
 
 def same_settings(path: Path, found: dict, wanted: dict, remedy: str) -> None:
-    """Raise ValueError naming both values where `found`, the settings recorded in `path`, differ from those `wanted`."""
+    """Raise ValueError naming both values where the settings `found` in `path` differ from those `wanted`."""
     if not isinstance(found, dict):
         raise ValueError(f"{path}: damaged, {found!r} where settings should be: {remedy}")
     found = json.loads(json.dumps(found))
