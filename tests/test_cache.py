@@ -285,7 +285,7 @@ def test_verify_names_what_is_damaged_and_the_next_run_mends_it(data_dir, work, 
     folder = make(data_dir, work)
     whole = tree(folder)
     cache.main(command(data_dir, work, "--verify"))
-    assert f"{len(whole) - 2} slices are what their checksums say" in capsys.readouterr().out
+    assert f"{len(whole) - 2} slices match their checksums" in capsys.readouterr().out
     first, *_, last = sorted(folder.rglob("*.png"))
     first.write_bytes(first.read_bytes()[:-20])
     last.unlink()
