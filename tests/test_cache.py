@@ -195,7 +195,7 @@ def test_two_processes_on_one_cache_end_with_one_whole_cache(data_dir, work, tmp
     first = process(data_dir, work, code=AT.format(n=5, what="os.kill(os.getpid(), signal.SIGSTOP)"))
     os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
     second = process(data_dir, work)
-    assert second.stderr.readline().endswith("another process is at work on it: waiting\n")
+    assert second.stderr.readline().endswith("another process is working on it: waiting\n")
     os.kill(first.pid, signal.SIGCONT)
     assert "is there: nothing to do" in second.communicate()[0]
     assert "slices of 64 px" in first.communicate()[0]
@@ -285,7 +285,7 @@ def test_verify_names_what_is_damaged_and_the_next_run_mends_it(data_dir, work, 
     folder = make(data_dir, work)
     whole = tree(folder)
     cache.main(command(data_dir, work, "--verify"))
-    assert f"{len(whole) - 2} slices are what their checksums say" in capsys.readouterr().out
+    assert f"{len(whole) - 2} slices match their checksums" in capsys.readouterr().out
     first, *_, last = sorted(folder.rglob("*.png"))
     first.write_bytes(first.read_bytes()[:-20])
     last.unlink()

@@ -75,7 +75,7 @@ def test_the_order_does_not_depend_on_the_workers_or_on_how_files_are_listed(dat
     alone, _ = build(data_dir)
     members = paths.Data.members
     monkeypatch.setattr(paths.Data, "members", lambda data, split: members(data, split)[::-1])
-    monkeypatch.setattr(slices, "BATCH", 2)
+    monkeypatch.setattr(slice_table, "BATCH", 2)
     pd.testing.assert_frame_equal(alone, build(data_dir)[0])
 
 
@@ -108,7 +108,7 @@ def test_a_truncated_train_slice_is_left_out_and_listed(data_dir, packed):
     [
         (dict(ImageType=["DERIVED", "PRIMARY", "LOCALIZER"]), "ImageType says LOCALIZER: not a CT slice"),
         (dict(Modality="SR", PixelData=None), "Modality is SR, not CT: not a CT slice"),
-        (dict(RescaleSlope=None), "no RescaleSlope in the header, nor RescaleType HU"),
+        (dict(RescaleSlope=None), "no RescaleSlope in the header, so pixel values cannot be converted to HU"),
         (dict(NumberOfFrames=2), "NumberOfFrames is 2, not 1"),
     ],
 )
@@ -194,7 +194,7 @@ def test_other_data_over_the_same_table_is_refused_with_both_named(data_dir, tmp
         (lambda root: train_file(root, 2).unlink(), "stage_2_train.csv lists ID_000000002, which has no file"),
         (
             lambda root: write(root / "stage_2_train/ID_00000000f.dcm", ct(HEAD)),
-            "ID_00000000f.dcm is there, but not in",
+            "ID_00000000f.dcm exists, but is not in stage_2_train.csv",
         ),
         (lambda root: (root / paths.TRAIN_CSV).unlink(), "stage_2_train.csv is missing"),
         (

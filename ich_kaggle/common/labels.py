@@ -1,6 +1,6 @@
 """The six labels of the competition, their weights in its metric, and its long table.
 
-Kaggle's tables hold a row a slice and label, `ID_<9 hex digits>_<label>,value`; ours a row a slice.
+Kaggle's tables have a row per slice and label, `ID_<9 hex digits>_<label>,value`; ours have a row per slice.
 https://www.kaggle.com/competitions/rsna-intracranial-hemorrhage-detection/overview/evaluation
 """
 
@@ -13,7 +13,7 @@ ANY = LABELS.index("any")
 
 ID_LENGTH = len("ID_000012eaf")
 
-# What byte may stand in which place of a slice id: bool (ID_LENGTH, 256).
+# The bytes allowed at each place of a slice id: bool (ID_LENGTH, 256).
 ID_BYTES = np.zeros((ID_LENGTH, 256), bool)
 ID_BYTES[np.arange(3), list(b"ID_")] = True
 ID_BYTES[3:, list(b"0123456789abcdef")] = True
@@ -22,8 +22,8 @@ ID_BYTES[3:, list(b"0123456789abcdef")] = True
 def to_wide(slice_index: np.ndarray, label_index: np.ndarray, values: np.ndarray, slice_ids: np.ndarray) -> np.ndarray:
     """Return the long table's `values` as (n_slices, 6) float32, rows in the order of `slice_ids`.
 
-    `slice_index` and `label_index` give the place of each value. Rows repeated with one value count once.
-    Raises ValueError for a slice without one of its labels, and for a row repeated with another value.
+    `slice_index` and `label_index` give the cell of each value. Rows repeated with the same value count once.
+    Raises ValueError for a slice that lacks a label, and for a row repeated with another value.
     """
     n_slices = len(slice_ids)
     cell = slice_index.astype(np.int64) * len(LABELS) + label_index
@@ -31,7 +31,7 @@ def to_wide(slice_index: np.ndarray, label_index: np.ndarray, values: np.ndarray
     wide[cell] = values
     if len(other := np.flatnonzero(wide[cell] != values.astype(np.float32))):
         row, label = divmod(int(cell[other[0]]), len(LABELS))
-        raise ValueError(f"{slice_ids[row]}_{LABELS[label]} stands twice with different values")
+        raise ValueError(f"{slice_ids[row]}_{LABELS[label]} appears twice with different values")
     if len(empty := np.flatnonzero(np.isnan(wide))):
         row, label = divmod(int(empty[0]), len(LABELS))
         raise ValueError(f"{slice_ids[row]} has no row for {LABELS[label]} ({len(empty)} rows are missing)")

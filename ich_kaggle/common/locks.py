@@ -1,4 +1,4 @@
-"""Locks between processes: one writer at a time; a lock ends with its process, however that ends."""
+"""Locks between processes: one writer at a time. A lock is released when its process ends, however it ends."""
 
 import contextlib
 import errno
@@ -16,9 +16,9 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)  # some network disks
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of `path`, a file or folder that need not exist; wait, and say so, while another process holds it.
+    """Hold the lock of `path`, a file or folder that need not exist; log that it waits while another process holds it.
 
-    Nothing is held where the lock file cannot be written, as then nothing else can be, or where the disk has no locks.
+    No lock is held where the lock file cannot be written, as then nothing else can, or where the disk has no locks.
     """
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
@@ -39,5 +39,5 @@ def _acquire(lock: FileLock, path: Path) -> None:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log.info("%s: another process is at work on it: waiting", path)
+        log.info("%s: another process is working on it: waiting", path)
         lock.acquire()

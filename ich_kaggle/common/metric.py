@@ -6,11 +6,11 @@ from scipy.special import expit
 from ich_kaggle.common.labels import LABELS, WEIGHTS
 
 EPS = 1e-15  # Kaggle clips predictions to [EPS, 1 - EPS]
-CHUNK = 1 << 16  # slices that are worked on at a time, to spare memory
+CHUNK = 1 << 16  # slices computed at a time, to save memory
 
 
 def losses(target: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Return the log loss of each slice and label: float64 (n, 6), like `target` and `probability`.
+    """Return the log loss per slice and label: float64 (n, 6), as `target` and `probability`.
 
     Raises ValueError for predictions that are not numbers in [0, 1].
     """
@@ -28,7 +28,7 @@ def _same_shape(target: np.ndarray, probability: np.ndarray) -> None:
 
 
 def label_losses(target: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Return the log loss of each label, (6,), over the slices of `target` and `probability`, both (n, 6)."""
+    """Return the log loss per label, (6,), over the slices of `target` and `probability`, both (n, 6)."""
     _same_shape(target, probability)
     chunks = [slice(start, start + CHUNK) for start in range(0, len(target), CHUNK)]
     return np.sum([losses(target[rows], probability[rows]).sum(axis=0) for rows in chunks], axis=0) / len(target)
@@ -40,6 +40,6 @@ def log_loss(target: np.ndarray, probability: np.ndarray) -> float:
 
 
 def validation(target: np.ndarray, logits: np.ndarray) -> dict[str, float]:
-    """Return what a training log says of `logits` (n, 6): `valid_loss`, over all slices at once, and each label's."""
+    """Return the columns of a training log for `logits` (n, 6): `valid_loss`, the score, and the loss per label."""
     losses = label_losses(target, expit(logits.astype(float))).tolist()
     return {"valid_loss": float(np.average(losses, weights=WEIGHTS)), **dict(zip(LABELS, losses, strict=True))}

@@ -1,4 +1,4 @@
-"""Work on many slices at once: on the cores of this machine, or on a Dask cluster, through joblib's backends."""
+"""Parallel work on slices: on the cores of this machine, or on a Dask cluster, through joblib's backends."""
 
 import contextlib
 import ctypes
@@ -13,9 +13,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
 def keep_memory() -> None:
-    """Let this process keep the memory that it frees, where it runs on glibc: it never shrinks below its peak.
+    """Let this process keep the memory that it frees, on glibc; its size stays at its peak.
 
-    Images and activations are given back and asked for anew at every step, and fresh pages take up to a quarter of it.
+    Images and activations are allocated anew at every step, and getting fresh pages takes up to a quarter of a step.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
@@ -24,9 +24,9 @@ def keep_memory() -> None:
 
 
 def work(function: Callable, tasks: Iterable[tuple], total: int, what: str, workers: int) -> Iterator:
-    """Yield the results of `function(*task)`, each as soon as it is there, behind a bar with slices/s and MB/s.
+    """Yield the results of `function(*task)` as they are ready, with a progress bar `what` in slices/s and MB/s.
 
-    `function` returns a result, how many of the `total` slices it is of, and how many bytes were read for them.
+    `function` returns its result, the number of slices done, of `total`, and the number of bytes read for them.
     """
     calls = (joblib.delayed(function)(*task) for task in tasks)
     n_read, start = 0, perf_counter()
@@ -40,9 +40,9 @@ def work(function: Callable, tasks: Iterable[tuple], total: int, what: str, work
 
 @contextlib.contextmanager
 def using(backend: str, scheduler: str | None) -> Iterator[None]:
-    """Let joblib use `backend` inside: dask's cluster is that of `scheduler`, or one of this machine.
+    """Let joblib use `backend` inside; dask uses the cluster of `scheduler`, or starts one on this machine.
 
-    Raises ImportError naming the extra that dask takes, OSError if no scheduler answers.
+    Raises ImportError naming the extra if dask is not installed, OSError if the scheduler does not answer.
     """
     if backend != "dask":
         if scheduler is not None:
@@ -52,6 +52,6 @@ def using(backend: str, scheduler: str | None) -> Iterator[None]:
     try:
         from distributed import Client
     except ImportError as error:
-        raise ImportError("--backend dask takes more packages: pip install 'ich_kaggle[dask]'") from error
+        raise ImportError("--backend dask needs more packages: pip install 'ich_kaggle[dask]'") from error
     with Client(scheduler), joblib.parallel_config("dask"):
         yield

@@ -1,4 +1,4 @@
-"""What the slice table was made from, and whether that still is what it was."""
+"""Provenance of the slice table: the data that it was made from, and whether those have changed since."""
 
 from pathlib import Path
 
@@ -12,15 +12,15 @@ REMEDY = f"give another --work-dir, or {AGAIN}"
 
 
 def settings(data: paths.Data) -> dict[str, str]:
-    """Return where the competition's tables are, and what tells them from others."""
+    """Return the settings of a slice table made from `data`: its folder, and the checksums of its tables."""
     return {"data_dir": str(data.root.absolute()), **{name: data.checksum(name) for name in NAMES}}
 
 
 def find(found: dict, data_dir: Path | None, *, zips: bool = True) -> paths.Data | None:
-    """Return the data in `data_dir`, or those that a slice table with the settings `found` was made from, None if gone.
+    """Return the data in `data_dir`, or those that a slice table with the settings `found` was made from; None if gone.
 
-    Without `zips` they count as gone where they are a zip: its directory takes seconds to read. Raises
-    FileNotFoundError if there are none in `data_dir`.
+    Without `zips`, data in a zip count as gone: its directory takes seconds to read. Raises FileNotFoundError if
+    `data_dir` has no data.
     """
     place = data_dir or Path(found.get("data_dir", "/nowhere"))
     if data_dir is None and place.is_file() and not zips:
@@ -34,14 +34,14 @@ def find(found: dict, data_dir: Path | None, *, zips: bool = True) -> paths.Data
 
 
 def same_tables(path: Path, found: dict, data: paths.Data | None) -> None:
-    """Raise ValueError naming both where `data` have other tables than the slice table `path` was made from."""
+    """Raise ValueError naming both checksums if a table of `data` has changed since the slice table `path` was made."""
     if data is not None:
         wanted = {name: data.checksum(name) for name in NAMES if name in found}
         storage.same_settings(path, found, wanted, REMEDY)
 
 
 def same_files(data: paths.Data | None, table: pd.DataFrame) -> None:
-    """Raise ValueError naming a DICOM of the slice table that is gone, or no longer the one that was scanned."""
+    """Raise ValueError naming a DICOM file of the slice table that is gone, or has changed since it was scanned."""
     if data is None:
         return
     now = {member.path: member for split in paths.SPLITS for member in data.members(split)}

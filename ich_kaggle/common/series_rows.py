@@ -1,24 +1,24 @@
-"""Where each series, or study, begins and ends in the sorted slice table, and where a slice lies in its series."""
+"""Rows of series, or studies, in the sorted slice table, and the relative position of a slice in its series."""
 
 import numpy as np
 
 
 def number(ids: np.ndarray) -> np.ndarray:
-    """Return, for `ids` that stand together where they are equal, their running number: int (n,)."""
+    """Return the running number of each of the `ids`, equal ones of which are adjacent: int (n,)."""
     ids = np.asarray(ids)
     return np.cumsum(np.append(False, ids[1:] != ids[:-1]))[: len(ids)]
 
 
 def bounds(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first row of each of the `numbers` (n,), and the row after its last: int (n_different,) each."""
+    """Return the first row of each distinct one of the `numbers` (n,), and the row after its last: int (n_groups,)."""
     start = np.flatnonzero(np.append(True, numbers[1:] != numbers[:-1])[: len(numbers)])
     return start, np.append(start[1:], len(numbers))[: len(start)]
 
 
 def relative(series: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Return where each slice lies between the lowest (0) and the highest (1) of its series: float32 (n,).
+    """Return the relative position of each slice in its series: float32 (n,), 0 for the lowest, 1 for the highest.
 
-    In a series without extent, of one slice or of one position, it is 0.5.
+    It is 0.5 in a series without extent, that is of one slice or of one position.
     """
     start, stop = bounds(series)
     lowest = np.repeat(position[start], stop - start)

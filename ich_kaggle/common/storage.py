@@ -1,4 +1,4 @@
-"""Files of the work folder: written whole or not at all, read with what to do about a damaged one, told by hash."""
+"""Files of the work folder: written whole or not at all, read with a remedy for damage, identified by their hash."""
 
 import contextlib
 import glob
@@ -9,8 +9,11 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
+
+from ich_kaggle.common import cli
 
 PREDICTED = ("oof.parquet", "test.parquet", "embeddings.npy", "predict.json")
 MAKERS = {
@@ -27,7 +30,7 @@ MAKERS = {
 
 
 def require(path: Path, flags: str = "") -> Path:
-    """Return `path` if it is there. Raises FileNotFoundError with the command, and its `flags`, that makes it."""
+    """Return `path` if it exists. Raises FileNotFoundError with the command, and its `flags`, that makes it."""
     if not path.exists():
         was_there = any(path.with_name(done).exists() for done in ("predict.json", "weights.json"))
         what = remedy(path) if was_there else f"run {MAKERS[path.name]} {flags}".rstrip()
@@ -37,9 +40,9 @@ def require(path: Path, flags: str = "") -> Path:
 
 @contextlib.contextmanager
 def writing(path: Path, *, sweep: bool = True) -> Iterator[Path]:
-    """Give a temporary path beside `path`; move it into place if all went well, else remove it.
+    """Yield a temporary path beside `path`; move it into place on success, else remove it.
 
-    What killed processes left of `path` half written is removed too, but not without `sweep`, which lists the folder.
+    `sweep` also removes the temporary files that killed processes left; it lists the folder, which takes time.
     """
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,9 +61,9 @@ def writing(path: Path, *, sweep: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Give a new folder; move it into the place of `folder` if all went well, else remove it.
+    """Yield a new folder that takes the place of `folder` on success, and is removed otherwise.
 
-    `folder` stays as it was until then. One process at a time: what another has left beside it is removed.
+    For one process at a time: what earlier ones left beside `folder` is removed.
     """
     new, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
     for left in (new, old):
@@ -79,16 +82,36 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming(path: Path, instead_of: Path | None = None) -> Iterator[None]:
-    """Let an OSError inside name `path` where it names no file, as that of a full disk, or `instead_of`."""
+    """Let an OSError name `path` where it names no file, as on a full disk, or the file `instead_of`."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        fault = error if isinstance(error, OSError) else error.__context__  # torch.save covers it with its own
+        fault = error if isinstance(error, OSError) else error.__context__  # torch.save hides it behind its own
         if not isinstance(fault, OSError):
             raise
         if fault.filename in (None, str(instead_of)):
             fault.filename = str(path)
         raise fault from None
+
+
+@contextlib.contextmanager
+def reading(path: Path | BinaryIO, advice: str = "") -> Iterator[None]:
+    """Turn any error inside, as damaged bytes cause errors of every type, into a line on the file `path`.
+
+    Raises ValueError `PATH: damaged (REASON): ADVICE`, by default the advice of `remedy`; FileNotFoundError with the
+    same advice if the file is missing. PermissionError passes.
+    """
+    try:
+        yield
+    except PermissionError:
+        raise
+    except Exception as error:
+        advice = advice or remedy(path)
+        if isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(f"{path} is missing: {advice}") from error
+        kind, reason = type(error).__name__, str(error).strip().partition("\n")[0]
+        reason = reason if reason and isinstance(error, (ValueError, OSError)) else f"{kind} {reason}".strip()
+        raise ValueError(f"{path}: damaged ({cli.printable(reason, 200)}): {advice}") from error
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -97,7 +120,7 @@ def write_json(path: Path, content: dict) -> None:
 
 
 class Object(dict):
-    """A JSON object of the file `path`. Raises ValueError naming the file for a key that it has not."""
+    """A JSON object of the file `path`. Raises ValueError naming the file for a key that it lacks."""
 
     def __init__(self, content: dict, path: Path):
         super().__init__(content)
@@ -108,13 +131,13 @@ class Object(dict):
 
 
 def remedy(path: Path) -> str:
-    """Return what to do about a damaged file of the work folder: the command that makes it anew."""
+    """Return the advice for a damaged file of the work folder: the command that makes it again."""
     folder, name = path.parent, path.name
     if re.fullmatch(r"fold\d+", folder.name):
         is_second = (folder / "widths.json").exists()
         command = "sequence" if is_second else "predict" if name in PREDICTED else "train"
         what = f"{command} --run {folder.parent.name} --fold {folder.name[len('fold') :]}"
-        what += " --all-slices" if name == "embeddings.npy" else ""  # who reads them needs all
+        what += " --all-slices" if name == "embeddings.npy" else ""  # the second level reads them all
         return f"run python -m ich_kaggle.{what} --overwrite"  # with the settings of the run
     if name == "run.json":
         return f"remove {folder} and train the run anew: its settings are lost"
@@ -130,26 +153,22 @@ def remedy(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict:
-    """Return the JSON object in `path`. Raises ValueError naming the file if it is damaged, or missing."""
-    try:
+    """Return the JSON object in `path`. Raises the errors of `reading`."""
+    with reading(path):
         content = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda content: Object(content, path))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} is missing: {remedy(path)}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged ({error}): {remedy(path)}") from error
     if not isinstance(content, Object):
-        raise ValueError(f"{path}: damaged, a {type(content).__name__} and no object: {remedy(path)}")
+        raise ValueError(f"{path}: damaged, it holds a {type(content).__name__}, not an object: {remedy(path)}")
     return content
 
 
 def file_hash(path: Path) -> str:
-    """Return 12 hex digits that tell one content of a file from another."""
+    """Return 12 hex digits that identify the content of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def same_settings(path: Path, found: dict, wanted: dict, remedy: str) -> None:
-    """Raise ValueError naming both values where the settings recorded in `path` are not the wanted ones."""
+    """Raise ValueError naming both values where the settings `found` in `path` differ from those `wanted`."""
     if not isinstance(found, dict):
         raise ValueError(f"{path}: damaged, {found!r} where settings should be: {remedy}")
     found = json.loads(json.dumps(found))

@@ -1,4 +1,4 @@
-"""The tables between the commands: slices, folds, predictions, and Kaggle's CSVs."""
+"""The tables that commands exchange: slices, folds, predictions, and Kaggle's CSVs."""
 
 import hashlib
 import json
@@ -11,17 +11,18 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from ich_kaggle.common import cli, labels, paths, storage
+from ich_kaggle.common import labels, paths, storage
 from ich_kaggle.common.labels import LABELS
 
 SLICE_COLUMNS = ["slice_id", "patient_id", "study_id", "series_id", "position", "split", "path", *LABELS]
 PREDICTION_COLUMNS = ["slice_id", *LABELS]
-LONGEST = 1 << 10  # bytes of an ID that are looked at
+LONGEST = 1 << 10  # bytes of an ID that are read
+AGAIN = f"run {storage.MAKERS['slices.parquet']} --overwrite"
 
 
 def read_long(data: paths.Data, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return Kaggle's long table `name` as slice ids in order of first appearance, and, a row each, the index of its
-    slice, the index of its label and its value (float32).
+    """Return Kaggle's long table `name`: slice ids in order of first appearance, and three arrays with a value per row:
+    the index of its slice, the index of its label, and its value (float32).
 
     Raises ValueError naming the table and the first row that is not `ID_<9 hex digits>_<label>,number`.
     """
@@ -46,13 +47,13 @@ def read_long(data: paths.Data, name: str) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def _encode_slices(column: pa.BinaryArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the different slice ids of `column`, in order of first appearance, and the index of each row's."""
+    """Return the distinct slice ids of `column`, in order of first appearance, and per row the index of its id."""
     if len(short := np.flatnonzero(pc.binary_length(column).to_numpy() != labels.ID_LENGTH)):
         raise ValueError(f"{column[int(short[0])].as_py().decode(errors='replace')!r} is not ID_ and 9 hex digits")
     start = int(np.frombuffer(column.buffers()[1], np.int32)[column.offset]) if len(column) else 0
     size = len(column) * labels.ID_LENGTH
     rows = np.frombuffer(column.buffers()[2] or b"", np.uint8)[start : start + size].reshape(-1, labels.ID_LENGTH)
-    # A slice's rows stand together: only the first of each such run has to be looked up.
+    # The rows of a slice are usually adjacent: only the first of each such group has to be looked up.
     words = np.ascontiguousarray(rows).view(np.uint32)
     is_first = np.ones(len(rows), bool)
     is_first[1:] = (words[1:] != words[:-1]).any(axis=1)
@@ -67,7 +68,7 @@ def _encode_slices(column: pa.BinaryArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _encode_labels(column: pa.ChunkedArray) -> np.ndarray:
-    """Return the index of the label that each row of `column`, `_<label>`, names."""
+    """Return per row of `column`, `_<label>`, the index of its label."""
     encoded = column.combine_chunks().dictionary_encode()
     known = {f"_{label}".encode(): i for i, label in enumerate(LABELS)}
     names = encoded.dictionary.to_pylist()
@@ -80,7 +81,7 @@ def _encode_labels(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def read_labels(data: paths.Data) -> pd.DataFrame:
-    """Return the training labels, a row a slice: `slice_id` and six float32 of 0 or 1."""
+    """Return the training labels, a row per slice: `slice_id` and six float32 of 0 or 1."""
     slice_ids, slice_index, label_index, values = read_long(data, paths.TRAIN_CSV)
     if len(odd := np.flatnonzero((values != 0) & (values != 1))):
         raise ValueError(
@@ -109,13 +110,8 @@ def write_parquet(path: Path, table: pd.DataFrame, settings: dict | None = None)
 
 
 def _read_parquet(path: Path, flags: str = "") -> pd.DataFrame:
-    storage.require(path, flags)
-    try:
+    with storage.reading(storage.require(path, flags)):
         return pd.read_parquet(path, page_checksum_verification=True)
-    except PermissionError:
-        raise
-    except Exception as error:  # damaged bytes meet errors of every type
-        raise ValueError(f"{path}: damaged ({cli.printable(str(error), 200)}): {storage.remedy(path)}") from error
 
 
 def write_slices(work_dir: Path, slices: pd.DataFrame, settings: dict) -> None:
@@ -123,20 +119,16 @@ def write_slices(work_dir: Path, slices: pd.DataFrame, settings: dict) -> None:
 
 
 def read_slices(work_dir: Path) -> pd.DataFrame:
-    """Return the slice table: a row a slice, sorted by split (train first), patient, study, series and position."""
-    slices = _read_parquet(paths.slices(work_dir))
+    """Return the slice table: a row per slice, sorted by split (train first), patient, study, series and position."""
+    slices = _read_parquet(path := paths.slices(work_dir))
     if missing := [column for column in SLICE_COLUMNS if column not in slices]:
-        raise ValueError(
-            f"{paths.slices(work_dir)}: no column {missing[0]}: run {storage.MAKERS['slices.parquet']} --overwrite"
-        )
-    for column in SLICE_COLUMNS:
-        if not _is_kind(slices[column], column):
-            again = f"run {storage.MAKERS['slices.parquet']} --overwrite"
-            raise ValueError(f"{paths.slices(work_dir)}: column {column} holds what it can't: {again}")
+        raise ValueError(f"{path}: no column {missing[0]}: {AGAIN}")
+    if wrong := [column for column in SLICE_COLUMNS if not _has_right_type(slices[column], column)]:
+        raise ValueError(f"{path}: column {wrong[0]} has the wrong type: {AGAIN}")
     return slices
 
 
-def _is_kind(values: pd.Series, column: str) -> bool:
+def _has_right_type(values: pd.Series, column: str) -> bool:
     if column in LABELS:
         return pd.api.types.is_float_dtype(values)
     if column == "position":
@@ -145,23 +137,19 @@ def _is_kind(values: pd.Series, column: str) -> bool:
 
 
 def slices_settings(work_dir: Path) -> dict:
-    """Return what the slice table was made from."""
+    """Return the settings that the slice table was made with: the data folder and the checksums of its tables."""
     return settings_of(storage.require(paths.slices(work_dir)))
 
 
 def settings_of(path: Path) -> dict:
     """Return the settings that a Parquet file was written with; empty for a file without."""
-    try:
+    with storage.reading(path):
         metadata = pq.read_schema(path).metadata or {}
         return storage.Object(json.loads(metadata.get(b"settings", b"{}")), path)
-    except PermissionError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: damaged ({cli.printable(str(error), 200)}): {storage.remedy(path)}") from error
 
 
 def slices_hash(slices: pd.DataFrame) -> str:
-    """Return 12 hex digits that tell one slice table from another: its ids, their order and their labels."""
+    """Return 12 hex digits that identify a slice table: its ids, their order and their labels."""
     digest = hashlib.sha256("\n".join(slices.slice_id.to_numpy(object)).encode())
     digest.update(np.nan_to_num(slices[list(LABELS)].to_numpy(np.float32), nan=-1).tobytes())
     return digest.hexdigest()[:12]
@@ -173,7 +161,7 @@ def targets(slices: pd.DataFrame) -> np.ndarray:
 
 
 def read_csv(path: Path, remedy: str = "give another") -> pd.DataFrame:
-    """Return the CSV `path` as text, nothing of it missing. Raises ValueError, with the `remedy`, if it is none."""
+    """Return the CSV `path` as strings, empty ones included. Raises ValueError with the `remedy` if it is damaged."""
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False)
     except ValueError as error:
@@ -188,7 +176,7 @@ def write_folds(work_dir: Path, folds: pd.DataFrame, settings: dict) -> None:
 
 
 def folds_settings(work_dir: Path) -> dict:
-    """Return what the folds were made with; empty for a file from elsewhere."""
+    """Return the settings that the folds were made with; empty for a file from elsewhere."""
     path = paths.folds(work_dir).with_suffix(".json")
     return storage.read_json(path) if path.exists() else {}
 
@@ -196,35 +184,40 @@ def folds_settings(work_dir: Path) -> dict:
 def read_folds(work_dir: Path, slices: pd.DataFrame) -> np.ndarray:
     """Return the fold of every slice: int (n,), -1 for test slices.
 
-    Raises ValueError naming patients that are in two folds or in none.
+    Raises ValueError naming patients that are in two folds or in none, and a file that was changed since.
     """
     path = storage.require(paths.folds(work_dir))
     known = folds_settings(work_dir).get("hash")
     if known is not None and known != storage.file_hash(path):
-        again = "to take other folds, give them to --from with --overwrite"
-        raise ValueError(f"{path}: damaged or changed, not what was written there: {storage.remedy(path)}; {again}")
-    folds = read_csv(path, storage.remedy(path))
-    if list(folds.columns) != ["patient_id", "fold"]:
-        raise ValueError(f"{path}: the columns are {','.join(folds.columns)}, not patient_id,fold")
-    if not (is_number := folds.fold.str.fullmatch("[0-9]{1,4}")).all():
-        raise ValueError(f"{path}: row {int(is_number.argmin()) + 2}: {folds.fold[is_number.argmin()]!r} is no fold")
-    folds = folds.astype({"fold": int}).drop_duplicates()
-    if (is_leaked := folds.patient_id.duplicated(keep=False)).any():
-        leaked = folds[is_leaked].groupby("patient_id").fold.unique()
-        ids = "; ".join(
-            f"{patient} is in folds {', '.join(map(str, sorted(k)))}" for patient, k in leaked.head(3).items()
-        )
-        raise ValueError(f"{path}: patient {ids} ({len(leaked)} such patients): one fold a patient")
-    is_train = slices.split == "train"
-    fold = slices.patient_id.map(folds.set_index("patient_id").fold).where(is_train, -1)
+        again = "to use other folds, give them to --from with --overwrite"
+        raise ValueError(f"{path}: damaged or changed since it was written: {storage.remedy(path)}; {again}")
+    of_patient = _fold_of_patient(path)
+    fold = slices.patient_id.map(of_patient).where(slices.split == "train", -1)
     if len(unknown := slices.patient_id[fold.isna()].unique()):
         remedy = f"run {storage.MAKERS[path.name]} --overwrite"
         raise ValueError(f"{path}: no fold for patient {unknown[0]} ({len(unknown)} such patients): {remedy}")
     return fold.to_numpy(np.int64)
 
 
+def _fold_of_patient(path: Path) -> pd.Series:
+    """Return the folds in the CSV `path`, by patient id."""
+    folds = read_csv(path, storage.remedy(path))
+    if list(folds.columns) != ["patient_id", "fold"]:
+        raise ValueError(f"{path}: the columns are {','.join(folds.columns)}, not patient_id,fold")
+    if not (is_number := folds.fold.str.fullmatch("[0-9]{1,4}")).all():
+        raise ValueError(f"{path}: row {int(is_number.argmin()) + 2}: {folds.fold[is_number.argmin()]!r} is not a fold")
+    folds = folds.astype({"fold": int}).drop_duplicates()
+    if (is_leaked := folds.patient_id.duplicated(keep=False)).any():
+        leaked = folds[is_leaked].groupby("patient_id").fold.unique()
+        ids = "; ".join(
+            f"{patient} is in folds {', '.join(map(str, sorted(k)))}" for patient, k in leaked.head(3).items()
+        )
+        raise ValueError(f"{path}: patient {ids} ({len(leaked)} such patients): a patient belongs to one fold")
+    return folds.set_index("patient_id").fold
+
+
 def folds_hash(fold: np.ndarray) -> str:
-    """Return 12 hex digits that tell one split of the slices from another."""
+    """Return 12 hex digits that identify a split of the slices."""
     return hashlib.sha256(fold.astype("<i8").tobytes()).hexdigest()[:12]
 
 
@@ -235,8 +228,8 @@ def write_predictions(path: Path, slice_ids: np.ndarray, probability: np.ndarray
 def read_predictions(path: Path, slice_ids: np.ndarray, flags: str = "", *, partial: bool = False) -> np.ndarray:
     """Return the probabilities of `slice_ids` in `path`: float32 (n, 6), NaN for a slice that a `partial` file lacks.
 
-    Raises ValueError naming a slice that is missing or is there twice, and FileNotFoundError with the command, and
-    its `flags`, that makes the file.
+    Raises ValueError naming a slice that is missing or appears twice, and FileNotFoundError with the command, and its
+    `flags`, that makes the file.
     """
     table = _read_parquet(path, flags)
     if list(table.columns) != PREDICTION_COLUMNS:
@@ -246,7 +239,7 @@ def read_predictions(path: Path, slice_ids: np.ndarray, flags: str = "", *, part
     if np.array_equal(table.slice_id, slice_ids):
         return probability
     if table.slice_id.duplicated().any():
-        raise ValueError(f"{path}: slice {table.slice_id[table.slice_id.duplicated()].iloc[0]} is there twice")
+        raise ValueError(f"{path}: slice {table.slice_id[table.slice_id.duplicated()].iloc[0]} appears twice")
     row = pd.Index(table.slice_id).get_indexer(slice_ids)
     if (row < 0).any() and not partial:
         raise ValueError(f"{path}: slice {slice_ids[(row < 0).argmax()]} is missing ({int((row < 0).sum())} are)")
@@ -254,7 +247,7 @@ def read_predictions(path: Path, slice_ids: np.ndarray, flags: str = "", *, part
 
 
 def mean_prediction(path: Path) -> np.ndarray:
-    """Return the mean probability of each label, (6,), over all slices in the predictions `path`."""
+    """Return the mean probability per label, (6,), over all slices in the predictions `path`."""
     return _probability(path, _read_parquet(path)).mean(axis=0)
 
 

@@ -1,4 +1,4 @@
-"""CT windows: which Hounsfield units a channel of an image shows.
+"""CT windows: the range of Hounsfield units that a channel of an image shows.
 
 A window maps center - width/2 ... center + width/2 (HU) linearly onto 0 ... 255 and clips the rest
 (DICOM PS3.3 C.11.2.1.3.2, LINEAR_EXACT).
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-LOWEST, HIGHEST = -4096, 4095  # HU: what a 12-bit or a padded 16-bit slice holds after rescaling; the rest is clipped
+LOWEST, HIGHEST = -4096, 4095  # HU: the range of a 12-bit or a padded 16-bit slice after rescaling; the rest is clipped
 
 
 class Window(NamedTuple):
@@ -36,7 +36,7 @@ def table(windows: tuple[Window, ...]) -> np.ndarray:
 
 
 def apply(hu: np.ndarray, windows: tuple[Window, ...]) -> np.ndarray:
-    """Return `hu` (h, w; HU, rounded to whole ones) as one uint8 channel a window: (h, w, n_windows)."""
+    """Return `hu` (h, w; HU, rounded to whole numbers) with a channel per window: uint8 (h, w, n_windows)."""
     if hu.dtype.kind == "f":
         hu = np.rint(hu)
     row = np.clip(hu, LOWEST, HIGHEST).astype(np.int16) - np.int16(LOWEST)

@@ -1,33 +1,39 @@
-"""Kaggle's zip read in place: its directory once, then any member by its offset, from any process.
+"""Zips read in place: the directory once, then any member by its offset, from any process.
 
+A zip from elsewhere is checked before any of it is read, and nothing of it is ever written under a name of its own.
 ZIP format: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
 """
 
+import stat
 import struct
 import zipfile
 from collections import Counter
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import BinaryIO, NamedTuple
 
+from ich_kaggle.common import cli
+
 LOCAL_HEADER = 30  # bytes before the name in a member's own header, APPNOTE 4.3.7
-BROKEN = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error)  # of zipfile
-SLACK = 1024  # bytes that deflate may take over what it holds, in a start of a member
+BROKEN = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error)  # raised by zipfile
+SLACK = 1024  # bytes by which deflated content may exceed the original
+MOST_TOTAL = 1 << 36  # bytes of all members, inflated
+AGAIN = "run python -m ich_kaggle.slices --overwrite"
 
 
 class Member(NamedTuple):
-    """Where the bytes of one file are."""
+    """The place of the bytes of one file, in a folder or in a zip."""
 
     path: str  # below the data folder, or the name inside the zip
     size: int  # bytes
-    offset: int = 0  # byte of its header in the zip; 0 outside one
-    packed: int = 0  # bytes it takes in the zip; 0 outside one
-    stamp: int = 0  # tells other content from the same: its CRC-32 in the zip, the nanosecond of its change outside one
+    offset: int = 0  # byte of its header in the zip; 0 in a folder
+    packed: int = 0  # bytes in the zip; 0 in a folder
+    stamp: int = 0  # changes with the content: the CRC-32 in a zip, the time of the last change (ns) in a folder
 
 
 @lru_cache
 def _zlib():
-    """Return ISA-L's zlib, or the standard library's where it is missing, as in Kaggle's image."""
+    """Return ISA-L's zlib, or the standard library's where ISA-L is missing, as in Kaggle's image."""
     try:
         from isal import isal_zlib as zlib
     except ImportError:
@@ -64,14 +70,13 @@ def _directory(path: Path, _changed: int, size: int) -> dict[str, Member]:
 def read(path: Path, member: Member, limit: int = -1) -> bytes:
     """Return a member of the zip `path`, or its first `limit` bytes.
 
-    Raises ValueError naming the member if it is not where it should be, or damaged.
+    Raises ValueError naming a member that is damaged, or is not at its offset.
     """
     with path.open("rb", buffering=0) as file:
         file.seek(member.offset)
         head = file.read(LOCAL_HEADER)
         if head[:4] != b"PK\3\4":
-            again = "run python -m ich_kaggle.slices --overwrite"
-            raise ValueError(f"{path}: {member.path} is not at byte {member.offset}: {again}")
+            raise ValueError(f"{path}: {member.path} is not at byte {member.offset}: {AGAIN}")
         file.seek(int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little"), 1)
         packed = file.read(member.packed if limit < 0 else min(member.packed, limit + SLACK))
     zlib, is_stored = _zlib(), head[8:10] == b"\0\0"
@@ -83,14 +88,13 @@ def read(path: Path, member: Member, limit: int = -1) -> bytes:
         raise ValueError(f"{path}: {member.path} can't be inflated ({error}): get the zip again") from error
     if len(content) != member.size or crc32(content) != member.stamp:
         if directory(path).get(member.path) != member:
-            again = "run python -m ich_kaggle.slices --overwrite"
-            raise ValueError(f"{path}: {member.path} has changed since it was scanned: {again}")
+            raise ValueError(f"{path}: {member.path} has changed since it was scanned: {AGAIN}")
         raise ValueError(f"{path}: {member.path} is not what its checksum says: get the zip again")
     return content
 
 
 def check(file: Path | BinaryIO) -> None:
-    """Raise ValueError unless every member of a zip, as torch.save writes one, is what its checksum says."""
+    """Raise ValueError unless every member of a zip, such as torch.save writes, matches its checksum."""
     try:
         with zipfile.ZipFile(file) as content:
             damaged = content.testzip()
@@ -100,3 +104,36 @@ def check(file: Path | BinaryIO) -> None:
         raise ValueError(f"{damaged} is not what its checksum says")
     if not isinstance(file, Path):
         file.seek(0)
+
+
+def untrusted(path: Path) -> list[Member]:
+    """Return the files in a zip from elsewhere, sorted. Raises ValueError naming a member that no honest zip has."""
+    found = directory(path)
+    with zipfile.ZipFile(path) as zipped:
+        infos = zipped.infolist()
+    for info in infos:
+        if fault := _fault(info):
+            raise ValueError(f"{path}: member {cli.printable(info.filename, 200)!r} {fault}: not read")
+    if (total := sum(info.file_size for info in infos)) > MOST_TOTAL:
+        raise ValueError(f"{path}: {total} bytes when inflated, more than {MOST_TOTAL}: give a part of it")
+    end = 0
+    for member in sorted(found.values(), key=lambda member: member.offset):
+        if member.offset < end:
+            raise ValueError(f"{path}: member {cli.printable(member.path, 200)!r} overlaps another: not read")
+        end = member.offset + LOCAL_HEADER + member.packed
+    return sorted(member for member in found.values() if not member.path.endswith("/"))
+
+
+def _fault(info: zipfile.ZipInfo) -> str:
+    path = PureWindowsPath(info.filename)  # knows both separators
+    if path.root or path.drive or ".." in path.parts:
+        return "has a path that leads out of the zip"
+    if stat.S_ISLNK(info.external_attr >> 16):
+        return "is a link"
+    if info.flag_bits & 1:
+        return "is encrypted"
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return f"is compressed with method {info.compress_type}, not with deflate"
+    if info.compress_size > SLACK + info.file_size + info.file_size // 100:
+        return "is larger compressed than inflated"
+    return ""

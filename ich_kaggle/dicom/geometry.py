@@ -1,4 +1,4 @@
-"""The header of one CT slice in DICOM: whose it is, and where it lies."""
+"""The header of one CT slice in DICOM: its ids, its position and its geometry."""
 
 import math
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Header(NamedTuple):
     study_id: str
     series_id: str
     position: float  # mm along the slice normal
-    tilt: float  # degrees between the slice normal and the z axis of the patient: the gantry's
+    tilt: float  # of the gantry: degrees between the slice normal and the z axis of the patient
     rows: int  # px
     columns: int  # px
     row_spacing: float  # mm between rows
@@ -29,17 +29,17 @@ class Header(NamedTuple):
 
 @disable_value_validation()
 def read_header(dataset: pydicom.Dataset, name: str) -> Header:
-    """Return what the slice table holds of a slice.
+    """Return the header of the slice in `dataset`.
 
     The position is ImagePositionPatient along the normal, the cross product of the two direction cosines of
-    ImageOrientationPatient (PS3.3 C.7.6.2.1.1), to a thousandth of a millimetre, so that slices at one place tie on
-    every machine. Raises ValueError naming a tag that is missing or can't be.
+    ImageOrientationPatient (PS3.3 C.7.6.2.1.1), rounded to a thousandth of a millimetre, so that slices at one place
+    tie on every machine. Raises ValueError naming a tag that is missing or impossible.
     """
     directions = numbers(dataset, "ImageOrientationPatient", 6, name)
     with np.errstate(over="ignore", invalid="ignore"):
         normal = np.cross(directions[:3], directions[3:])
         length = np.linalg.norm(normal)
-    if not 0.5 < length < 2:  # 1, but for what was rounded
+    if not 0.5 < length < 2:  # 1, but for rounding
         raise ValueError(f"{name}: ImageOrientationPatient {directions.tolist()} is not two directions")
     normal /= length
     return Header(
@@ -56,7 +56,7 @@ def read_header(dataset: pydicom.Dataset, name: str) -> Header:
 def _id(dataset: pydicom.Dataset, keyword: str, name: str) -> str:
     value = tag(dataset, keyword, name)
     if not isinstance(value, str) or not value.isprintable() or len(value) > LONGEST_ID:
-        raise ValueError(f"{name}: {keyword} is {shown(value)!r}, not {LONGEST_ID} characters or less")
+        raise ValueError(f"{name}: {keyword} is {shown(value)!r}, not text of {LONGEST_ID} characters or less")
     return str(value)
 
 

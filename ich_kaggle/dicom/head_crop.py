@@ -1,18 +1,18 @@
-"""The part of a study that shows the head: one square box for all its slices, so that neighbours stay aligned."""
+"""The head in a study: one square box for all its slices, so that neighbours stay aligned."""
 
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
-TISSUE = -500  # HU: skin and all within is above, air and foam below
-STEP = 2.0  # mm between the pixels that are looked at
-SHELL = 8.0  # mm: half of what is thinner than any head: sheets, straps, the shell of a head-holder, of a table
+TISSUE = -500  # HU: skin and all inside is above, air and foam below
+STEP = 2.0  # mm between the pixels that are examined
+SHELL = 8.0  # mm: half the thickness of what is removed: sheets, straps, the shells of head-holder and table
 MARGIN = 5.0  # mm round the head: ears and nose are partly as thin as a head-holder
 
 
 class Box(NamedTuple):
-    """px; what of a square box lies inside the slice."""
+    """The part of a square box inside the slice, in px."""
 
     top: int
     left: int
@@ -32,20 +32,20 @@ class Box(NamedTuple):
 
 
 def step_of(spacing: float) -> int:
-    """Return how many pixels of `spacing` mm apart the pixels of `grid` are."""
+    """Return the step of `grid` for pixels `spacing` mm apart."""
     return max(1, round(STEP / spacing))
 
 
 def grid(image: np.ndarray, step: int) -> np.ndarray:
-    """Return every `step`-th pixel each way."""
+    """Return every `step`-th pixel in both directions."""
     return image[step // 2 :: step, step // 2 :: step]
 
 
 def head_box(stack: np.ndarray, shape: tuple[int, int], step: int, spacing: float) -> Box:
-    """Return the box of the head in a study: its largest connected piece of tissue, without what is thin as a shell.
+    """Return the box of the head in a study: its largest connected piece of tissue, without thin shells.
 
-    `stack` (n, h, w) tells where the `grid` of its slices, in order, is above TISSUE; `shape` is their (rows,
-    columns), `spacing` in mm. The whole slice where there is no tissue.
+    `stack` (n, h, w) is True where the `grid` of its slices, in order, is above TISSUE; `shape` is their (rows,
+    columns), `spacing` in mm. The box is the whole slice if there is no tissue.
     """
     if not (head := _largest(_without_shells(stack, round(SHELL / (step * spacing))))).any():
         return Box(0, 0, *shape)
@@ -68,12 +68,12 @@ def _largest(stack: np.ndarray) -> np.ndarray:
 
 
 def _span(profile: np.ndarray, step: int, margin: int) -> tuple[int, int]:
-    """Return the first pixel of what `profile` marks on the grid, and the one after the last, with the margin."""
+    """Return the first pixel that `profile` marks on the grid, and the one after the last, with the margin."""
     marked = np.flatnonzero(profile)
     return int(marked[0]) * step - margin, (int(marked[-1]) + 1) * step + margin
 
 
 def _place(low: int, high: int, side: int, length: int) -> tuple[int, int]:
-    """Return start and length of `side` px round low ... high, moved into 0 ... `length`, or cut to it."""
+    """Return start and length of `side` px centred on low ... high, moved into 0 ... `length`, or cut to it."""
     side = min(side, length)
     return min(max((low + high - side) // 2, 0), length - side), side

@@ -1,7 +1,7 @@
 """The pixels of one CT slice in DICOM, in Hounsfield units.
 
 Uncompressed slices (implicit, explicit, big endian, deflated) and RLE need no other package; JPEG lossless, JPEG-LS and
-JPEG 2000 go through pydicom's plug-ins, from the extra `codecs`. DICOM: https://www.dicomstandard.org/current
+JPEG 2000 are decoded by pydicom's plug-ins, from the extra `codecs`. DICOM: https://www.dicomstandard.org/current
 """
 
 import io
@@ -13,6 +13,7 @@ import numpy as np
 import pydicom
 from pydicom.config import disable_value_validation
 from pydicom.encaps import get_frame
+from pydicom.pixels import get_decoder
 from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -22,18 +23,19 @@ from pydicom.uid import (
 )
 
 from ich_kaggle.common import paths
-from ich_kaggle.dicom import codestreams, tags
+from ich_kaggle.dicom import tags
 
 AIR = -1024  # HU: what pixels outside the scanner's field of view become
 PADDING_BELOW = -2000  # HU: no tissue lies here; the competition's padding is -2048 and -3024 HU
-HEAD_BYTES = 1 << 13  # more than the headers of plain CT take
+HEAD_BYTES = 1 << 13  # larger than the headers of plain CT
 PLAIN = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 LARGEST = 2048  # px: rows or columns; scanners make 512, some 1024
-MOST_RLE = 6 << 20  # bytes: they unfold 64 times
+MOST_RLE = 6 << 20  # bytes, which expand up to 64 times
 MOST_HU = 1 << 24  # float32 holds every whole number up to here
-UNDEFINED = 0xFFFFFFFF  # the length of what ends with a mark of its own, PS3.5 7.1.1
+UNDECODED = "the pixels can't be decoded"
+UNDEFINED = 0xFFFFFFFF  # the length of an element that ends with a delimiter, PS3.5 7.1.1
 
-# What one CT slice has (PS3.3 C.8.2.1): keyword, the values allowed, what it is where the tag is absent.
+# The tags of one CT slice (PS3.3 C.8.2.1): keyword, the values allowed, the value of an absent tag.
 PLAIN_CT = (
     ("Modality", ("CT",), "absent"),
     ("SamplesPerPixel", (1,), "absent"),
@@ -43,32 +45,33 @@ PLAIN_CT = (
     ("PhotometricInterpretation", ("MONOCHROME1", "MONOCHROME2"), "absent"),
     ("RescaleType", ("HU", "US"), "HU"),
 )
+RESCALE = (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))  # keyword, identity
 
 
 class Encoding(NamedTuple):
-    """How stored values become HU; one look-up table serves every slice that shares it."""
+    """The conversion of stored values to HU; one look-up table serves all slices that share it."""
 
     bits: int  # BitsStored
     signed: bool
     slope: float
     intercept: float  # HU
-    padding_low: int = 1  # stored value: from here ...
-    padding_high: int = 0  # ... to here is padding; none by default
+    padding_low: int = 1  # the range of stored values that are padding, both ends included; empty by default
+    padding_high: int = 0
 
 
 class Plain(NamedTuple):
-    """All it takes to map the pixels of a slice without its header."""
+    """The layout of the pixels of a slice in its file, which makes reading the header again unnecessary."""
 
-    start: int  # byte of the first pixel in the file; 0 if they are not stored one after the other, little endian
+    start: int  # byte of the first pixel; 0 unless the pixels are stored uncompressed and little endian
     rows: int
     columns: int
     code: Encoding
 
 
 def _plain_head(content: bytes) -> tuple[pydicom.Dataset, int, int] | None:
-    """Return the header, and where its pixels begin and how many bytes they have, of a slice stored plainly.
+    """Return the header of an uncompressed slice, the byte where its pixels begin, and their number of bytes.
 
-    None if it is stored otherwise, or its pixels begin beyond HEAD_BYTES.
+    None for other slices, and if the pixels begin beyond HEAD_BYTES.
     """
     content = content[:HEAD_BYTES]
     if tags.DEFLATED in content:
@@ -77,7 +80,7 @@ def _plain_head(content: bytes) -> tuple[pydicom.Dataset, int, int] | None:
     try:
         dataset = pydicom.dcmread(stream, stop_before_pixels=True)
         syntax, at = dataset.file_meta.get("TransferSyntaxUID"), stream.tell()
-    except Exception:  # what it is comes out when the whole file is parsed
+    except Exception:  # the reason is found when the whole file is parsed
         return None
     if syntax not in PLAIN:
         return None
@@ -91,10 +94,10 @@ def _plain_head(content: bytes) -> tuple[pydicom.Dataset, int, int] | None:
 
 
 def read_head(data: paths.Data, member: paths.Member) -> tuple[pydicom.Dataset, int]:
-    """Return the header of a slice and the `start` of its `Plain`, reading no more of the file than that takes.
+    """Return the header of a slice and the `start` of its `Plain`, reading no more of the file than needed.
 
-    Compressed pixels are decoded once. Raises ValueError naming the file if it is not DICOM, or ends before its pixels
-    do, RuntimeError if it takes a package that is missing.
+    Compressed pixels are decoded once, to check them. Raises ValueError naming the file if it is not a whole CT slice,
+    RuntimeError if it needs a package that is missing.
     """
     if member.size > tags.MOST_BYTES:
         raise ValueError(f"{member.path}: {member.size} bytes: not a CT slice")
@@ -107,7 +110,7 @@ def read_head(data: paths.Data, member: paths.Member) -> tuple[pydicom.Dataset, 
 
 
 def shape_of(dataset: pydicom.Dataset, name: str) -> tuple[int, int]:
-    """Return rows and columns (px). Raises ValueError for more, or fewer, than a CT slice can have."""
+    """Return rows and columns (px). Raises ValueError unless both are 1 to LARGEST."""
     rows, columns = (tags.whole(dataset, keyword, name) for keyword in ("Rows", "Columns"))
     if not (0 < rows <= LARGEST and 0 < columns <= LARGEST):
         raise ValueError(f"{name}: {rows} rows and {columns} columns: not 1 to {LARGEST}")
@@ -120,9 +123,9 @@ def _check_length(dataset: pydicom.Dataset, n_bytes: int, name: str) -> None:
         raise ValueError(f"{name}: truncated: {n_bytes} bytes of pixels, {expected} expected")
 
 
-@disable_value_validation()  # the competition's UIDs are none
+@disable_value_validation()  # the competition's UIDs are not valid UIDs
 def check_ct(dataset: pydicom.Dataset, name: str) -> None:
-    """Raise ValueError naming the tag if this is not one plain CT slice: a localizer, a report, a multi-frame ..."""
+    """Raise ValueError naming the tag unless this is one CT slice: not a localizer, a report, a multi-frame ..."""
     for keyword, allowed, absent in PLAIN_CT:
         found = tags.optional(dataset, keyword, name)
         found = absent if found is None else found
@@ -138,16 +141,16 @@ def check_ct(dataset: pydicom.Dataset, name: str) -> None:
 
 @disable_value_validation()
 def encoding(dataset: pydicom.Dataset, name: str) -> Encoding:
-    """Return how a slice that was read here stores HU. Raises ValueError naming the tag if it does not say so.
+    """Return the encoding of a slice that `check_ct` accepts. Raises ValueError naming the tag that leaves it open.
 
-    MONOCHROME1 changes nothing here: HU come from the rescale alone (PS3.3 C.11.1.1.2); the photometric
-    interpretation only tells a display to turn its gray scale round, after any window (C.7.6.3.1.2).
+    MONOCHROME1 changes nothing: HU depend on the rescale alone (PS3.3 C.11.1.1.2); the photometric interpretation
+    only tells a display to invert its gray scale, after any window (C.7.6.3.1.2).
     """
     slope, intercept = (_rescale(dataset, keyword, identity, name) for keyword, identity in RESCALE)
     if slope == 0:
         raise ValueError(f"{name}: RescaleSlope is 0")
     if abs(slope) * (1 << 16) + abs(intercept) > MOST_HU:
-        raise ValueError(f"{name}: RescaleSlope {slope:g} and RescaleIntercept {intercept:g} give no HU")
+        raise ValueError(f"{name}: RescaleSlope {slope:g} and RescaleIntercept {intercept:g} do not give HU")
     code = Encoding(int(dataset.BitsStored), bool(dataset.PixelRepresentation), slope, intercept)
     if tags.optional(dataset, "PixelPaddingValue", name) is None:
         return code
@@ -163,21 +166,18 @@ def _stored(dataset: pydicom.Dataset, keyword: str, code: Encoding, name: str) -
     return int(_values(np.int64(value), code))
 
 
-RESCALE = (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
-
-
 def _rescale(dataset: pydicom.Dataset, keyword: str, identity: float, name: str) -> float:
-    # CT must have both (PS3.3 C.8.2.1); without, stored values are HU only where the header says so.
+    # CT must have both (PS3.3 C.8.2.1); without them, stored values are HU only if the header says so.
     if tags.optional(dataset, keyword, name) is None:
         if tags.optional(dataset, "RescaleType", name) == "HU":
             return identity
-        raise ValueError(f"{name}: no {keyword} in the header, nor RescaleType HU: these are not known to be HU")
+        raise ValueError(f"{name}: no {keyword} in the header, so pixel values cannot be converted to HU")
     return float(tags.numbers(dataset, keyword, 1, name)[0])
 
 
 @lru_cache(maxsize=64)
 def hu_table(code: Encoding) -> np.ndarray:
-    """Return the HU of every 16-bit word a slice can store: int16, or float32 where that can't hold them, (65536,).
+    """Return the HU of every 16-bit word that a slice can store: (65536,) int16, or float32 if int16 cannot hold them.
 
     HU = slope * stored + intercept (PS3.3 C.11.1.1.2); bits above BitsStored are ignored; padding (C.7.5.1.1.2)
     becomes AIR.
@@ -194,21 +194,21 @@ def hu_table(code: Encoding) -> np.ndarray:
 
 
 def _values(words: np.ndarray, code: Encoding) -> np.ndarray:
-    """Return the values that 16-bit `words` stand for. (Of a padding too: some write -2000 as 63536.)"""
+    """Return the values that 16-bit `words` encode; padding is a word too, as some files write -2000 as 63536."""
     values = words & ((1 << code.bits) - 1)
     return np.where(values >= 1 << (code.bits - 1), values - (1 << code.bits), values) if code.signed else values
 
 
 def _has_wrong_intercept(code: Encoding) -> bool:
-    # 123 slices of the competition are 12-bit, unsigned, shifted by 1000 and wrapped at 4096, with intercept 0 or 1.
+    # 123 slices of the competition are 12-bit and unsigned, shifted by 1000, wrapped at 4096, with intercept 0 or 1.
     return code.bits == 12 and not code.signed and code.intercept > -100
 
 
 def read_slice(content: bytes, name: str) -> tuple[pydicom.Dataset, np.ndarray]:
     """Return the header in `content` and the stored values as raw 16-bit words, uint16 (rows, columns).
 
-    They share the memory of `content` if they are stored plainly. Raises ValueError naming the file for pixels that
-    are cut short, or are not one CT slice, RuntimeError if they take a package that is missing.
+    Uncompressed ones share the memory of `content`. Raises ValueError naming the file if it is truncated, or not one
+    CT slice, RuntimeError if it needs a package that is missing.
     """
     if len(content) > tags.MOST_BYTES:
         raise ValueError(f"{name}: {len(content)} bytes: not a CT slice")
@@ -237,40 +237,37 @@ def _pixels(dataset: pydicom.Dataset, name: str, *, encapsulated: bool = False) 
 def _decoded(dataset: pydicom.Dataset, name: str) -> np.ndarray:
     _check_compressed(dataset, name)
     if dataset.file_meta.TransferSyntaxUID == RLELossless:
-        dataset.pixel_array_options(decoding_plugin="pydicom")  # that of pylibjpeg panics
-    try:
-        words = dataset.pixel_array
-    except Exception as error:
-        if "missing dependencies" in str(error):
-            syntax = dataset.file_meta.TransferSyntaxUID.name
-            raise RuntimeError(f"{name}: {syntax} takes more packages: pip install 'ich_kaggle[codecs]'") from error
-        raise tags.broken(error, name, "the pixels can't be decoded") from error
+        dataset.pixel_array_options(decoding_plugin="pydicom")  # pylibjpeg's panics
+    with tags.reading(name, UNDECODED):
+        syntax = dataset.file_meta.TransferSyntaxUID
+        if is_decodable := get_decoder(syntax).is_available:
+            words = dataset.pixel_array
+    if not is_decodable:
+        raise RuntimeError(f"{name}: {syntax.name} needs more packages: pip install 'ich_kaggle[codecs]'")
     if words.shape != shape_of(dataset, name) or words.itemsize != 2:
         raise ValueError(f"{name}: the compressed pixels are {words.dtype} {words.shape}")
     return np.ascontiguousarray(words).view(np.uint16)
 
 
 def _check_compressed(dataset: pydicom.Dataset, name: str) -> None:
-    """Raise ValueError if decoding could take far more memory than the pixels of the header do."""
+    """Raise ValueError if decoding could take far more memory than the pixels that the header declares."""
     pixels, (rows, columns) = _pixels(dataset, name, encapsulated=True), shape_of(dataset, name)
     is_rle = dataset.file_meta.TransferSyntaxUID == RLELossless
     if len(pixels) > min(HEAD_BYTES + 4 * rows * columns, MOST_RLE if is_rle else tags.MOST_BYTES):
         raise ValueError(f"{name}: {len(pixels)} bytes of compressed pixels for {rows} x {columns}")
-    for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):  # there is one frame, where it begins
+    for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):  # the only frame is the first
         dataset.pop(keyword, None)
-    try:
+    with tags.reading(name, UNDECODED):
         frame = get_frame(pixels, 0, number_of_frames=1)
-        found = (rows, columns, 1) if is_rle else codestreams.shape(frame)
-    except Exception as error:
-        raise tags.broken(error, name, "the pixels can't be decoded") from error
+        found = (rows, columns, 1) if is_rle else tags.frame_shape(frame)
     if found != (rows, columns, 1):
         raise ValueError(f"{name}: the compressed pixels are {found}, not {(rows, columns, 1)}")
 
 
 def read_words(content: bytes, name: str, plain: Plain | None = None) -> tuple[np.ndarray, Encoding]:
-    """Return the stored words of the slice in `content`, uint16 (rows, columns), and how they become HU.
+    """Return the stored words of the slice in `content`, uint16 (rows, columns), and their encoding.
 
-    What `plain` tells is not read from the header again, which is a quarter of the time that caching takes.
+    With `plain` the header is not parsed again, which saves a quarter of the time of caching.
     """
     if plain is not None and plain.start:
         words = np.frombuffer(content, "<u2", plain.rows * plain.columns, plain.start)
@@ -279,8 +276,8 @@ def read_words(content: bytes, name: str, plain: Plain | None = None) -> tuple[n
     return words, encoding(dataset, name)
 
 
-def read_hu(path: Path) -> np.ndarray:
-    """Return the slice in the file `path` in HU: int16, or float32 where that can't hold it, (rows, columns)."""
-    with path.open("rb") as file:
+def read_hu(path: str | Path) -> np.ndarray:
+    """Return the slice in the file `path` in HU: int16, or float32 where int16 cannot hold it, (rows, columns)."""
+    with Path(path).open("rb") as file:
         words, code = read_words(file.read(tags.MOST_BYTES + 1), str(path))
     return hu_table(code)[words]

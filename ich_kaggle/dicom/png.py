@@ -1,6 +1,6 @@
-"""8-bit PNG files, fast: written with filter 0, which windowed CT loses nothing by, through ISA-L.
+"""8-bit PNG files, fast: written through ISA-L with filter 0, which costs windowed CT no compression.
 
-Any viewer opens them. Those that others wrote are read through OpenCV.
+Any viewer opens them. PNGs from other programs are read through OpenCV.
 PNG specification: https://www.w3.org/TR/png-3/
 """
 
@@ -22,7 +22,7 @@ except ImportError:  # Kaggle's image has no isal
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GRAY, RGB = 0, 2  # colour types
 START = len(SIGNATURE) + 25  # bytes up to the first chunk after IHDR
-RATIO = 1032  # bytes that deflate packs into one at the most
+RATIO = 1032  # the highest compression ratio of deflate
 RAW = -15  # zlib's wbits of a stream without header and checksum
 
 
@@ -32,7 +32,7 @@ def encode(image: np.ndarray) -> bytes:
         raise ValueError(f"a PNG takes uint8 (h, w) or (h, w, 3), not {image.dtype} {image.shape}")
     height, width = image.shape[:2]
     rows = np.empty((height, 1 + image[0].size), np.uint8)
-    rows[:, 0] = 0  # the filter of a row
+    rows[:, 0] = 0  # the filter of each row
     rows[:, 1:] = image.reshape(height, -1)
     color = RGB if image.ndim == 3 else GRAY
     return b"".join(
@@ -63,7 +63,7 @@ def decode(content: bytes) -> np.ndarray:
 
 
 def _decode_plain(content: bytes) -> np.ndarray | None:
-    """Return the image if one IDAT chunk of rows with filter 0 holds it, as `encode` writes it."""
+    """Return the image of a PNG such as `encode` writes, one IDAT chunk of rows with filter 0; None for others."""
     if content[:8] != SIGNATURE or content[START + 4 : START + 8] != b"IDAT":
         return None
     packed = memoryview(content)
@@ -78,7 +78,7 @@ def _decode_plain(content: bytes) -> np.ndarray | None:
         return None
     if size > RATIO * (end - start):
         raise ValueError(f"damaged PNG ({end - start} bytes can't hold {width} x {height} px)")
-    # The checksum of the packed bytes vouches for the unpacked ones, whose own takes ten times as long.
+    # The checksum of the compressed bytes suffices; that of the inflated ones takes ten times as long.
     if zlib.crc32(packed[START + 4 : end]) != struct.unpack_from(">I", content, end)[0]:
         raise ValueError("damaged PNG (its checksum is wrong)")
     try:
@@ -91,14 +91,14 @@ def _decode_plain(content: bytes) -> np.ndarray | None:
     return rows[:, 1:].reshape((height, width, channels) if channels == 3 else (height, width))
 
 
-def write(path: Path, image: np.ndarray) -> None:
+def write(path: str | Path, image: np.ndarray) -> None:
     """Write `image`, uint8 (h, w) or (h, w, 3), RGB."""
-    path.write_bytes(encode(image))
+    Path(path).write_bytes(encode(image))
 
 
-def read(path: Path) -> np.ndarray:
+def read(path: str | Path) -> np.ndarray:
     """Return the image in `path`: uint8 (h, w) or (h, w, 3), RGB. Raises ValueError naming a damaged file."""
     try:
-        return decode(path.read_bytes())
+        return decode(Path(path).read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

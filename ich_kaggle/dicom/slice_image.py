@@ -9,14 +9,14 @@ import numpy as np
 from ich_kaggle.common import paths, windows
 from ich_kaggle.dicom import head_crop, pixels
 
-STRIP = 64  # rows looked up at once: what lies between stays in the processor's cache, and in memory already there
+STRIP = 64  # rows looked up at once, so that temporary results stay in the processor's cache
 SHADES = 60  # of 255: a brain window that spans no more shows no tissue (the rule of the 4th and 11th places)
 
 
 class Picture(NamedTuple):
     image: np.ndarray  # uint8 (size, size, 3)
     box: head_crop.Box  # the part of the slice that it shows
-    defect: str  # what is wrong with the slice, if anything
+    defect: str  # of the slice, empty if none
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
@@ -35,7 +35,7 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def gray_table(code: pixels.Encoding) -> np.ndarray:
-    """Return the cached windows of every 16-bit word a slice can store, as the bytes of a uint32: (65536,)."""
+    """Return the cached windows of every 16-bit word that a slice can store, as the bytes of a uint32: (65536,)."""
     gray = np.zeros((1 << 16, 4), np.uint8)
     gray[:, :3] = windows.apply(pixels.hu_table(code), windows.CACHED)
     return gray.view(np.uint32)[:, 0]
@@ -45,7 +45,7 @@ def windowed(words: np.ndarray, code: pixels.Encoding) -> np.ndarray:
     """Return the stored `words` (h, w) in the three cached windows: uint8 (h, w, 3)."""
     table, image = gray_table(code), np.empty((*words.shape, 3), np.uint8)
     for top in range(0, len(words), STRIP):
-        # One look-up of four bytes a pixel takes half of the time of three; wrap: no 16-bit word is out of bounds.
+        # One look-up of four bytes takes half the time of three; wrap skips the check of bounds, which all words pass.
         four = table.take(words[top : top + STRIP], mode="wrap").view(np.uint8)
         cv2.cvtColor(four.reshape(-1, words.shape[1], 4), cv2.COLOR_BGRA2BGR, dst=image[top : top + STRIP])
     return image
@@ -57,7 +57,7 @@ def bone(words: np.ndarray, code: pixels.Encoding, size: int) -> np.ndarray:
 
 
 def pixel_defect(words: np.ndarray, brain: np.ndarray) -> str:
-    """Return what is wrong with a slice's stored `words`, or with what its brain window (uint8) shows, if anything."""
+    """Return the defect of a slice by its stored `words` and its `brain` window (uint8), empty if none."""
     span = int(brain.max()) - int(brain.min())
     if span > SHADES:
         return ""
@@ -69,9 +69,9 @@ def pixel_defect(words: np.ndarray, brain: np.ndarray) -> str:
 def picture(
     content: bytes, name: str, size: int, box: head_crop.Box | None = None, plain: pixels.Plain | None = None
 ) -> Picture:
-    """Return the DICOM slice in `content`, or its part in `box`, as it is cached; for `plain` see pixels.read_words.
+    """Return the cached picture of the DICOM slice in `content`, or of its part in `box`; `plain` as in `read_words`.
 
-    Windows come before the resize, so that bone, clipped, does not shine into the blood beside it.
+    Windows are applied before the resize, so that bone, clipped, does not bleed into adjacent blood.
     """
     words, code = pixels.read_words(content, name, plain)
     box = box or head_crop.Box(0, 0, *words.shape)
@@ -99,7 +99,7 @@ def outlined(content: bytes, name: str, size: int, box: head_crop.Box) -> np.nda
 
 
 def sheet(images: list[np.ndarray], *, columns: int = 12) -> np.ndarray:
-    """Return `images` (uint8, (size, size, 3)) left to right as gray RGB: a row of each of their channels in turn."""
+    """Return `images` (uint8, (size, size, 3)) left to right as gray RGB, each channel in a row of its own."""
     columns = min(columns, len(images))
     images = images + [np.zeros_like(images[0])] * (-len(images) % columns)
     strips = [np.hstack(images[i : i + columns]) for i in range(0, len(images), columns)]

@@ -1,6 +1,7 @@
-"""The slice table: every DICOM header and the labels as one sorted table, and what is wrong with slices."""
+"""The slice table: every DICOM header and the labels in one sorted table, and the table of defects beside it."""
 
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -8,20 +9,43 @@ import pandas as pd
 from ich_kaggle.common import cli, parallel, paths, provenance, storage, tables, windows
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
+from ich_kaggle.common.zip_reader import Member
 from ich_kaggle.dicom import geometry, slice_image
 from ich_kaggle.dicom import pixels as pixels_module
+from ich_kaggle.dicom.pixels import Encoding, Plain
 
 BATCH = 128  # headers in a task of one worker
 ORDER = ["patient_id", "study_id", "series_id", "position", "slice_id"]
 DEFECT_COLUMNS = ["slice_id", "path", "defect", "action"]
 KEPT = "kept"
 AGAIN = "get the competition's data again"
-FACTS = (*paths.Member._fields, "start", "rows", "columns", *pixels_module.Encoding._fields)  # what the cache needs
+FACTS = (*Member._fields, *Plain._fields[:-1], *Encoding._fields)  # the columns that `places` reads
 WHOLE = {**dict.fromkeys(["start", "rows", "columns", "bits", "padding_low", "padding_high"], "int64"), "signed": bool}
 
 
-def scan_slice(data: paths.Data, member: paths.Member, pixels: bool) -> dict:
-    """Return the header facts of one slice, where its bytes are, its `defect`, and what became of it, `action`."""
+class Place(NamedTuple):
+    """The place of a slice in the data, and the layout of its pixels."""
+
+    slice_id: str
+    member: Member
+    plain: Plain
+
+
+def places(table: pd.DataFrame) -> list[Place]:
+    """Return the place of every slice of `table`, a slice table or some rows of one."""
+    members, layouts, codes = (
+        zip(*(table[column].tolist() for column in columns), strict=True)
+        for columns in (Member._fields, Plain._fields[:-1], Encoding._fields)
+    )
+    found = zip(table.slice_id, members, layouts, codes, strict=True)
+    return [Place(one, Member(*member), Plain(*layout, Encoding(*code))) for one, member, layout, code in found]
+
+
+def scan_slice(data: paths.Data, member: Member, pixels: bool) -> dict:
+    """Return the row of one slice: its header, the place of its bytes, its `defect`, and the `action` taken on it.
+
+    `pixels` reads the pixels too, to find blank slices.
+    """
     row = {"slice_id": PurePosixPath(member.path).stem, **member._asdict()}
     try:
         dataset, start = pixels_module.read_head(data, member)
@@ -36,16 +60,16 @@ def scan_slice(data: paths.Data, member: paths.Member, pixels: bool) -> dict:
         return row | {"defect": str(error).removeprefix(f"{member.path}: "), "action": "left out"}
 
 
-def _scan_batch(data: paths.Data, members: list[paths.Member], pixels: bool) -> tuple[pd.DataFrame, int, int]:
+def _scan_batch(data: paths.Data, members: list[Member], pixels: bool) -> tuple[pd.DataFrame, int, int]:
     rows = pd.DataFrame([scan_slice(data, member, pixels) for member in members])
     n_bytes = sum(member.size if pixels else min(member.size, pixels_module.HEAD_BYTES) for member in members)
     return rows, len(rows), n_bytes
 
 
 def scan(data: paths.Data, split: str, workers: int, pixels: bool = False) -> pd.DataFrame:
-    """Return a row for each DICOM file of `split`, in no order; `defect` says what is wrong with one.
+    """Return a row per DICOM file of `split`, in no order, with a `defect` where it has one.
 
-    Raises FileNotFoundError if there is no file, ValueError if a test slice can't be read.
+    Raises FileNotFoundError if there is no file, ValueError if a test slice cannot be read.
     """
     members = data.members(split)
     if not members:
@@ -76,7 +100,7 @@ def build(data: paths.Data, workers: int, pixels: bool = False) -> tuple[pd.Data
     found = pd.concat([train, test], ignore_index=True)
     twice = found.loc[found.slice_id.isin(_labelled_twice(data)), ["slice_id", "path"]]
     twice = twice.assign(defect="duplicated label rows", action="counted once")
-    defects = pd.concat([found.loc[found.defect.notna(), DEFECT_COLUMNS], twice]).sort_values(DEFECT_COLUMNS)
+    defects = pd.concat([found[found.defect.notna()], twice])[DEFECT_COLUMNS]
     train = train[train.action != "left out"].merge(targets, on="slice_id", validate="1:1")
     slices = pd.concat([train.sort_values(ORDER), test.sort_values(ORDER)], ignore_index=True)
     slices = slices.drop(columns=["defect", "action"]).astype(WHOLE)
@@ -93,47 +117,44 @@ def _match(data: paths.Data, table: str, in_table, in_files) -> None:
     if len(lost := in_table.difference(in_files)):
         raise ValueError(f"{data.root}: {table} lists {lost[0]}, which has no file ({len(lost)} such slices): {AGAIN}")
     if len(lost := in_files.difference(in_table)):
-        raise ValueError(f"{data.root}: {lost[0]}.dcm is there, but not in {table} ({len(lost)} such files): {AGAIN}")
+        raise ValueError(f"{data.root}: {lost[0]}.dcm exists, but is not in {table} ({len(lost)} such files): {AGAIN}")
 
 
 def describe(slices: pd.DataFrame, defects: pd.DataFrame) -> str:
+    """Return the counts of the slice table, its label rates, and a line per kind of defect."""
     train = slices[slices.split == "train"]
     lines = [
         f"{split}: {len(part)} slices, {part.series_id.nunique()} series, {part.patient_id.nunique()} patients"
         for split, part in slices.groupby("split", sort=False)
     ]
     lines.append("labels: " + ", ".join(f"{label} {train[label].mean():.2%}" for label in LABELS))
-    return "\n".join([*lines, describe_defects(defects)])
-
-
-def describe_defects(defects: pd.DataFrame) -> str:
-    """Return a line for each kind of defect: how many slices, what became of them, the first of them."""
-    if not len(defects):
-        return "defects: none"
-    return f"defects: {len(defects)}\n{kinds_of(defects).to_string(index=False)}"
+    kinds = f"{len(defects)}\n{kinds_of(defects).to_string(index=False)}" if len(defects) else "none"
+    return "\n".join([*lines, f"defects: {kinds}"])
 
 
 def kinds_of(defects: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each kind of defect: defect, action, slices, first."""
+    """Return a row per kind of defect: defect, action, slices (their number), first (of their ids)."""
     kind = defects.defect.str.split(r":| \(", regex=True).str[0].rename("defect")
     groups = defects.groupby([kind, "action"]).agg(slices=("slice_id", "size"), first=("slice_id", "min"))
     return groups.reset_index()
 
 
-def read_defects(work_dir: Path) -> pd.DataFrame:
-    path = paths.defects(work_dir)
+def read_defects(work_dir: str | Path) -> pd.DataFrame:
+    """Return the defects (slice_id, path, defect, action); empty without the file."""
+    path = paths.defects(Path(work_dir))
     if not path.exists():
         return pd.DataFrame(columns=DEFECT_COLUMNS, dtype=str)
     return tables.read_csv(path, storage.remedy(path))
 
 
-def write_defects(work_dir: Path, defects: pd.DataFrame) -> None:
-    with storage.writing(paths.defects(work_dir)) as temporary:
-        defects.to_csv(temporary, index=False)
+def write_defects(work_dir: str | Path, defects: pd.DataFrame) -> None:
+    """Write the columns of `defects` that `read_defects` returns, sorted."""
+    with storage.writing(paths.defects(Path(work_dir))) as temporary:
+        defects[DEFECT_COLUMNS].sort_values(DEFECT_COLUMNS).to_csv(temporary, index=False)
 
 
 def ensure(project: Project) -> pd.DataFrame:
-    """Return the slice table, made where it is missing. Raises ValueError if it was made from other data."""
+    """Return the slice table, built if it is missing. Raises ValueError if it was built from other data."""
     path = paths.slices(project.work_dir)
     if not path.exists():
         make(data_dir=project.data_dir, work_dir=project.work_dir, workers=project.processes)
@@ -146,20 +167,22 @@ def ensure(project: Project) -> pd.DataFrame:
     project.is_checked = True
     table = project.slices
     if missing := [column for column in FACTS if column not in table]:
-        raise ValueError(f"{path}: no column {missing[0]}: run {storage.MAKERS[path.name]} --overwrite")
+        raise ValueError(f"{path}: no column {missing[0]}: {tables.AGAIN}")
     return table
 
 
 def make(
     *,
-    data_dir: Path | None,
-    work_dir: Path,
+    data_dir: str | Path | None,
+    work_dir: str | Path,
     workers: int,
     pixels: bool = False,
     overwrite: bool = False,
     backend: str = "loky",
     scheduler: str | None = None,
 ) -> None:
+    """Write the slice table and the defects, and say what they hold; an existing table is checked against the data."""
+    data_dir, work_dir = data_dir and Path(data_dir), Path(work_dir)
     path = paths.slices(work_dir)
     if path.exists() and not overwrite:
         table = ensure(Project(data_dir, work_dir, workers))
@@ -178,7 +201,7 @@ def make(
 
 
 def data_of(project: Project) -> paths.Data:
-    """Return the competition's data: in the project's folder, or those that the slice table was made from."""
+    """Return the competition's data: those of the project, or those that the slice table was built from."""
     found = tables.slices_settings(project.work_dir)
     data = paths.find_data(project.data_dir or Path(found["data_dir"]))
     provenance.same_tables(paths.slices(project.work_dir), found, data)

@@ -28,7 +28,7 @@ def test_a_row_repeated_with_the_same_value_counts_once():
 def test_a_row_repeated_with_another_value_is_refused_by_name():
     slice_index, label_index, values = (np.append(part, part[7]) for part in long_of(np.eye(2, 6)))
     values[-1] = 0.0
-    with pytest.raises(ValueError, match="ID_000000002_intraparenchymal stands twice with different values"):
+    with pytest.raises(ValueError, match="ID_000000002_intraparenchymal appears twice with different values"):
         labels.to_wide(slice_index, label_index, values, IDS)
 
 

@@ -42,7 +42,7 @@ def test_whoever_waits_for_a_lock_says_so(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(FileLock, "acquire", acquire)
     with caplog.at_level("INFO"), locks.locked(tmp_path / "512"):
         assert asked == [0, None]
-    assert "512: another process is at work on it: waiting" in caplog.text
+    assert "512: another process is working on it: waiting" in caplog.text
 
 
 @pytest.mark.parametrize(

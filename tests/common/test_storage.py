@@ -72,8 +72,9 @@ def test_a_missing_file_names_the_command_that_makes_it(tmp_path):
         ("defects.csv", "run python -m ich_kaggle.slices --overwrite"),
         ("folds.json", "run python -m ich_kaggle.folds --overwrite"),
         ("cache/512/cache.json", "remove it and run python -m ich_kaggle.cache"),
-        ("runs/a/fold3/options.json", "run python -m ich_kaggle.train --run a --fold 3 --overwrite, with the other"),
-        ("runs/a/fold3/oof.parquet", "run python -m ich_kaggle.predict --run a --fold 3 --overwrite, with the other"),
+        ("runs/a/run.json", "remove {folder} and train the run anew: its settings are lost"),
+        ("runs/a/fold3/model.pt", "run python -m ich_kaggle.train --run a --fold 3 --overwrite"),
+        ("runs/a/fold3/oof.parquet", "run python -m ich_kaggle.predict --run a --fold 3 --overwrite"),
         ("runs/a/fold3/embeddings.npy", "run python -m ich_kaggle.predict --run a --fold 3 --all-slices --overwrite"),
         ("runs/second/fold0/oof.parquet", "run python -m ich_kaggle.sequence --run second --fold 0 --overwrite"),
         ("runs/a/evaluation/metrics.json", "run python -m ich_kaggle.evaluate --run a --overwrite"),
@@ -84,7 +85,7 @@ def test_a_missing_file_names_the_command_that_makes_it(tmp_path):
 def test_a_damaged_file_is_made_anew_by_the_command_that_made_it(tmp_path, path, command):
     (tmp_path / "runs/second/fold0").mkdir(parents=True)
     (tmp_path / "runs/second/fold0/widths.json").touch()
-    assert storage.remedy(tmp_path / path).startswith(command)
+    assert storage.remedy(tmp_path / path).startswith(command.format(folder=(tmp_path / path).parent))
 
 
 def test_a_file_that_was_there_once_is_made_anew_and_not_only_made(tmp_path):
@@ -103,6 +104,33 @@ def test_a_damaged_json_is_refused_with_its_maker(tmp_path):
     (tmp_path / "cache.json").write_text("{")
     with pytest.raises(ValueError, match="cache.json: damaged .*: remove it and run python -m ich_kaggle.cache"):
         storage.read_json(tmp_path / "cache.json")
+
+
+@pytest.mark.parametrize(
+    "error, reason",
+    [
+        (ValueError("a bad byte\nand a long story"), "a bad byte"),
+        (OSError("page checksum"), "page checksum"),
+        (KeyError("config"), "KeyError 'config'"),
+        (RecursionError(), "RecursionError"),
+        (ValueError("x" * 1000), "x" * 197 + "..."),
+    ],
+)
+def test_any_error_of_reading_a_damaged_file_becomes_one_line_with_what_to_do(tmp_path, error, reason):
+    path = tmp_path / "folds.csv"
+    for advice in ("", "get it again"):
+        with pytest.raises(ValueError) as told, storage.reading(path, advice):
+            raise error
+        assert str(told.value) == f"{path}: damaged ({reason}): {advice or storage.remedy(path)}"
+
+
+def test_a_missing_file_is_not_called_damaged_nor_one_without_permission(tmp_path):
+    path = tmp_path / "folds.csv"
+    with pytest.raises(FileNotFoundError) as told, storage.reading(path):
+        path.read_text()
+    assert str(told.value) == f"{path} is missing: run python -m ich_kaggle.folds --overwrite"
+    with pytest.raises(PermissionError, match="^denied$"), storage.reading(path):
+        raise PermissionError("denied")
 
 
 def test_settings_that_are_none_are_told_with_the_remedy():

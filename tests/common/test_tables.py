@@ -114,7 +114,7 @@ def test_a_missing_prediction_is_named_and_so_is_a_doubled_one(tmp_path):
     with pytest.raises(ValueError, match=f"slice {slice_ids[2]} is missing \\(1 are\\)"):
         tables.read_predictions(path, slice_ids)
     tables.write_predictions(path, slice_ids[[0, 1, 1]], np.zeros((3, 6)))
-    with pytest.raises(ValueError, match=f"slice {slice_ids[1]} is there twice"):
+    with pytest.raises(ValueError, match=f"slice {slice_ids[1]} appears twice"):
         tables.read_predictions(path, slice_ids[:2])
 
 

@@ -75,7 +75,7 @@ def test_a_replaced_slice_goes_its_way_through_the_cache_by_what_each_line_says(
         line = project.run("cache").line
         assert "was cached from a file with checksum" in line and "cache --overwrite" in line
         project.make("cache", "--overwrite")
-        assert "slices are what their checksums say" in project.make("cache", "--verify").out
+        assert "slices match their checksums" in project.make("cache", "--verify").out
 
 
 @pytest.mark.slow

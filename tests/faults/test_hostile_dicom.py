@@ -122,7 +122,7 @@ BOMBS = {
     "sequences 100,000 deep": (lambda: before_pixels((OPEN + ITEM[:4] + b"\xff" * 4) * 100_000), "readable DICOM file"),
     "40 MB behind the pixels": (lambda: content(ct(WORDS)) + bytes(40_000_000), "bytes: not a CT slice"),
     "a padding beyond 16 bits": (lambda: content(padded("1e300")), "which 16 bits can't hold"),
-    "HU beyond any": (lambda: content(ct(WORDS, RescaleSlope="1e30")), "give no HU"),
+    "HU beyond any": (lambda: content(ct(WORDS, RescaleSlope="1e30")), "do not give HU"),
 }
 
 

@@ -113,7 +113,7 @@ OUTSIDE += ["stage_2_train/ID_..escaped.dcm", "stage_2_train/\x1b[2J.dcm", "stag
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_member_whose_name_leads_elsewhere_is_refused(name, tmp_path):
     packed = write_zip(tmp_path / "all.zip", FILES | {name: FILES[FIRST]})
-    assert "is there, but not in stage_2_train.csv" in refusal(slices, *scan_flags(packed, tmp_path), folder=tmp_path)
+    assert "exists, but is not in stage_2_train.csv" in refusal(slices, *scan_flags(packed, tmp_path), folder=tmp_path)
 
 
 @pytest.mark.parametrize("slice_id", ["ID_..escaped", "ID_0/../../x", "", "../x", "ID_\0", "/etc/x", "ID_a\nb"])
