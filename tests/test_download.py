@@ -10,7 +10,7 @@ import pytest
 
 from ich_kaggle import download
 from ich_kaggle.common import paths
-from ich_kaggle.kaggle_api import client
+from ich_kaggle.kaggle_api import client, competition_files
 
 no_network, kaggle_server, proxied_server = fake.no_network, fake.kaggle_server, fake.proxied_server
 
@@ -119,7 +119,7 @@ def test_a_cut_download_goes_on_from_its_last_byte(get, server, whole):
     server.fail("GET", *n_before * [fake.Handler.finish_work], fake.cut_download(1_500_000))
     found = get(whole=whole)
     assert (server.data_files[""] if whole else TRAIN) in found.values()
-    assert ranges(server)[-1] == f"bytes={download.BLOCK}-"
+    assert ranges(server)[-1] == f"bytes={competition_files.BLOCK}-"
 
 
 def test_another_command_goes_on_where_a_killed_one_stopped(get, server):
@@ -149,8 +149,8 @@ def test_a_download_outlives_more_cuts_than_tries_as_long_as_something_comes(get
 
 
 def test_a_full_disk_is_named_before_the_download(get, server, monkeypatch):
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000))
-    with pytest.raises(RuntimeError, match=r"data\.zip takes 0 GB, and 0 GB are free: make room for it"):
+    monkeypatch.setattr(competition_files.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000))
+    with pytest.raises(RuntimeError, match=r"data\.zip: 0 GB to download, 0 GB free: make room on the disk"):
         get(whole=True)
 
 

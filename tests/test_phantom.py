@@ -7,9 +7,9 @@ import pydicom
 import pytest
 
 from ich_kaggle import phantom
-from ich_kaggle.common import paths
+from ich_kaggle.common import cli, paths
 from ich_kaggle.common.labels import LABELS
-from ich_kaggle.synthetic import dicom_writer
+from ich_kaggle.synthetic import competition, dicom_writer, patients
 
 dicom_writer.allow_short_ids()
 SETTINGS = dict(patients=12, slices=8, size=64, defects=0.01, label_noise=0.5, prevalence=0.8, masks=True)
@@ -28,7 +28,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def truth(made):
-    return pd.read_parquet(made / phantom.TRUTH)
+    return pd.read_parquet(made / competition.TRUTH)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def cut_short(dicom):
 def test_the_same_seed_gives_the_same_bytes_for_any_number_of_workers(made, tmp_path):
     again = make(tmp_path / "again", zip=True, workers=2)
     assert content(again) == content(made)
-    assert phantom.zip_of(again).read_bytes() == phantom.zip_of(made).read_bytes()
+    assert competition.zip_of(again).read_bytes() == competition.zip_of(made).read_bytes()
 
 
 def test_another_seed_gives_other_files(made, tmp_path):
@@ -97,7 +97,7 @@ def test_the_truth_covers_both_splits_and_no_patient_is_in_two(made, truth):
 def test_a_slice_is_labelled_by_the_area_of_its_blood(truth, headers):
     area = np.array([float(headers[i].PixelSpacing[0]) ** 2 for i in truth.slice_id])
     for kind in KINDS:
-        assert ((truth[f"{kind}_px"] * area >= phantom.SMALLEST) == truth[kind]).all()
+        assert ((truth[f"{kind}_px"] * area >= patients.SMALLEST) == truth[kind]).all()
 
 
 def test_masks_hold_a_bit_for_every_kind_of_blood(made, truth):
@@ -115,7 +115,7 @@ def test_reading_errors_move_only_the_ends_of_a_lesion():
     labels[10:20, 4] = labels[0:5, 1] = labels[29, 0] = 1
     seen = np.zeros_like(labels)
     for seed in range(200):
-        seen |= phantom.read_errors(np.random.default_rng(seed), labels, 1.0) != labels
+        seen |= patients.read_errors(np.random.default_rng(seed), labels, 1.0) != labels
     assert {tuple(place) for place in np.argwhere(seen)} == {
         (9, 4),
         (10, 4),
@@ -126,7 +126,7 @@ def test_reading_errors_move_only_the_ends_of_a_lesion():
         (5, 1),
         (28, 0),
     }
-    assert (phantom.read_errors(np.random.default_rng(0), labels, 0.0) == labels).all()
+    assert (patients.read_errors(np.random.default_rng(0), labels, 0.0) == labels).all()
 
 
 def test_the_labels_read_differ_from_the_truth_by_the_noise_alone(tmp_path, truth, read):
@@ -134,7 +134,7 @@ def test_the_labels_read_differ_from_the_truth_by_the_noise_alone(tmp_path, trut
     assert 0 < (read[KINDS] != true).to_numpy().mean() < 0.1
     quiet = make(tmp_path / "quiet", patients=4, label_noise=0.0)
     labels = pd.read_csv(quiet / paths.TRAIN_CSV).drop_duplicates().Label.to_numpy().reshape(-1, 6)
-    rows = pd.read_parquet(quiet / phantom.TRUTH).query("split == 'train'")
+    rows = pd.read_parquet(quiet / competition.TRUTH).query("split == 'train'")
     assert (labels == rows[list(LABELS)].to_numpy()).all()
 
 
@@ -205,29 +205,31 @@ def test_without_defects_there_are_none(tmp_path):
 
 
 def test_the_zip_holds_kaggles_files_and_no_others(made):
-    with zipfile.ZipFile(phantom.zip_of(made)) as archive:
+    with zipfile.ZipFile(competition.zip_of(made)) as archive:
         inside = {name: archive.read(name) for name in archive.namelist()}
-    hidden = (phantom.TRUTH, phantom.SETTINGS, "masks")
+    hidden = (competition.TRUTH, competition.SETTINGS, "masks")
     files = {name: data for name, data in content(made).items() if not name.startswith(hidden)}
     assert inside == {f"{paths.SLUG}/{name}": data for name, data in files.items()}
-    assert len(paths.find_data(phantom.zip_of(made)).members("train")) == len(list((made / "stage_2_train").iterdir()))
+    assert len(paths.find_data(competition.zip_of(made)).members("train")) == len(
+        list((made / "stage_2_train").iterdir())
+    )
 
 
 def test_more_patients_bleed_with_more_prevalence_and_every_kind_comes_first():
     for prevalence, n_blood in ((0.0, 0), (0.5, 50), ("real", 42), (1.0, 100)):
-        patients = phantom.plan(phantom.Settings(patients=125, prevalence=prevalence))
-        assert sum(p.kind is not None for p in patients if p.split == "train") == n_blood
-    assert {p.kind for p in patients} == set(KINDS)
+        planned = patients.plan(patients.Settings(patients=125, prevalence=prevalence))
+        assert sum(p.kind is not None for p in planned if p.split == "train") == n_blood
+    assert {p.kind for p in planned} == set(KINDS)
 
 
 def test_ids_of_different_slices_never_meet():
-    assert len({phantom.hashed(i, 4, 7) for i in range(16**4)}) == 16**4
+    assert len({patients.hashed(i, 4, 7) for i in range(16**4)}) == 16**4
 
 
 def test_the_same_settings_again_change_nothing(made, capsys):
     before = {file: file.stat().st_mtime_ns for file in made.rglob("*")}
     make(made, zip=True)
-    assert "is there already" in capsys.readouterr().out
+    assert str(made) + cli.THERE in capsys.readouterr().out
     assert {file: file.stat().st_mtime_ns for file in made.rglob("*")} == before
 
 
@@ -249,7 +251,7 @@ def test_an_interrupted_phantom_does_not_look_finished_and_is_made_anew(tmp_path
 
     out = tmp_path / "data"
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(phantom, "_write_tables", stop)
+        patched.setattr(competition, "_write_tables", stop)
         make(out, patients=2)
     with pytest.raises(FileNotFoundError, match="no competition data"):
         paths.find_data(out)

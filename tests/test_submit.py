@@ -21,6 +21,7 @@ from PIL import Image
 from ich_kaggle import submit
 from ich_kaggle.common import cli, paths, storage, tables
 from ich_kaggle.common.labels import LABELS
+from ich_kaggle.common.project import Project
 from ich_kaggle.kaggle_api import client, submission_log, submissions
 
 no_network, kaggle_server, proxied_server = fake.no_network, fake.kaggle_server, fake.proxied_server
@@ -37,7 +38,7 @@ def probabilities(n: int, seed: int) -> np.ndarray:
 
 
 def write_competition(folder, n_train: int, n_test: int) -> None:
-    """Write input/, the slice table and the ensemble `blend` below `folder`."""
+    """Write input/, the slice table, two folds and the ensemble `blend` below `folder`."""
     ids = np.array([f"ID_{i:09x}" for i in range(n_train + n_test)])
     is_train = np.arange(len(ids)) < n_train
     table = pd.DataFrame({"slice_id": ids, "split": np.where(is_train, "train", "test"), "position": 0.0})
@@ -45,6 +46,8 @@ def write_competition(folder, n_train: int, n_test: int) -> None:
     data = folder / "input"
     data.mkdir()
     tables.write_slices(folder / "work", table, {"data_dir": str(data)})
+    folds = pd.DataFrame({"patient_id": ids[is_train], "fold": np.arange(n_train) % 2})
+    tables.write_folds(folder / "work", folds, {})
     sample = ids[~is_train][::-1]  # Kaggle's order is not ours
     lines = [f"{slice_id}_{label},0.5" for slice_id in sample for label in LABELS]
     (data / paths.SAMPLE_CSV).write_text("\n".join(["ID,Label", *lines]) + "\n")
@@ -55,7 +58,9 @@ def write_ensemble(folder, name: str, ids: np.ndarray, is_train: np.ndarray, see
     out = paths.ensemble(folder / "work", name)
     tables.write_predictions(out / "oof.parquet", ids[is_train], probabilities(is_train.sum(), 7))
     tables.write_predictions(out / "test.parquet", ids[~is_train], probabilities((~is_train).sum(), seed))
-    storage.write_json(out / "weights.json", {"runs": {"b0": 0.75, "b4": 0.25}, "nested_log_loss": 0.0523})
+    blended = {"runs": ["b0", "b4"], "fold": None}
+    scores = {"runs": {"b0": 0.75, "b4": 0.25}, "nested_log_loss": 0.0523}
+    storage.write_json(out / "weights.json", scores | {"blended": blended})
 
 
 @pytest.fixture
@@ -125,6 +130,7 @@ def shell(*argv: str, before: str = "", **env: str) -> subprocess.CompletedProce
 
 
 BLEND = ("--ensemble", "blend")
+TAKEN = "work/ensemble/blend: its runs are not in work/runs, so it is taken as it is\n"
 START, CREATE, POLL = "StartSubmissionUpload", "CreateSubmission", "GetSubmission"
 
 
@@ -175,7 +181,7 @@ def test_the_same_numbers_are_not_written_again(run, kaggle_server):
 
 def test_another_submission_of_the_same_second_is_not_overwritten(run, project, monkeypatch):
     monkeypatch.setattr(
-        submit, "datetime", SimpleNamespace(now=lambda zone: datetime(2026, 1, 2, 3, 4, 5, tzinfo=zone))
+        submissions, "datetime", SimpleNamespace(now=lambda zone: datetime(2026, 1, 2, 3, 4, 5, tzinfo=zone))
     )
     run(*BLEND, "--dry-run")
     assert only_csv().name == "20260102T030405Z-blend.csv"
@@ -188,17 +194,16 @@ def test_another_submission_of_the_same_second_is_not_overwritten(run, project, 
 
 
 def test_two_runs_are_blended_and_both_are_in_the_history(run, project, kaggle_server):
-    table = tables.read_slices(paths.Path("work"))
-    is_train = (table.split == "train").to_numpy()
-    fold = np.arange(40) % 2
-    tables.write_folds(paths.Path("work"), pd.DataFrame({"patient_id": table.patient_id[is_train], "fold": fold}), {})
+    opened = Project(None, paths.Path("work"))
+    table, fold = opened.slices, opened.fold
     for seed, name in enumerate(["b0", "b4"]):
+        storage.write_json(opened.run(name).path, {"settings": {"arch": "made", **opened.same}})
         for k in (0, 1):
-            folder = paths.fold(paths.Path("work"), name, k)
-            ids = table.slice_id[is_train].to_numpy()[fold == k]
-            tables.write_predictions(folder / "oof.parquet", ids, probabilities(20, 10 + seed))
-            tables.write_predictions(folder / "test.parquet", table.slice_id[~is_train], probabilities(20, 20 + seed))
+            folder = opened.run(name).fold(k)
+            tables.write_predictions(folder / "oof.parquet", table.slice_id[fold == k], probabilities(20, 10 + seed))
+            tables.write_predictions(folder / "test.parquet", table.slice_id[fold < 0], probabilities(20, 20 + seed))
             storage.write_json(folder / "predict.json", {})
+            (folder / "model.pt").touch()
     assert_arrived_once(run(), kaggle_server)
     (row,) = history()
     assert re.fullmatch(r"b0:[\d.e-]+ b4:[\d.e-]+", row["runs"])
@@ -211,14 +216,14 @@ def test_two_runs_are_blended_and_both_are_in_the_history(run, project, kaggle_s
 def test_without_a_choice_every_run_is_asked_for(run, kaggle_server, monkeypatch):
     asked = []
 
-    def ensemble(**options):
-        asked.append(options)
-        return paths.ensemble(options["work_dir"], "blend")
+    def blend_runs(project, names, *, fold, predict):
+        asked.append((names, fold))
+        return paths.ensemble(project.work_dir, "blend")
 
-    monkeypatch.setattr(submit.ensemble, "ensemble", ensemble)
+    monkeypatch.setattr(submit.ensembling, "blend_runs", blend_runs)
     assert run("--dry-run").code == 0
-    assert run("--dry-run", "--run", "b0").code == 0
-    assert [(options.get("runs"), options.get("name")) for options in asked] == [(None, None), (["b0"], "b0")]
+    assert run("--dry-run", "--run", "b0", "--fold", "1").code == 0
+    assert asked == [(None, None), (["b0"], [1])]
 
 
 def test_an_ensemble_that_is_not_there_is_named_with_its_maker(run):
@@ -817,6 +822,7 @@ def test_a_process_of_its_own_submits_with_a_key_and_prints_only_our_lines(proje
     done = shell(*BLEND, "-m", "от конца до конца")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
+        TAKEN.strip(),
         f"{only_csv()}: verified, 120 rows",
         f"{only_csv()}: submission {REF}",
         "public 0.04732  private 0.04891",
@@ -895,7 +901,7 @@ def test_a_token_that_kaggle_refuses_outright_is_named(run, kaggle_server, monke
 
 def test_without_credentials_the_csv_is_kept_and_one_line_says_what_to_do(project, proxied_server):
     done = shell(*BLEND)
-    assert (done.returncode, done.stdout) == (1, f"{only_csv()}: verified, 120 rows\n")
+    assert (done.returncode, done.stdout) == (1, f"{TAKEN}{only_csv()}: verified, 120 rows\n")
     assert done.stderr == (
         f"error: no Kaggle credentials: {client.NEW_TOKEN}; or upload {only_csv()} in the browser at "
         f"https://www.kaggle.com/competitions/{paths.SLUG}/submit\n"
@@ -913,7 +919,7 @@ def test_a_client_that_cannot_be_imported_is_one_line(project, no_network, at_im
     (project / "other" / "kaggle").mkdir(parents=True)
     (project / "other" / "kaggle" / "__init__.py").write_text(at_import + "\n")
     done = shell(*BLEND, before=str(project / "other"))
-    assert (done.returncode, done.stdout) == (1, f"{only_csv()}: verified, 120 rows\n")
+    assert (done.returncode, done.stdout) == (1, f"{TAKEN}{only_csv()}: verified, 120 rows\n")
     assert (message in done.stderr, len(done.stderr.splitlines())) == (True, 1)
 
 
