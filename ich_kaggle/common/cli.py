@@ -20,7 +20,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 IS_FIRST = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes
 
-THERE = " is there: nothing to do"  # said of a file that a command would have made
+THERE = " exists: nothing to do"  # said of a file that a command would have made
 INTERRUPTED = "interrupted: run the same command to resume\n"
 OVERWRITING = (
     "interrupted: files that --overwrite replaces may be gone already: run the command without --overwrite to resume, "

@@ -246,7 +246,7 @@ def test_explained_again_it_does_nothing_and_says_so(trained, capsys):
     before = {path: path.stat().st_mtime_ns for path in explained(trained).iterdir()}
     capsys.readouterr()
     run(trained, "--explain", "gradcam", "--n-studies", "1")
-    assert "explain.json is there: nothing to do" in capsys.readouterr().out
+    assert "explain.json exists: nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in explained(trained).iterdir()} == before
 
 
