@@ -89,7 +89,7 @@ def test_a_second_run_does_nothing_and_says_so(data_dir, work, capsys):
     assert len(before) == len(tables.read_slices(work))
     capsys.readouterr()
     cache.main(command(data_dir, work))
-    assert "is there: nothing to do" in capsys.readouterr().out
+    assert "exists: nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in work.rglob("*.png")} == before
 
 
@@ -197,7 +197,7 @@ def test_two_processes_on_one_cache_end_with_one_whole_cache(data_dir, work, tmp
     second = process(data_dir, work)
     assert second.stderr.readline().endswith("another process is working on it: waiting\n")
     os.kill(first.pid, signal.SIGCONT)
-    assert "is there: nothing to do" in second.communicate()[0]
+    assert "exists: nothing to do" in second.communicate()[0]
     assert "slices of 64 px" in first.communicate()[0]
     assert first.returncode == second.returncode == 0
     assert tree(paths.cache(work, str(SIZE))) == whole

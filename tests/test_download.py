@@ -89,7 +89,7 @@ def test_what_is_there_is_not_fetched_again(get, server, capsys):
     n = len(server.requests)
     get()
     assert [call for call, _, _ in server.requests[n:]] == []
-    assert f"data/{paths.TRAIN_CSV} is there: nothing to do" in capsys.readouterr().out
+    assert f"data/{paths.TRAIN_CSV} exists: nothing to do" in capsys.readouterr().out
 
 
 def test_a_table_that_kaggle_sends_zipped_is_unzipped(get, server):

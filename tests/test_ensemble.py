@@ -140,7 +140,7 @@ def test_running_again_does_nothing_and_says_so(work_dir, capsys):
     run(work_dir)
     before = {path.name: path.stat().st_mtime_ns for path in folder_of(work_dir).iterdir()}
     run(work_dir)
-    assert "is there: nothing to do" in capsys.readouterr().out
+    assert "exists: nothing to do" in capsys.readouterr().out
     assert before == {path.name: path.stat().st_mtime_ns for path in folder_of(work_dir).iterdir()}
 
 

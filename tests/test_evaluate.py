@@ -157,7 +157,7 @@ def test_an_ensemble_is_scored_on_its_nested_predictions(work_dir):
 def test_running_again_does_nothing_and_other_wishes_are_refused(work_dir, capsys):
     before = (folder_of(work_dir) / "metrics.json").stat().st_mtime_ns
     run(work_dir, "--run", "fine")
-    assert "is there: nothing to do" in capsys.readouterr().out
+    assert "exists: nothing to do" in capsys.readouterr().out
     assert (folder_of(work_dir) / "metrics.json").stat().st_mtime_ns == before
     with pytest.raises(SystemExit, match=r"'recall': 0.95.* not .*'recall': 0.9.*: give --overwrite"):
         run(work_dir, "--run", "fine", "--recall", "0.9")

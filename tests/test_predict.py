@@ -70,7 +70,7 @@ def test_embeddings_of_the_other_folds_are_empty_unless_all_are_asked_for(traine
 def test_predicted_again_it_does_nothing_and_says_so(trained, capsys):
     run(trained)
     run(trained)
-    assert "oof.parquet is there: nothing to do" in capsys.readouterr().out
+    assert "oof.parquet exists: nothing to do" in capsys.readouterr().out
 
 
 def refused(work, *flags) -> str:

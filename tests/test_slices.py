@@ -169,7 +169,7 @@ def test_a_second_run_does_nothing_and_says_so(data_dir, tmp_path, capsys):
     before = paths.slices(tmp_path / "work").stat().st_mtime_ns
     capsys.readouterr()
     slices.main(flags)
-    assert "is there: nothing to do" in capsys.readouterr().out
+    assert "exists: nothing to do" in capsys.readouterr().out
     assert paths.slices(tmp_path / "work").stat().st_mtime_ns == before
 
 

@@ -85,7 +85,7 @@ def test_all_folds_run_in_turn_and_finished_ones_are_skipped(work, capsys):
     run(work, fold=1)
     train.main([*TINY, "--work-dir", str(work), "--fold", "all", "--run", "a"])
     told = capsys.readouterr().out
-    assert "fold1/model.pt is there: nothing to do" in told
+    assert "fold1/model.pt exists: nothing to do" in told
     assert {path.name for path in (work / "runs" / "a").glob("[!.]*")} == {"run.json", "fold0", "fold1", "fold2"}
 
 

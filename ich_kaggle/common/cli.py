@@ -1,4 +1,4 @@
-"""What every command shares: flags, recipes, one-line errors, progress bars."""
+"""The command line that all commands share: flags, recipes, one-line errors and progress."""
 
 import argparse
 import logging
@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 IS_FIRST = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes
+SCRIPT = "ich-kaggle"  # the console script
 
-THERE = " is there: nothing to do"  # said of a file that a command would have made
+THERE = " exists: nothing to do"  # follows the path of a result
 INTERRUPTED = "interrupted: run the same command to resume\n"
 OVERWRITING = (
     "interrupted: files that --overwrite replaces may be gone already: run the command without --overwrite to resume, "
@@ -29,18 +30,18 @@ OVERWRITING = (
 
 
 class _Folds(argparse.Action):
-    """Turn the words of --fold into numbers, None for all."""
+    """Store the values of --fold as a list of int, or as None for `all`."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         try:
             folds = None if values == ["all"] else [int(value) for value in values]
         except ValueError:
-            parser.error(f"argument --fold: {' '.join(values)} is not all, or numbers of folds")
+            parser.error(f"argument --fold: expected `all` or numbers of folds, not {' '.join(values)}")
         setattr(namespace, self.dest, folds)
 
 
 def within(low: float, high: float = math.inf, kind: type = float) -> Callable[[str], float]:
-    """Return the `type` of a flag that takes a finite number from `low` to `high`, both included."""
+    """Return the `type` of a flag whose value is a finite number from `low` to `high`, inclusive."""
 
     def read(text: str) -> float:
         if not low <= (value := kind(text)) <= high or value == math.inf:
@@ -49,7 +50,7 @@ def within(low: float, high: float = math.inf, kind: type = float) -> Callable[[
             )
         return value
 
-    read.__name__ = kind.__name__  # of which argparse says that it is invalid
+    read.__name__ = kind.__name__  # argparse names it: "invalid int value"
     return read
 
 
@@ -59,46 +60,58 @@ POSITIVE = within(1, kind=int)
 FLAGS = {
     "--data-dir": dict(
         type=Path,
-        help="Kaggle's folder or zip (default: the first found of $ICH_DATA_DIR, Kaggle's mount points, "
-        "input/rsna-intracranial-hemorrhage-detection, and that name with .zip)",
+        help="folder or zip of the competition's data (default: $ICH_DATA_DIR, else the first found of Kaggle's mount "
+        "points, input/rsna-intracranial-hemorrhage-detection and the zip of that name)",
     ),
-    "--work-dir": dict(type=Path, default=Path("work"), help="everything made from the data"),
-    "--run": dict(help="name of a folder in work/runs (default: the recipe's or the architecture's name)"),
-    "--recipe": dict(help="name of a recipe, or a TOML file: sets defaults, a flag wins over it"),
-    "--arch": dict(help="a timm architecture that ends in one linear layer (default: that of a recipe for the device)"),
-    "--fold": dict(action=_Folds, nargs="+", metavar="K", help="one or several folds (default: all)"),
+    "--work-dir": dict(type=Path, default=Path("work"), help="folder of everything made from the data"),
+    "--run": dict(help="name of the run, a folder in work/runs (default: the name of its recipe or architecture)"),
+    "--recipe": dict(help="name of a recipe, or a TOML file: it sets the defaults of the other flags"),
+    "--arch": dict(help="timm architecture that ends in one linear layer (default: that of a recipe for the device)"),
+    "--fold": dict(action=_Folds, nargs="+", metavar="K", help="one or several folds, or `all` (default: all)"),
     "--folds": dict(dest="n_folds", type=within(2, kind=int), default=5, help="number of folds"),
-    "--image-size": dict(type=within(8, 4096, int), default=384, help="px of the square image that the network sees"),
-    "--cache-size": dict(type=within(8, 4096, int), default=512, help="px of the square cached slices"),
-    "--crop": dict(choices=("none", "study"), default="none", help="study: one square box round the head per study"),
-    "--epochs": dict(type=POSITIVE, default=4, help="passes over the training slices"),
-    "--batch-size": dict(type=POSITIVE, default=32, help="slices in a step"),
-    "--lr": dict(type=within(0), default=2e-4, help="highest learning rate"),
-    "--weights": dict(default="imagenet", help="imagenet, none, or a file to start from"),
-    "--seed": dict(type=within(0, 2**63 - 1, int), default=0, help="every random draw comes from it"),
-    "--device": dict(default="auto", help="auto, cpu, cuda, cuda:1"),
-    "--workers": dict(type=within(0, kind=int), default=os.cpu_count(), help="processes"),
-    "--backend": dict(choices=("loky", "dask"), default="loky", help="this machine's cores, or a Dask cluster"),
-    "--scheduler": dict(help="address of the Dask cluster, as tcp://host:8786 (default: one of this machine)"),
-    "--overwrite": dict(action="store_true", help="make again what is there"),
+    "--image-size": dict(type=within(8, 4096, int), default=384, help="px per side of the network's square input"),
+    "--cache-size": dict(type=within(8, 4096, int), default=512, help="px per side of the square cached slices"),
+    "--crop": dict(
+        choices=("none", "study"), default="none", help="none: cache whole slices; study: crop each study to its head"
+    ),
+    "--epochs": dict(type=POSITIVE, default=4, help="passes over the training data"),
+    "--batch-size": dict(type=POSITIVE, default=32, help="slices per step"),
+    "--lr": dict(type=within(0), default=2e-4, help="maximum learning rate"),
+    "--weights": dict(default="imagenet", help="initial weights: imagenet, none, or a file"),
+    "--seed": dict(type=within(0, 2**63 - 1, int), default=0, help="seed of all random numbers"),
+    "--device": dict(default="auto", help="auto, cpu, cuda, or one GPU, as cuda:1"),
+    "--workers": dict(type=within(0, kind=int), default=os.cpu_count(), help="number of worker processes"),
+    "--backend": dict(
+        choices=("loky", "dask"), default="loky", help="loky: worker processes on this machine; dask: a Dask cluster"
+    ),
+    "--scheduler": dict(help="address of the Dask scheduler, as tcp://host:8786 (default: a cluster on this machine)"),
+    "--overwrite": dict(action="store_true", help="replace results that exist"),
     "--dry-run": dict(action="store_true", help="stop before anything that cannot be undone"),
 }
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
-        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
+        is_switch = action.nargs == 0
+        return action.help if is_switch or action.default is None else super()._get_help_string(action)
+
+
+def _prog(module: str) -> str:
+    """Return the command line that starts a module of the package, as the user typed it."""
+    name = module.removesuffix(".__main__")
+    is_script = Path(sys.argv[0]).stem == SCRIPT
+    return name.replace("ich_kaggle", SCRIPT).replace(".", " ") if is_script else f"python -m {name}"
 
 
 def command(doc: str, *flags: str, **defaults) -> argparse.ArgumentParser:
-    """Return a parser whose description is `doc`, with the shared `flags`, some with a command's own default."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=_Help, allow_abbrev=False)
+    """Return the parser of the calling module: its docstring `doc`, the shared `flags`, its own `defaults`."""
+    spec = sys._getframe(1).f_globals["__spec__"]  # None for a script; `__name__` is `__main__` behind python -m
+    prog = None if spec is None else _prog(spec.name)
+    parser = argparse.ArgumentParser(prog=prog, description=doc, formatter_class=_Help, allow_abbrev=False)
     for flag in flags:
         parser.add_argument(flag, **FLAGS[flag])
-    # Suppressed: only `run` knows of it, no command has to take it.
-    parser.add_argument(
-        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
-    )
+    debug = "show the traceback of an error"
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=debug)  # `run` reads it
     parser.set_defaults(**defaults)
     return parser
 
@@ -109,10 +122,10 @@ def parse(
     recorded: Callable[[argparse.Namespace], dict] = lambda options: {},
     default_recipe: Callable[[argparse.Namespace], str | None] = lambda options: None,
 ) -> argparse.Namespace:
-    """Return the flags of `argv`; what it leaves out comes from its --recipe, then from the defaults.
+    """Return the flags of `argv`, with its --recipe as the defaults of the others.
 
-    The defaults are the settings that `recorded` gives of the run that the flags name, if it has begun, or else those
-    of the recipe that `default_recipe` names.
+    Flags that neither sets are those that `recorded` returns for a run that has begun, else those of the recipe that
+    `default_recipe` names, else the defaults of the command.
     """
     options = parser.parse_args(argv)
     named = getattr(options, "recipe", None)
@@ -127,7 +140,7 @@ def parse(
 
 
 def recipe_path(name: str) -> Path:
-    """Return the file of a recipe. Raises FileNotFoundError naming those that there are."""
+    """Return the file of a recipe. Raises FileNotFoundError listing the recipes."""
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
@@ -136,7 +149,7 @@ def recipe_path(name: str) -> Path:
 
 
 def read_recipe(path: Path) -> dict:
-    """Return the flags that a recipe sets, by name. Raises ValueError naming the file if it is not TOML."""
+    """Return the flags that a recipe sets, by name. Raises ValueError if the file is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -144,7 +157,7 @@ def read_recipe(path: Path) -> dict:
 
 
 def describe_recipes() -> str:
-    """Return a line a recipe: its name, its architecture and where it comes from."""
+    """Return one line per recipe: name, architecture, source."""
     rows = []
     for path in sorted(RECIPES.glob("*.toml")):
         source = re.search(r"^# Source: *(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
@@ -163,34 +176,33 @@ def _apply(parser: argparse.ArgumentParser, recipe: dict, path: Path) -> None:
         is_switch, is_list = action.nargs == 0, action.nargs == "+"
         try:
             if is_switch != isinstance(value, bool) or is_list != isinstance(value, list):
-                raise ValueError("of another kind")
+                raise ValueError("wrong type")
             values = [value] if is_switch else [_meaning(action, one) for one in (value if is_list else [value])]
         except (ValueError, argparse.ArgumentTypeError) as error:
-            raise ValueError(f"{path}: {key} = {value!r} is not what --{key} takes") from error
+            raise ValueError(f"{path}: {key} = {value!r} is not a value of --{key}") from error
         if action.choices is not None and not set(values) <= set(action.choices):
             raise ValueError(f"{path}: {key} = {value!r}: choose from {', '.join(map(str, action.choices))}")
         parser.set_defaults(**{action.dest: values if is_list else values[0]})
 
 
 def _meaning(action: argparse.Action, value):
-    """Return what a recipe's `value` is for a flag. Raises ValueError for one of another kind."""
+    """Return the `value` of a recipe as the flag has it. Raises ValueError for a wrong type."""
     is_text = isinstance(value, str)
     if not (is_text or (action.type is not None and isinstance(value, int | float) and math.isfinite(value))):
-        raise ValueError("of another kind")
+        raise ValueError("wrong type")
     return value if action.type is None else action.type(str(value))
 
 
 def run(function: Callable, parser: argparse.ArgumentParser, argv: list[str] | None = None, *defaults) -> None:
-    """Call `function` with the parsed flags; what a user can mend ends in one line on stderr and exit code 1.
+    """Call `function` with the parsed flags; errors that a user can mend become one line on stderr and exit code 1.
 
-    With --debug, or ICH_DEBUG=1 in the environment, the traceback stands before that line. `defaults` are those of
-    `parse`.
+    --debug, or ICH_DEBUG=1 in the environment, prints the traceback first. `defaults` are passed to `parse`.
     """
     argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(format="%(message)s", level=logging.INFO if IS_FIRST else logging.WARNING, stream=sys.stderr)
     logging.captureWarnings(True)
     if "--debug" in argv:
-        os.environ["ICH_DEBUG"] = "1"  # for the commands that this one starts, too
+        os.environ["ICH_DEBUG"] = "1"  # for the commands that this one starts as well
     options = {}
     try:
         options = vars(parse(parser, argv, *defaults))
@@ -213,7 +225,7 @@ def is_debug() -> bool:
 
 
 def one_line(error: Exception) -> str:
-    """Return what to tell the user of `error`, in one line."""
+    """Return `error` as one line for the user."""
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
@@ -221,19 +233,19 @@ def one_line(error: Exception) -> str:
 
 
 def printable(text: str, longest: int = 2000) -> str:
-    """Return `text` in one line of at most `longest` characters, without those that steer a terminal."""
+    """Return `text` as one line of at most `longest` characters, without control characters."""
     text = "".join(c if c.isprintable() else "?" for c in " ".join(text[: 2 * longest].split()))
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def say(text: str) -> None:
-    """Print a command's result to stdout; of the processes that torchrun starts, the first speaks."""
+    """Print a result of the command to stdout; under torchrun, only the first process prints."""
     if IS_FIRST:
         print(text, flush=True)
 
 
 def progress(items: Iterable | None, total: int, what: str, unit: str = " slices", initial: int = 0) -> Iterable:
-    """Return `items` behind a bar with rate and time left, or off a terminal behind lines of a log.
+    """Return `items` with a progress bar, or with lines in the log if stderr is not a terminal.
 
     `initial` of the `total` were done before. The unit B counts bytes.
     """
@@ -249,9 +261,9 @@ FIRST_LINE, NEXT_LINE = 10, 60  # s
 
 
 class ProgressLog:
-    """Progress as lines of a log: after 10 s, then every minute, and at the end; short work has none.
+    """Progress as lines of a log: after 10 s, then every minute, and at the end; none for shorter work.
 
-    Used like tqdm: iterated over, or updated inside a `with`.
+    It is used like tqdm: iterated over, or updated inside a `with`.
     """
 
     def __init__(self, items: Iterable | None, total: int, what: str, unit: str, initial: int):

@@ -1,10 +1,11 @@
-"""Where a slice model sees a label: Grad-CAM, and layer-wise relevance propagation, both through captum.
+"""Saliency maps of slice models per label: Grad-CAM and layer-wise relevance propagation (LRP), both through captum.
 
-Grad-CAM (https://arxiv.org/abs/1610.02391) takes any network that ends in a feature map. Relevance propagation
+Grad-CAM (https://arxiv.org/abs/1610.02391) works on any network that ends in a feature map. LRP
 (https://doi.org/10.1371/journal.pone.0130140) is sound on plain convolutions, ReLUs and pools: here, on VGG.
 """
 
 import copy
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -14,28 +15,30 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ich_kaggle.common import cli, metric, storage
+from ich_kaggle.common import cli, metric, paths, storage, tables
 from ich_kaggle.common.labels import LABELS, SHARE
-from ich_kaggle.dicom import png
+from ich_kaggle.common.project import Project
+from ich_kaggle.dicom import picture_cache, png
+from ich_kaggle.learning import devices, fit, slice_model, tasks
 
 METHODS = ("gradcam", "lrp")
 DONE, BEGUN = "explain.json", "begun.json"
-SIZE = 64  # px of a map, square: it covers the image as the network saw it, the whole of the cached one
-AT_ONCE = 8  # images: relevance propagation holds several copies of every activation
+SIZE = 64  # px of a square map: it covers the whole cached image, as the network sees it
+AT_ONCE = 8  # images: LRP holds several copies of every activation
 
 
 def check(method: str, arch: str) -> None:
-    """Raise ImportError without captum, ValueError where `method` does not fit `arch`."""
+    """Raise ImportError if captum is missing, ValueError if `method` is not sound on the architecture `arch`."""
     try:
         import captum.attr  # noqa: F401
     except ImportError as error:
-        raise ImportError("--explain takes another package: pip install 'ich_kaggle[explain]'") from error
+        raise ImportError("explain needs the package captum: pip install 'ich_kaggle[explain]'") from error
     if method == "lrp" and not arch.startswith("vgg"):
-        raise ValueError(f"--explain lrp is sound on plain networks (vgg...), not on {arch}: give --explain gradcam")
+        raise ValueError(f"--method lrp is sound on plain networks (vgg...), not on {arch}: give --method gradcam")
 
 
 class _Head(nn.Module):
-    """What lies behind the last feature map of a slice model: (n, c, h, w) -> logits (n, 6)."""
+    """The part of a slice model after its last feature map: (n, c, h, w) -> logits (n, 6)."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -46,7 +49,7 @@ class _Head(nn.Module):
 
 
 def gradcam(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Return the Grad-CAM of each label at the last feature map, without what is negative: (n, 6, h, w).
+    """Return the positive part of the Grad-CAM of each label at the last feature map: (n, 6, h, w).
 
     `images` are uint8 (n, s, s, c). Raises ValueError if `model` does not end in a feature map.
     """
@@ -55,7 +58,7 @@ def gradcam(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         features = model.backbone.forward_features(model.normalised(images))
     if features.ndim != 4 or features.shape[1] != model.backbone.num_features:
-        raise ValueError(f"{model.config.arch} does not end in a feature map, which --explain gradcam takes")
+        raise ValueError(f"{model.config.arch} does not end in a feature map, which --method gradcam needs")
     head = _Head(model)
     cam = LayerGradCam(head, head.features)
     found = [cam.attribute(features, target=k, relu_attributions=True) for k in range(len(LABELS))]
@@ -63,10 +66,10 @@ def gradcam(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def over_image(maps: torch.Tensor, n_cells: float) -> torch.Tensor:
-    """Return feature `maps` (n, 6, h, w) over the image: (n, 6, SIZE, SIZE).
+    """Return feature `maps` (n, 6, h, w) resampled over the image: (n, 6, SIZE, SIZE).
 
-    The image is `n_cells` cells wide, in its middle lies that of the map. The two differ where convolutions are not
-    padded (InceptionV3), and where the image is no multiple of the stride; past the outermost cells their values stay.
+    The image is `n_cells` cells wide, and the map lies in its middle. The two widths differ if convolutions are not
+    padded (InceptionV3), or if the image is not a multiple of the stride; beyond the map its border values continue.
     """
     scale = torch.tensor([[n_cells / maps.shape[3], 0, 0], [0, n_cells / maps.shape[2], 0]], device=maps.device)
     grid = nn.functional.affine_grid(scale.expand(len(maps), 2, 3), (*maps.shape[:2], SIZE, SIZE), align_corners=False)
@@ -74,7 +77,7 @@ def over_image(maps: torch.Tensor, n_cells: float) -> torch.Tensor:
 
 
 def plain_vgg(model: nn.Module) -> nn.Sequential:
-    """Return a copy of a VGG as plain layers, normalised images in: no ReLU in place, batch norm in the convolution."""
+    """Return a copy of a VGG as plain layers over normalised images: no in-place ReLU, batch norms fused."""
     layers = []
     for layer in copy.deepcopy(model.backbone.features).eval():
         if isinstance(layer, nn.BatchNorm2d):
@@ -85,11 +88,11 @@ def plain_vgg(model: nn.Module) -> nn.Sequential:
 
 
 def lrp(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Return the relevance of each px of `images`, uint8 (n, s, s, c), for each label's logit: (n, 6, s, s).
+    """Return the relevance of each px of `images`, uint8 (n, s, s, c), for the logit of each label: (n, 6, s, s).
 
-    It adds up to the logit without the bias of its last layer. Its rules: epsilon in the last layer, alpha 1 beta 0
-    in the convolutions (no relevance is lost to biases), and the first convolution, of 3 px, is not passed: what its
-    channels have is the pixel's.
+    The relevance sums to the logit minus the bias of the last layer. The rules are epsilon in the last layer and
+    alpha 1 beta 0 in the convolutions (no relevance is lost to biases). The first convolution, of 3 px, is left out:
+    a pixel gets the relevance of all channels at its position.
     """
     from captum.attr import LRP
 
@@ -99,7 +102,7 @@ def lrp(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     rest, first = network[2:], first.requires_grad_()
     found = []
     for k in range(len(LABELS)):
-        _set_rules(rest)  # captum takes them off again
+        _set_rules(rest)  # captum removes them after each call
         found.append(LRP(rest).attribute(first, target=k).sum(dim=1))
     return torch.stack(found, dim=1).detach()
 
@@ -115,7 +118,7 @@ def _set_rules(layers: nn.Sequential) -> None:
 
 
 def maps_of(method: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Return where in `images` (n, s, s, c) `model` sees each label: (n, 6, SIZE, SIZE), higher is more."""
+    """Return the map of each label over `images` (n, s, s, c): (n, 6, SIZE, SIZE), higher is more salient."""
     if method == "lrp":
         return nn.functional.adaptive_avg_pool2d(lrp(model, images), SIZE)
     maps = gradcam(model, images)
@@ -123,7 +126,7 @@ def maps_of(method: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor
 
 
 def to_gray(maps: np.ndarray) -> np.ndarray:
-    """Return the maps of one image, (6, h, w), below each other, each from 0 to its own maximum: uint8 (6 h, w)."""
+    """Return the maps of one image, (6, h, w), stacked vertically, each scaled by its own maximum: uint8 (6 h, w)."""
     positive = np.maximum(maps, 0)
     highest = positive.max(axis=(1, 2), keepdims=True)
     gray = np.rint(255 * np.divide(positive, highest, out=np.zeros_like(positive), where=highest > 0))
@@ -131,9 +134,9 @@ def to_gray(maps: np.ndarray) -> np.ndarray:
 
 
 def choose(study_id: np.ndarray, target: np.ndarray, probability: np.ndarray, n: int) -> list[str]:
-    """Return the `n` studies of highest mean log loss, and for each label the study of the surest slice that has it.
+    """Return the `n` studies of highest mean log loss, then per label the study of its most certain true positive.
 
-    `study_id` (n_slices,), `target` and `probability` (n_slices, 6).
+    `study_id` is (n_slices,); `target` and `probability` are (n_slices, 6).
     """
     loss = pd.Series(metric.losses(target, probability) @ SHARE).groupby(study_id).mean()
     surest = np.where(target > 0, probability, -1).argmax(axis=0)
@@ -141,7 +144,7 @@ def choose(study_id: np.ndarray, target: np.ndarray, probability: np.ndarray, n:
 
 
 def begin(folder: Path, settings: dict) -> None:
-    """Make ready to write maps with `settings` into `folder`. Raises ValueError naming both if it holds other ones."""
+    """Prepare `folder` for maps with `settings`. Raises ValueError naming both if it holds maps with other settings."""
     for path in (folder / DONE, folder / BEGUN):
         if path.exists():
             storage.same_settings(path, storage.read_json(path), settings, "give --overwrite")
@@ -150,7 +153,7 @@ def begin(folder: Path, settings: dict) -> None:
 
 
 def held(folder: Path, table: pd.DataFrame) -> np.ndarray:
-    """Return which slices of `table` are of studies whose every slice has its maps in `folder`: bool (n,)."""
+    """Return which slices of `table` belong to studies that are complete in `folder`: bool (n,)."""
     is_there = table.slice_id.isin({path.stem for path in folder.glob("*.png")})
     return is_there.groupby(table.study_id).transform("all").to_numpy(bool)
 
@@ -163,7 +166,7 @@ def _each(method: str, model: nn.Module, batches: Iterable) -> Iterator[np.ndarr
 
 
 def write(folder: Path, method: str, model: nn.Module, batches: Iterable, slice_ids: list[str]) -> None:
-    """Write the maps of the `slice_ids`, whose images the `batches` give in that order, into `folder`."""
+    """Write the maps of `slice_ids` into `folder`; `batches` give their images in the same order."""
     bar = cli.progress(slice_ids, len(slice_ids), f"explain {method}")
     for slice_id, maps in zip(bar, _each(method, model, batches), strict=True):
         with storage.writing(folder / f"{slice_id}.png") as temporary:
@@ -171,8 +174,59 @@ def write(folder: Path, method: str, model: nn.Module, batches: Iterable, slice_
 
 
 def finish(folder: Path, settings: dict, table: pd.DataFrame) -> None:
-    """Write what `folder` holds, maps of whole studies of `table`, into its explain.json."""
+    """Write explain.json, which lists the studies of `table` that are complete in `folder`."""
     whole = table[held(folder, table)]
     content = {"labels": LABELS, "shape": [SIZE, SIZE], "studies": whole.study_id.unique().tolist()}
     storage.write_json(folder / DONE, settings | content | {"n_slices": len(whole)})
     (folder / BEGUN).unlink(missing_ok=True)
+
+
+def chosen_studies(folder: Path, table: pd.DataFrame, n_studies: int) -> list[str]:
+    """Return the studies to explain by default: `choose` on the OOF predictions in `folder`, of the slices `table`."""
+    flags = f"--run {folder.parent.name} --fold {folder.name.removeprefix('fold')}"
+    probability = tables.read_predictions(folder / "oof.parquet", table.slice_id.to_numpy(), flags)
+    return choose(table.study_id.to_numpy(), tables.targets(table), probability, n_studies)
+
+
+def explain_fold(
+    project: Project, folder: Path, chosen: np.ndarray, *, method: str, batch_size: int, device, overwrite: bool
+) -> None:
+    """Write the maps of the `chosen` rows of the slice table, whole studies, by the model in `folder`."""
+    out, settings = folder / "explain" / method, {"method": method, "model": storage.file_hash(folder / "model.pt")}
+    if overwrite:
+        shutil.rmtree(out, ignore_errors=True)
+    begin(out, settings)
+    part = project.slices[chosen]
+    todo = part[~held(out, part)]
+    if (out / DONE).exists() and not len(todo):
+        cli.say(f"{out / DONE}{cli.THERE}")
+        return
+    model = slice_model.load(folder / "model.pt", device)
+    cache_dir = picture_cache.ensure(project, model.config.cache_size, model.config.crop)
+    loader = tasks.slice_loader(todo, cache_dir, model.config, batch_size=batch_size, workers=project.workers)
+    write(out, method, model, fit.batches(loader), todo.slice_id.tolist())
+    finish(out, settings | {"cache": cache_dir.name}, project.slices)
+    cli.say(f"{out}: maps of {len(todo)} slices of {todo.study_id.nunique()} studies")
+
+
+def explain_run(
+    project: Project, name: str, folds: list[int], *, studies: list[str] | None, n_studies: int, device: str, **how
+) -> None:
+    """Explain `folds` of a run on held-out `studies`, or on the `chosen_studies` of each fold; see `explain_fold`.
+
+    Raises ValueError for a study that does not exist, or that is neither in `folds` nor in the test set.
+    """
+    table, of_slice = project.slices, project.fold
+    of_study = dict(zip(table.study_id, of_slice.tolist(), strict=True))
+    for study in studies or []:
+        if study not in of_study:
+            raise ValueError(f"--studies {study}: {paths.slices(project.work_dir)} has no such study")
+        if of_study[study] not in (-1, *folds):
+            k = of_study[study]
+            raise ValueError(f"--studies {study}: it is in fold {k}, and only the model of that fold never saw it")
+    for k in folds:
+        folder = project.run(name).fold(k)
+        named = studies or chosen_studies(folder, table[of_slice == k], n_studies)
+        chosen = np.isin(of_slice, (-1, k)) & table.study_id.isin(named).to_numpy()
+        if chosen.any():
+            explain_fold(project, folder, chosen, device=devices.pick_device(device), **how)

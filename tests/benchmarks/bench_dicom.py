@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_dicom.py --slices 1000 --arch tf_efficientnet_lite0
 
-ours: `predict --dicom`, from the files to the tables. peer: `infer`, which scans, caches and predicts with the same
+ours: `scan`, from the files to the tables. peer: `infer`, which scans, caches and predicts with the same
 models (slices -> cache -> predict -> blend). Both on the same slices of 512 px, 40 a study, by slice models alone.
-study: `predict --dicom` on all slices as one study of 150 mm, by a second level too, not spaced as in training.
+study: `scan` on all slices as one study of 150 mm, by a second level too, not spaced as in training.
 Each is run in a process of its own, which loads its data itself, so that its peak memory is its own.
 """
 
@@ -91,8 +91,8 @@ def measure(*command: str) -> tuple[float, float, float]:
 
 def compare(folder: Path, n: int) -> None:
     same, pile = ["--workers", "0", "--device", "cpu"], str(folder / "pile" / "stage_2_test")
-    ours = ["ich_kaggle.predict", *same, "--models", str(folder / "slices.zip"), "--out", str(folder / "a")]
-    one = ["ich_kaggle.predict", *same, "--models", str(folder / "levels.zip"), "--out", str(folder / "b")]
+    ours = ["ich_kaggle.scan", *same, "--models", str(folder / "slices.zip"), "--out", str(folder / "a")]
+    one = ["ich_kaggle.scan", *same, "--models", str(folder / "levels.zip"), "--out", str(folder / "b")]
     where = ["--work-dir", str(folder / "infer"), "--data-dir", str(folder / "pile")]
     written = ["--models", str(folder / "packed"), "--out", str(folder / "csv" / "submission.csv")]
     ways = {

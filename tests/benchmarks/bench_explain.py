@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from scipy import ndimage
 
-from ich_kaggle import folds, phantom, predict, train
+from ich_kaggle import explain, folds, phantom, train
 from ich_kaggle.common import paths, tables
 from ich_kaggle.common.labels import ANY, LABELS
 from ich_kaggle.dicom import png
@@ -53,7 +53,7 @@ def prepare(out: Path, *, patients: int, slices: int, seed: int) -> None:
     for run, flags in RUNS.items():
         train.main([*flags, "--cache-size", str(SIZE), "--run", run, *shared])
         for method in METHODS[run]:
-            predict.main(["--run", run, "--explain", method, "--studies", *studies, *shared])
+            explain.main(["--run", run, "--method", method, "--studies", *studies, *shared])
 
 
 def to_square(image: np.ndarray) -> np.ndarray:

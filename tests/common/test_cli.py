@@ -33,8 +33,8 @@ def test_a_recipe_sets_defaults_and_the_run_name_and_a_flag_wins_over_it(parser,
     "text, message",
     [
         ("learning_rate = 1", "unknown key learning_rate"),
-        ('lr = "fast"', "lr = 'fast' is not what --lr takes"),
-        ("overwrite = 1", "overwrite = 1 is not what --overwrite takes"),
+        ('lr = "fast"', "lr = 'fast' is not a value of --lr"),
+        ("overwrite = 1", "overwrite = 1 is not a value of --overwrite"),
         ("lr = ", "not a TOML recipe"),
     ],
 )
@@ -59,9 +59,20 @@ def test_flags_are_not_guessed_from_their_beginning(parser, capsys):
     assert error.value.code == 2
 
 
-@pytest.mark.parametrize("argv, fold", [([], "all"), (["--fold", "all"], "all"), (["--fold", "3"], 3)])
-def test_a_fold_is_a_number_or_all(parser, argv, fold):
-    assert cli.parse(parser, argv).fold == fold
+@pytest.mark.parametrize(
+    "argv, folds",
+    [([], None), (["--fold", "all"], None), (["--fold", "3"], [3]), (["--fold", "2", "0"], [2, 0])],
+)
+def test_folds_are_one_several_or_all(parser, argv, folds):
+    assert cli.parse(parser, argv).fold == folds
+
+
+@pytest.mark.parametrize("words", [["x"], ["0", "all"], ["1.5"]])
+def test_words_that_name_no_fold_are_refused(parser, capsys, words):
+    with pytest.raises(SystemExit) as stop:
+        cli.parse(parser, ["--fold", *words])
+    assert stop.value.code == 2
+    assert f"argument --fold: expected `all` or numbers of folds, not {' '.join(words)}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -93,6 +104,19 @@ def test_help_keeps_the_lines_of_the_docstring_and_shows_defaults(parser):
     text = parser.format_help()
     assert "Do it.\n\nReads: nothing" in text
     assert "(default: 0.0002)" in text and "None" not in text
+
+
+def test_a_switch_has_no_default_in_the_help():
+    parser = cli.command("Do it.")
+    parser.add_argument("--no-plots", dest="plots", action="store_false", help="draw nothing")
+    assert "draw nothing\n" in parser.format_help() and "True" not in parser.format_help()
+
+
+@pytest.mark.parametrize("module", ["ich_kaggle.slices", "ich_kaggle.report"])
+def test_the_usage_line_can_be_typed(module):
+    done = subprocess.run([sys.executable, "-m", module, "--nonsense"], capture_output=True, text=True, check=False)
+    assert done.stderr.startswith(f"usage: python -m {module} [-h] ")
+    assert f"python -m {module}: error: unrecognized arguments: --nonsense" in done.stderr
 
 
 @pytest.mark.parametrize(

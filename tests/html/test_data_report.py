@@ -12,7 +12,7 @@ import pandas as pd
 import pydicom
 import pytest
 
-from ich_kaggle import slices
+from ich_kaggle import report as command
 from ich_kaggle.common import paths, tables, windows
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.html import app, data_figures, data_report, static
@@ -49,7 +49,7 @@ class Page(HTMLParser):
 
 
 def report(work: Path, *flags: str) -> str:
-    slices.main(["--work-dir", str(work), "--report", "--workers", "1", *flags])
+    command.main(["--work-dir", str(work), "--data", "--workers", "1", *flags])
     return (work / "report" / "data.html").read_text(encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ich_kaggle import predict, train
+from ich_kaggle import explain, predict, train
 from ich_kaggle.common import cli, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
@@ -184,7 +184,7 @@ def test_chosen_are_the_studies_of_highest_loss_and_those_of_the_surest_hits():
 def trained_once(prepared, tmp_path_factory) -> Path:
     work = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("trained") / "work"))
     train.main([*TINY, "--arch", "vgg11", "--work-dir", str(work), "--fold", "0", "--run", "a"])
-    run(work)
+    predict.main(place(work))
     return work
 
 
@@ -194,8 +194,12 @@ def trained(trained_once, tmp_path) -> Path:
     return Path(shutil.copytree(trained_once, tmp_path / "trained"))
 
 
+def place(work: Path) -> list[str]:
+    return ["--work-dir", str(work), "--run", "a", "--fold", "0", "--workers", "0"]
+
+
 def run(work: Path, *flags: str) -> None:
-    predict.main(["--work-dir", str(work), "--run", "a", "--fold", "0", "--workers", "0", *flags])
+    explain.main([*place(work), *flags])
 
 
 def refused(work: Path, *flags: str) -> str:
@@ -215,7 +219,7 @@ def one_study(work: Path, k: int = 0) -> str:
 
 @pytest.mark.parametrize("method", saliency.METHODS)
 def test_maps_of_whole_out_of_fold_studies_are_written_and_described(trained, method):
-    run(trained, "--explain", method, "--n-studies", "1")
+    run(trained, "--method", method, "--n-studies", "1")
     found = json.loads((explained(trained, method) / "explain.json").read_text())
     assert found["method"] == method and found["labels"] == list(LABELS) and found["shape"] == [64, 64]
     assert found["model"] == storage.file_hash(trained / "runs/a/fold0/model.pt") and found["cache"] == "64"
@@ -230,7 +234,7 @@ def test_maps_of_whole_out_of_fold_studies_are_written_and_described(trained, me
 @pytest.mark.parametrize("method", saliency.METHODS)
 def test_a_file_holds_the_maps_of_its_own_slice(trained, method):
     study = one_study(trained)
-    run(trained, "--explain", method, "--studies", study, "--batch-size", "3")
+    run(trained, "--method", method, "--studies", study, "--batch-size", "3")
     table, model = tables.read_slices(trained), slice_model.load(trained / "runs/a/fold0/model.pt")
     rows = table[table.study_id == study]
     for batch in tasks.slice_loader(rows, trained / "cache" / "64", model.config, batch_size=1, workers=0):
@@ -242,27 +246,27 @@ def test_a_file_holds_the_maps_of_its_own_slice(trained, method):
 
 
 def test_explained_again_it_does_nothing_and_says_so(trained, capsys):
-    run(trained, "--explain", "gradcam", "--n-studies", "1")
+    run(trained, "--method", "gradcam", "--n-studies", "1")
     before = {path: path.stat().st_mtime_ns for path in explained(trained).iterdir()}
     capsys.readouterr()
-    run(trained, "--explain", "gradcam", "--n-studies", "1")
-    assert "explain.json is there: nothing to do" in capsys.readouterr().out
+    run(trained, "--method", "gradcam", "--n-studies", "1")
+    assert "explain.json exists: nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in explained(trained).iterdir()} == before
 
 
 def test_more_studies_are_added_to_those_that_are_there(trained):
     table = tables.read_slices(trained)
     first, second = table.study_id[patient_folds.ensure(Project(None, trained, 1)) == 0].unique()[:2]
-    run(trained, "--explain", "gradcam", "--studies", first)
+    run(trained, "--method", "gradcam", "--studies", first)
     before = {path: path.stat().st_mtime_ns for path in explained(trained).glob("*.png")}
-    run(trained, "--explain", "gradcam", "--studies", first, second)
+    run(trained, "--method", "gradcam", "--studies", first, second)
     assert json.loads((explained(trained) / "explain.json").read_text())["studies"] == [first, second]
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
 
 
 def test_stopped_in_a_study_it_ends_with_the_same_maps(trained, monkeypatch):
     study = one_study(trained)
-    run(trained, "--explain", "gradcam", "--studies", study)
+    run(trained, "--method", "gradcam", "--studies", study)
     whole = {path.name: path.read_bytes() for path in explained(trained).iterdir()}
     write, left = png.write, [2]
 
@@ -273,26 +277,26 @@ def test_stopped_in_a_study_it_ends_with_the_same_maps(trained, monkeypatch):
         write(path, image)
 
     monkeypatch.setattr(saliency.png, "write", stop)
-    assert "No space left on device" in refused(trained, "--explain", "gradcam", "--studies", study, "--overwrite")
+    assert "No space left on device" in refused(trained, "--method", "gradcam", "--studies", study, "--overwrite")
     assert not (explained(trained) / "explain.json").exists() and len(list(explained(trained).glob("*.png"))) == 2
     monkeypatch.undo()
-    run(trained, "--explain", "gradcam", "--studies", study)
+    run(trained, "--method", "gradcam", "--studies", study)
     assert {path.name: path.read_bytes() for path in explained(trained).iterdir()} == whole
 
 
 def test_stopped_before_the_last_file_it_only_writes_that(trained):
-    run(trained, "--explain", "gradcam", "--n-studies", "1")
+    run(trained, "--method", "gradcam", "--n-studies", "1")
     done = explained(trained) / "explain.json"
     content, before = done.read_bytes(), {path: path.stat().st_mtime_ns for path in explained(trained).glob("*.png")}
     done.rename(explained(trained) / "begun.json")
-    run(trained, "--explain", "gradcam", "--n-studies", "1")
+    run(trained, "--method", "gradcam", "--n-studies", "1")
     assert done.read_bytes() == content and not (explained(trained) / "begun.json").exists()
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
 
 
 @pytest.mark.parametrize("is_finished", [True, False])
 def test_maps_of_another_model_are_refused_with_both_named(trained, is_finished):
-    run(trained, "--explain", "gradcam", "--n-studies", "0")
+    run(trained, "--method", "gradcam", "--n-studies", "0")
     if not is_finished:
         (explained(trained) / "explain.json").rename(explained(trained) / "begun.json")
     path = trained / "runs/a/fold0/model.pt"
@@ -301,35 +305,46 @@ def test_maps_of_another_model_are_refused_with_both_named(trained, is_finished)
         model.head.bias.add_(1)
     slice_model.save(path, model)
     (path.parent / "predict.json").unlink()
-    message = refused(trained, "--explain", "gradcam", "--n-studies", "0")
+    message = refused(trained, "--method", "gradcam", "--n-studies", "0")
     assert f"made with model {old}, not {storage.file_hash(path)}" in message and "--overwrite" in message
-    run(trained, "--explain", "gradcam", "--n-studies", "0", "--overwrite")
+    run(trained, "--method", "gradcam", "--n-studies", "0", "--overwrite")
 
 
 def test_relevance_of_other_networks_is_refused_in_one_line_before_anything_is_predicted(work):
     train.main([*TINY, "--arch", "test_resnet", "--work-dir", str(work), "--fold", "0", "--run", "a"])
-    message = refused(work, "--explain", "lrp")
-    assert "not on test_resnet: give --explain gradcam" in message and "\n" not in message
+    message = refused(work, "--method", "lrp")
+    assert "not on test_resnet: give --method gradcam" in message and "\n" not in message
     assert not (work / "runs/a/fold0/oof.parquet").exists()
 
 
-def test_without_captum_its_extra_is_named(work, monkeypatch):
+def test_without_captum_its_extra_is_named(trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "captum", None)
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    assert "pip install 'ich_kaggle[explain]'" in refused(work, "--explain", "gradcam")
+    assert "pip install 'ich_kaggle[explain]'" in refused(trained, "--method", "gradcam")
 
 
 def test_a_study_that_is_not_there_or_of_another_fold_is_named(trained):
-    assert "no study ID_nobody" in refused(trained, "--explain", "gradcam", "--studies", "ID_nobody")
+    assert "--studies ID_nobody: " in refused(trained, "--method", "gradcam", "--studies", "ID_nobody")
     other = one_study(trained, 1)
-    assert f"study {other} is in fold 1" in refused(trained, "--explain", "gradcam", "--studies", other)
-    assert "--studies goes with --explain" in refused(trained, "--studies", other)
-    elsewhere = ("--dicom", "scans", "--models", "model.zip")
-    assert "--run is of runs, and says nothing to --dicom" in refused(trained, "--explain", "gradcam", *elsewhere)
+    assert f"--studies {other}: it is in fold 1" in refused(trained, "--method", "gradcam", "--studies", other)
 
 
 def test_a_test_study_is_explained_too(trained):
     table = tables.read_slices(trained)
     study = table.study_id[table.split == "test"].iloc[0]
-    run(trained, "--explain", "gradcam", "--studies", study)
+    run(trained, "--method", "gradcam", "--studies", study)
     assert json.loads((explained(trained) / "explain.json").read_text())["studies"] == [study]
+
+
+def test_a_fold_without_predictions_is_predicted_first(work):
+    train.main([*TINY, "--arch", "test_resnet", "--work-dir", str(work), "--fold", "0", "--run", "a"])
+    explain.main(["--work-dir", str(work), "--workers", "0", "--n-studies", "1"])  # of the one run, by Grad-CAM
+    assert (work / "runs/a/fold0/predict.json").exists()
+    assert len(json.loads((explained(work) / "explain.json").read_text())["studies"]) >= 1
+
+
+def test_a_second_level_is_refused(trained):
+    (trained / "runs/smooth-a/fold0").mkdir(parents=True)
+    storage.write_json(trained / "runs/smooth-a/run.json", {"settings": {"on": ["a"]}})
+    storage.write_json(trained / "runs/smooth-a/fold0/predict.json", {})
+    assert "smooth-a is a second level: give the --run of a slice model" in refused(trained, "--run", "smooth-a")

@@ -12,7 +12,7 @@ from made_report import given
 from pydicom.config import disable_value_validation
 from pydicom.pixels import apply_modality_lut
 
-from ich_kaggle import predict
+from ich_kaggle import scan
 from ich_kaggle.common import windows
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.dicom import png, slice_image
@@ -65,7 +65,7 @@ def pile(competition, tmp_path_factory) -> Path:
 
 
 def run(pile: Path, model: Path, out: Path, *flags: str) -> Path:
-    predict.main(["--dicom", str(pile), "--models", str(model), "--out", str(out), "--workers", "0", *flags])
+    scan.main(["--dicom", str(pile), "--models", str(model), "--out", str(out), "--workers", "0", *flags])
     return out
 
 
@@ -129,7 +129,7 @@ def test_tables_and_json_are_the_same_with_the_page_and_without(out, pile, model
 
 def refusal(*flags) -> str:
     with pytest.raises(SystemExit) as stop:
-        predict.main([*map(str, flags), "--workers", "0"])
+        scan.main([*map(str, flags), "--workers", "0"])
     return str(stop.value)
 
 

@@ -1,0 +1,38 @@
+"""Read any head CT with an exported ensemble: probabilities per slice and per study, of DICOM files from anywhere.
+
+One series is read per study: the axial series that is most like the training data. Slices that cannot be decoded keep
+their row, without probabilities. predictions.json records the series that were refused, the files that were skipped
+and the reason for each.
+
+Reads:   the folder, zip or file of --dicom, and the bundle that `python -m ich_kaggle.ensemble --export` wrote
+Writes:  predictions/  slices.csv, studies.csv (per study the maximum and the aggregate of its slices),
+         predictions.json (everything, with its intended use; written last); with --report also report/index.html,
+         which shows the slices with their predictions in any browser, offline
+Example: python -m ich_kaggle.scan --dicom scans.zip --models model.zip
+         python -m ich_kaggle.scan --dicom scans.zip --models model.zip --threshold-rule recall_0.95 --report
+"""
+
+from pathlib import Path
+
+from ich_kaggle.common import cli
+from ich_kaggle.scans import reader
+
+
+def build_parser():
+    parser = cli.command(__doc__, "--device", "--workers", "--overwrite")
+    add = parser.add_argument
+    add("--dicom", dest="path", type=Path, metavar="PATH", required=True, help="folder, zip or file of DICOM")
+    add("--models", dest="bundle", type=Path, metavar="FILE", required=True, help="bundle of an exported ensemble")
+    add("--out", type=Path, default=Path("predictions"), help="folder of the predictions")
+    add("--threshold-rule", dest="rule", default="f1", help="rule of the thresholds, one of those in the bundle")
+    add("--report", action="store_true", help="also write a page that shows the slices with their predictions")
+    add("--batch-size", type=cli.POSITIVE, help="slices per step (default: 64, fewer on a CPU)")
+    return parser
+
+
+def main(argv=None):
+    cli.run(reader.predict, build_parser(), argv)
+
+
+if __name__ == "__main__":
+    main()
