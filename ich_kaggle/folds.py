@@ -22,7 +22,7 @@ def folds(
     *, data_dir: Path | None, work_dir: Path, workers: int, check: bool = False, picture: Path | None = None, **options
 ) -> None:
     project = Project(data_dir, work_dir, workers)
-    if patient_folds.check:
+    if check:
         patient_folds.run_check(project)
         return
     patient_folds.make(project, **options)
