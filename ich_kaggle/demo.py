@@ -1,7 +1,7 @@
 """Run the whole pipeline on a synthetic competition, from nothing, on any machine.
 
-Two networks, a second level on each, the ensemble of all four, a verified submission scored against the truth, and the
-report page: each step is printed as the command that does it.
+The steps: two networks, a second level on each, the ensemble of all four, a verified submission scored against the
+truth, and the report page. Each step is printed as the command that does it.
 
 Reads:   nothing
 Writes:  <demo-dir>/input/ (the competition), <demo-dir>/work/ (folds, cache, runs, ensemble, report),
@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ich_kaggle.common import cli, metric, paths, runs, storage, tables
+from ich_kaggle.common import cli, metric, paths, storage, tables
 from ich_kaggle.common.labels import LABELS
-from ich_kaggle.common.project import Project
 from ich_kaggle.html import app
-from ich_kaggle.scoring import blending, comparison, ensembling, patient_bootstrap
+from ich_kaggle.scoring import ensembling
 
 NETWORKS = ("cpu", "cpu_both")  # recipes
 NAME = "demo"  # of the ensemble
@@ -56,7 +55,7 @@ def run_step(line: str) -> None:
 
 
 def test_scores(demo_dir: Path, submission: Path) -> tuple[float, float, int]:
-    """Return the log loss of `submission` and of the training prevalence against the test truth, and the patients."""
+    """Return the test log loss of `submission` and of the training prevalence, and the number of test patients."""
     truth = pd.read_parquet(demo_dir / "input" / paths.SLUG / "truth.parquet").set_index("slice_id")
     slice_ids, slice_index, label_index, values = tables.read_long(paths.Data(submission.parent), submission.name)
     probability = np.empty((len(slice_ids), len(LABELS)))
@@ -68,32 +67,23 @@ def test_scores(demo_dir: Path, submission: Path) -> tuple[float, float, int]:
     return metric.log_loss(target, probability), metric.log_loss(target, constant), n_patients
 
 
-def gain(work_dir: Path, folder: Path) -> tuple[str, float, float]:
-    """Return the best member of the ensemble in `folder`, by how much the nested loss is below that member's, and the
-    standard error of this difference over patients."""
-    single = storage.read_json(folder / "weights.json")["single"]
-    best, project = min(single, key=single.get), Project(None, work_dir)
-    train = project.slices[project.is_train]
-    alone = blending.raise_any(runs.read_oof(project.run(best), project.folds, project.slices, project.fold))
-    nested = tables.read_predictions(folder / "nested.parquet", train.slice_id.to_numpy())
-    patient, size = np.unique(train.patient_id, return_inverse=True, return_counts=True)[1:]
-    total = comparison.patient_losses(tables.targets(train), [alone, nested], patient) @ [1, -1]
-    return best, total.sum() / size.sum(), patient_bootstrap.standard_error(total, size)
-
-
 def summary(demo_dir: Path, submission: Path) -> str:
+    """Return the scores of the ensemble, of its second levels and of the submission, and where the files are."""
     work = demo_dir / "work"
     folder = paths.ensemble(work, NAME)
     scores = storage.read_json(folder / "weights.json")
-    best, better, error = gain(work, folder)
+    single = scores["single"]
+    best = min(single, key=single.get)
+    gain, low, high = scores["differences"][f"{best} - nested"]
     ours, constant, n_patients = test_scores(demo_dir, submission)
+    second = ", ".join(f"{single[f'smooth-{run}']:.4f} on {run} ({single[run]:.4f})" for run in NETWORKS)
     lines = [
         ensembling.describe("ensemble", scores),
         "",
-        f"ensemble {scores['nested_log_loss']:.4f}, best member {best} {scores['single'][best]:.4f}: better by "
-        f"{better:.4f} +- {error:.4f} (standard error over {scores['n_patients']} patients)",
-        f"test log loss of the submission {ours:.4f}, of the training prevalence {constant:.4f}: "
-        f"{ours / constant:.2f} of it, on {n_patients} patients",
+        f"second level {second}",
+        f"ensemble {scores['nested_log_loss']:.4f}, best member {best} {single[best]:.4f}: better by {gain:.4f} "
+        f"(95 % interval {low:.4f} to {high:.4f} over {scores['n_patients']} patients)",
+        f"test log loss of the submission {ours:.4f}, of the training prevalence {constant:.4f} ({n_patients} patients)",
         f"submission   {submission}",
         f"predictions  {folder}",
         f"models       {work / 'runs'}",
@@ -105,18 +95,18 @@ def summary(demo_dir: Path, submission: Path) -> str:
 
 def demo(*, demo_dir: Path, n_folds: int, patients: int, epochs: int | None, seed: int, workers: int) -> None:
     started = time.monotonic()
-    app.plotly_script()  # what the last step needs is asked for before the first
+    app.plotly_script()  # the last step needs it: refuse before the first
     options = dict(n_folds=n_folds, patients=patients, epochs=epochs, seed=seed, workers=workers)
     for line in steps(demo_dir, **options):
         run_step(line)
     submission = max((demo_dir / "submissions").glob("*.csv"), key=lambda path: path.stat().st_mtime)
-    cli.say(f"\n{summary(demo_dir, submission)}\n{(time.monotonic() - started) / 60:.1f} minutes")
+    cli.say(f"\ndone in {(time.monotonic() - started) / 60:.1f} minutes\n\n{summary(demo_dir, submission)}")
 
 
 def build_parser():
     parser = cli.command(__doc__, "--folds", "--epochs", "--seed", "--workers", n_folds=3, epochs=None)
-    parser.add_argument("--demo-dir", type=Path, default=Path("demo"), help="everything the demo makes")
-    parser.add_argument("--patients", type=int, default=160, help="in train and test")
+    parser.add_argument("--demo-dir", type=Path, default=Path("demo"), help="folder for all files of the demo")
+    parser.add_argument("--patients", type=int, default=160, help="number of patients, train and test")
     return parser
 
 

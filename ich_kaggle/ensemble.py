@@ -1,14 +1,14 @@
 """Blend runs by the competition's log loss over their out-of-fold predictions.
 
---method auto tries every way to blend and takes the one with the least nested loss, or equal weights where that gains
-no more than one standard error over patients; a calibration for each label, and a clip, are kept by the same rule.
-`plain` scores are of the slices that the blend was fitted on; `nested` ones are of folds that no part of it, the choice
-included, has seen. In every run `any` is first raised to its largest subtype, so are the scores of single runs.
+--method auto takes the method with the least nested loss, or equal weights if that gains no more than one standard
+error over patients. A calibration per label and a clip are accepted by the same rule. `plain` scores are on the slices
+that the blend was fitted to; `nested` scores are on folds that neither the fit nor the choice has seen. In every run,
+`any` is raised to the largest subtype first, for the scores of single runs as well.
 
-Reads:   work/runs/<run>/fold<k>/  oof.parquet, test.parquet  (predicted first where they are missing)
-Writes:  work/ensemble/<name>/  weights.json, oof.parquet, nested.parquet, test.parquet
-         with --export only one file: the models of every run that weighs in it and of those these read, how to blend
-         them, thresholds; read by python -m ich_kaggle.predict --dicom
+Reads:   work/runs/<run>/fold<k>/ oof.parquet, test.parquet (predicted first if they are missing)
+Writes:  work/ensemble/<name>/ weights.json, oof.parquet, nested.parquet, test.parquet
+         with --export only FILE, a bundle for python -m ich_kaggle.predict --dicom: the models of every run with a
+         weight and of the runs that these read, the blend, and the thresholds
 Example: python -m ich_kaggle.ensemble --runs cpu resnet50
          python -m ich_kaggle.ensemble --name cpu+resnet50 --export model.zip
 """
@@ -37,7 +37,7 @@ def ensemble(
         ensembling.blend_runs(project, runs, overwrite=overwrite, predict=on_demand.predict, **options)
         return
     if runs:
-        raise ValueError("--export packs an ensemble that exists: give its --name, and no --runs")
+        raise ValueError("--export packs an existing ensemble: give --name instead of --runs")
     folder = model_bundle.choose_ensemble(work_dir, options["name"])
     if export.exists() and not (export.is_file() and overwrite):
         raise ValueError(f"{export} exists: give another file to --export, or --overwrite")
@@ -48,10 +48,10 @@ def ensemble(
 def build_parser():
     parser = cli.command(__doc__, "--data-dir", "--work-dir", "--fold", "--seed", "--workers", "--overwrite")
     parser.add_argument("--runs", nargs="+", help="names of folders in work/runs (default: all)")
-    parser.add_argument("--name", help="name of the ensemble (default: its runs' names)")
-    parser.add_argument("--method", choices=ensembling.METHODS, default="auto", help="how to blend")
-    parser.add_argument("--export", type=Path, metavar="FILE", help="pack the models of an ensemble that is there")
-    parser.add_argument("--no-calibrate", dest="calibrate", action="store_false", help="blend, and no more")
+    parser.add_argument("--name", help="name of the ensemble (default: the names of its runs)")
+    parser.add_argument("--method", choices=ensembling.METHODS, default="auto", help="method of the blend")
+    parser.add_argument("--export", type=Path, metavar="FILE", help="pack the models of an existing ensemble")
+    parser.add_argument("--no-calibrate", dest="calibrate", action="store_false", help="do not calibrate the blend")
     return parser
 
 

@@ -41,12 +41,6 @@ def oof_of(work_dir, file: str, name: str = "fine+noisy") -> tuple[np.ndarray, n
     return tables.targets(train), tables.read_predictions(folder_of(work_dir, name) / file, train.slice_id.to_numpy())
 
 
-def test_fit_weights_are_on_the_simplex_and_follow_the_order_of_the_runs():
-    weights = ensembling.fit_weights(TARGET, np.stack(RUNS))
-    assert weights.sum() == pytest.approx(1) and (weights >= 0).all()
-    assert ensembling.fit_weights(TARGET, np.stack(RUNS[::-1])) == pytest.approx(weights[::-1], abs=2e-3)
-
-
 def test_the_blend_is_the_weighted_mean_with_any_raised():
     weights = np.array([0.5, 0.3, 0.2])
     raw = [np.random.default_rng(i).random((40, 6)).astype(np.float32) for i in range(3)]
@@ -62,12 +56,13 @@ def test_the_constant_knows_the_prevalence_of_the_other_folds_only():
 
 
 def test_nested_is_worse_than_plain_and_both_beat_the_constant():
-    scores = ensembling.score(TARGET, np.stack(RUNS), FOLD, ["a", "b", "c"], patient=PATIENT)
-    assert scores["oof_log_loss"] <= scores["nested_log_loss"] < scores["constant"]
+    data = nested_choice.prepare(TARGET, RUNS, FOLD, PATIENT)
+    fitted = ensembling.fit(data, ensembling.Asked("simplex", calibrate=False))
+    scores = ensembling.score(data, ["a", "b", "c"], fitted)
+    constant = metric.log_loss(TARGET, ensembling.constant(TARGET, FOLD))
+    assert scores["oof_log_loss"] <= scores["nested_log_loss"] < constant
     assert scores["oof_log_loss"] <= min(scores["single"].values())
-    assert metric.log_loss(TARGET, ensembling.nested(TARGET, np.stack(RUNS), FOLD)) == pytest.approx(
-        scores["nested_log_loss"], abs=1e-6
-    )
+    assert metric.log_loss(TARGET, fitted.nested) == pytest.approx(scores["nested_log_loss"], abs=1e-6)
 
 
 def test_scores_in_the_file_are_those_of_the_predictions_beside_it(work_dir):

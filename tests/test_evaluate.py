@@ -44,7 +44,8 @@ def folder_of(work_dir, name: str = "fine"):
 def training(work_dir, name: str = "fine") -> tuple:
     table = tables.read_slices(work_dir)
     fold = tables.read_folds(work_dir, table)
-    probability = blending.raise_any(runs.read_oof(work_dir, name, table, fold))
+    folds = np.unique(fold[fold >= 0]).tolist()
+    probability = blending.raise_any(runs.read_oof(runs.Run(work_dir, name), folds, table, fold))
     train = table[fold >= 0]
     return train, tables.targets(train), probability, fold[fold >= 0]
 
@@ -173,7 +174,7 @@ def test_the_comparison_of_train_and_test_is_written(work_dir, capsys):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--run", "none"], "none/fold0/oof.parquet is missing: run python -m ich_kaggle.predict --run none --fold 0"),
+        (["--run", "none"], "runs/none: no finished fold: run python -m ich_kaggle.train --run none --fold 0"),
         (["--ensemble", "none"], "nested.parquet is missing: run python -m ich_kaggle.ensemble --name none"),
         (["--run", "fine", "--recall", "1.5"], "--recall 1.5: give a number between 0 and 1"),
         (["--run", "fine", "--confidence", "0"], "--confidence 0.0: give a number between 0 and 1"),

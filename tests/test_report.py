@@ -11,10 +11,12 @@ from made_report import given
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
 
 from ich_kaggle import cache, report
-from ich_kaggle.common import metric, paths, storage, tables, windows
+from ich_kaggle.common import metric, paths, runs, storage, tables, windows
 from ich_kaggle.common.labels import ANY, LABELS
+from ich_kaggle.common.project import Project
 from ich_kaggle.dicom import pixels, png
-from ich_kaggle.html import app, report_scores, report_studies
+from ich_kaggle.html import app, report_studies
+from ich_kaggle.scoring import blending
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_the_ensemble_stands_first_with_its_nested_score_and_its_patients(made):
 
 def test_counts_at_every_threshold_are_those_of_a_confusion_matrix(made):
     train, _ = training(made)
-    probability = report_scores.read_run(made, "noisy", *tables_of(made))
+    probability = oof_of(made, "noisy")
     content = content_of(made)
     one = next(source for source in content["sources"] if source["name"] == "noisy")
     for label in (0, ANY):
@@ -83,19 +85,20 @@ def test_counts_at_every_threshold_are_those_of_a_confusion_matrix(made):
             assert (found["n_positive"] - found["tp"][i], found["n_negative"] - found["fp"][i]) == (fn, tn)
 
 
-def tables_of(work_dir) -> tuple:
-    table = tables.read_slices(work_dir)
-    return table, tables.read_folds(work_dir, table)
+def oof_of(work_dir, name: str) -> np.ndarray:
+    project = Project(None, work_dir)
+    run = project.run(name)
+    return blending.raise_any(runs.read_oof(run, run.predicted, project.slices, project.fold))
 
 
 def test_a_run_of_some_folds_is_scored_on_their_patients_and_stands_behind_whole_ones(work_dir):
     for k in (1, 2):
-        (paths.fold(work_dir, "fine", k) / "oof.parquet").unlink()
+        shutil.rmtree(paths.fold(work_dir, "fine", k))
     run(work_dir)
     content = content_of(work_dir)
     train, fold = training(work_dir)
     fine = content["sources"][-1]
-    probability = report_scores.read_run(work_dir, "fine", *tables_of(work_dir))[fold == 0]
+    probability = oof_of(work_dir, "fine")[fold == 0]
     assert fine["name"] == "fine" and list(fine["folds"]) == ["0"]
     assert fine["n_patients"] == train.patient_id[fold == 0].nunique()
     assert fine["loss"][0] == pytest.approx(metric.log_loss(tables.targets(train)[fold == 0], probability))
@@ -207,7 +210,7 @@ def test_a_study_has_its_slices_in_order_with_truth_and_predictions(made):
     train, _ = training(made)
     study_id, data = study_of(made)
     rows = train[train.study_id == study_id]
-    fine = report_scores.read_run(made, "fine", *tables_of(made))[rows.index]
+    fine = oof_of(made, "fine")[rows.index]
     assert data["slices"] == rows.slice_id.tolist() and data["position"] == sorted(data["position"])
     assert data["target"] == tables.targets(rows).tolist()
     assert np.array(data["probability"][1]) == pytest.approx(fine, abs=1e-5)

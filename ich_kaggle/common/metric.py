@@ -1,11 +1,12 @@
 """The competition's metric: log loss over six labels, `any` counted twice."""
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from ich_kaggle.common.labels import LABELS, WEIGHTS
 
 EPS = 1e-15  # Kaggle clips predictions to [EPS, 1 - EPS]
+FLOOR = 1e-6  # probabilities are clipped to [FLOOR, 1 - FLOOR] before a logit or a slope is taken
 CHUNK = 1 << 16  # slices computed at a time, to save memory
 
 
@@ -37,6 +38,16 @@ def label_losses(target: np.ndarray, probability: np.ndarray) -> np.ndarray:
 def log_loss(target: np.ndarray, probability: np.ndarray) -> float:
     """Return the competition's score of `probability` (n, 6) against `target` (n, 6): lower is better."""
     return float(np.average(label_losses(target, probability), weights=WEIGHTS))
+
+
+def floored(probability: np.ndarray) -> np.ndarray:
+    """Return `probability` clipped to [FLOOR, 1 - FLOOR], of the same type."""
+    return np.clip(probability, FLOOR, 1 - FLOOR)
+
+
+def logits(probability: np.ndarray) -> np.ndarray:
+    """Return the logits of `probability`, of the same type, with its values clipped to [FLOOR, 1 - FLOOR]."""
+    return logit(floored(probability))
 
 
 def validation(target: np.ndarray, logits: np.ndarray) -> dict[str, float]:

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.special import logit
 
 from ich_kaggle import __version__
-from ich_kaggle.common import paths, storage, tables
+from ich_kaggle.common import metric, paths, storage, tables
 from ich_kaggle.common.labels import LABELS
 
-CLIP = 1e-6  # probabilities are read as logits between those of CLIP and of 1 - CLIP
 BEGUN = ("model.pt", "predict.json", "state*.pt")  # files of a fold that holds finished or resumable work
 
 
@@ -133,8 +131,8 @@ def hash_of(path: Path) -> str:
 
 
 def logits(probability: np.ndarray) -> np.ndarray:
-    """Return the logits of `probability`, float32, none beyond those of CLIP and of 1 - CLIP."""
-    return logit(np.clip(probability, CLIP, 1 - CLIP)).astype(np.float32)
+    """Return the logits of `probability` as float32, clipped as `metric.logits` clips them."""
+    return metric.logits(probability).astype(np.float32)
 
 
 def read_oof(run: Run, folds: list[int], table: pd.DataFrame, fold: np.ndarray) -> np.ndarray:

@@ -15,9 +15,9 @@ from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
 from ich_kaggle.common.labels import ANY, LABELS, SHARE
+from ich_kaggle.common.metric import FLOOR, floored
 
 CHUNK = 1 << 13  # slices that are worked on at a time: 4 MB for 20 runs, about a core's cache
-FLOOR = 1e-6  # no logit is taken, and no slope, closer to 0 or 1
 CLOSE = 1e-8  # log loss that one more step of the fit would gain
 PRIOR = 35.0  # slices, those of a study: how much the stacker trusts equal weights
 
@@ -44,7 +44,7 @@ def features(probabilities: Sequence[np.ndarray], rows, space: str) -> np.ndarra
     """Return the `rows` of every run in `space`: float32 (6, n_runs, n_rows)."""
     block = np.stack([run[rows] for run in probabilities]).astype(np.float32, copy=False)
     if space == "logit":
-        block = np.clip(block, FLOOR, 1 - FLOOR)
+        block = floored(block)
         block = np.log(block / (1 - block))
     return np.ascontiguousarray(block.transpose(2, 0, 1))
 

@@ -8,9 +8,10 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
+from ich_kaggle.common import metric
+
 IDENTITY = (1.0, 1.0, 0.0)
 KINDS = ("none", "temperature", "beta")
-FLOOR = 1e-7  # as close to 0 and 1 as float32 tells numbers apart
 BINS = 100  # a unit of logit: slices this alike are fitted as one
 
 
@@ -35,7 +36,7 @@ def fit(kind: str, target: np.ndarray, probability: np.ndarray) -> tuple[float, 
 
 def _binned(target: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the probabilities there are, to 1 / BINS of a logit, and how many positives and negatives have each."""
-    z = logit(np.clip(probability, FLOOR, 1 - FLOOR).astype(float))
+    z = metric.logits(probability.astype(float))
     _, place = np.unique(np.rint(z * BINS), return_inverse=True)
     n_all, n_positive = np.bincount(place), np.bincount(place, target)
     return expit(np.bincount(place, z) / n_all), n_positive, n_all - n_positive
@@ -46,6 +47,6 @@ def apply(parameters: np.ndarray, probability: np.ndarray) -> np.ndarray:
     a, b, c = np.asarray(parameters, float).T
     out = probability.copy()
     for label in np.flatnonzero((np.asarray(parameters) != IDENTITY).any(axis=1)):
-        p = np.clip(probability[:, label].astype(float), FLOOR, 1 - FLOOR)
+        p = metric.floored(probability[:, label].astype(float))
         out[:, label] = expit(a[label] * np.log(p) - b[label] * np.log1p(-p) + c[label])
     return out

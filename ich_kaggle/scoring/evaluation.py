@@ -1,4 +1,4 @@
-"""Scores of a run or an ensemble: losses, curves and thresholds of slices and studies, with intervals."""
+"""Scores of a run or an ensemble: losses, curves and thresholds of slices and of studies, with intervals."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -21,19 +21,50 @@ from ich_kaggle.scoring import (
 )
 
 
-class Source(NamedTuple):
-    """Honest out-of-fold predictions of a run or an ensemble."""
+class Asked(NamedTuple):
+    """The options of an evaluation."""
+
+    beta: float = 2.0  # of F-beta
+    recall: float = 0.95  # sensitivity to guarantee
+    confidence: float = 0.95  # of that guarantee
+    n_draws: int = patient_bootstrap.N_DRAWS
+    seed: int = 0
+
+    @property
+    def wanted(self) -> dict[str, float]:
+        """The options of the thresholds."""
+        return {"beta": self.beta, "recall": self.recall, "confidence": self.confidence}
+
+    @property
+    def draws(self) -> dict[str, int]:
+        """The options of the bootstrap."""
+        return {"n_draws": self.n_draws, "seed": self.seed}
+
+    @property
+    def settings(self) -> dict:
+        """The options as metrics.json records them."""
+        return {"wanted": self.wanted, **self.draws}
+
+    def check(self) -> None:
+        """Raise ValueError for a recall or a confidence that is not between 0 and 1."""
+        for flag, value in (("--recall", self.recall), ("--confidence", self.confidence)):
+            if not 0 < value < 1:
+                raise ValueError(f"{flag} {value}: give a number between 0 and 1")
+
+
+class Predictions(NamedTuple):
+    """Out-of-fold predictions of a run, or the nested ones of an ensemble."""
 
     name: str
     folder: Path
-    run: Run | None  # None of an ensemble
-    folds: list[int]  # that a run has
+    run: Run | None  # None for an ensemble
+    folds: list[int]  # of the run
     probability: np.ndarray  # float32 (n_train, 6), NaN where nothing is predicted
-    made_from: dict[str, str]  # hashes of the files they came from
+    made_from: dict[str, str]  # hashes by file
 
 
-def read(project: Project, run_name: str | None, name: str | None, wanted: list[int] | None) -> Source:
-    """Return the predictions of a run, or of an ensemble, on those training slices that have any."""
+def read(project: Project, run_name: str | None, name: str | None, wanted: list[int] | None) -> Predictions:
+    """Return the predictions of a run, or of the ensemble `name`, in the folds `wanted`, None for all."""
     train_ids = project.slices.slice_id[project.is_train].to_numpy()
     if name is not None:
         run, of_run, folder = None, [], paths.ensemble(project.work_dir, name)
@@ -48,11 +79,11 @@ def read(project: Project, run_name: str | None, name: str | None, wanted: list[
     if name is not None and wanted is not None:
         probability[~np.isin(project.fold[project.is_train], project.chosen(wanted))] = np.nan
     hashes = {str(path.relative_to(folder)): runs.hash_of(path) for path in files}
-    return Source(name or run_name, folder, run, of_run, blending.raise_any(probability.copy()), hashes)
+    return Predictions(name or run_name, folder, run, of_run, blending.raise_any(probability.copy()), hashes)
 
 
 def nested_thresholds(target, probability, patient, fold, **wanted) -> dict[str, np.ndarray]:
-    """Return the thresholds of one label, by name, each (n,): those of a fold are chosen on the other folds."""
+    """Return the thresholds of one label per slice, by name, each (n,): those of a fold are chosen on the others."""
     out = {}
     for k in np.unique(fold):
         rest = fold != k
@@ -61,23 +92,28 @@ def nested_thresholds(target, probability, patient, fold, **wanted) -> dict[str,
     return out
 
 
-def measure(target, probability, patient, fold, wanted: dict, *, n_draws: int, seed: int) -> dict:
-    """Return the metrics of one label, (n,), each with its interval, and its rates at each kind of threshold."""
-    at = nested_thresholds(target, probability, patient, fold, **wanted)
-    f1, *others = at
-    values = curves.exact(target, probability, at[f1])
-    draws = curves.bootstrap(target, probability, patient, at[f1], n_draws=n_draws, seed=seed)
+def measure(target, probability, patient, fold, asked: Asked) -> dict:
+    """Return the metrics of one label, (n,), each with its interval, and the rates at each kind of threshold."""
+    at = nested_thresholds(target, probability, patient, fold, **asked.wanted)
+    values = curves.exact(target, probability, at["f1"])
+    draws = curves.bootstrap(target, probability, patient, at["f1"], **asked.draws)
     scores = {name: [value, *patient_bootstrap.interval(draws[name])] for name, value in values.items()}
-    return {**scores, "at": {name: curves.at_threshold(target, probability, at[name]) for name in (f1, *others)}}
+    return {**scores, "at": {name: curves.at_threshold(target, probability, one) for name, one in at.items()}}
 
 
-def measure_labels(target, probability, patient, fold, wanted: dict, **options) -> dict:
+def measure_labels(target, probability, patient, fold, asked: Asked) -> dict:
     columns = zip(LABELS, target.T, probability.T, strict=True)
-    return {label: measure(t, p, patient, fold, wanted, **options) for label, t, p in columns}
+    return {label: measure(t, p, patient, fold, asked) for label, t, p in columns}
+
+
+def choose_thresholds(target, probability, patient, asked: Asked) -> dict[str, dict[str, float]]:
+    """Return the thresholds of each label, by name, chosen on all of `target` and `probability` (n, 6)."""
+    columns = zip(LABELS, target.T, probability.T, strict=True)
+    return {label: thresholds.choose(t, p, patient, **asked.wanted) for label, t, p in columns}
 
 
 def log_losses(target, probability, patient, fold, *, n_draws: int, seed: int) -> dict:
-    """Return the competition's log loss in total, of each label, with intervals, and of each fold."""
+    """Return the competition's log loss, in total and per label with intervals, and per fold."""
     losses = metric.losses(target, probability)
     losses = np.column_stack([losses @ SHARE, losses])
     size = np.bincount(patient)
@@ -90,16 +126,18 @@ def log_losses(target, probability, patient, fold, *, n_draws: int, seed: int) -
 
 
 def studies(table: pd.DataFrame, target, probability, patient, fold) -> tuple:
-    """Return for each study: target (m, 6), the largest probability of its slices (m, 6), what `aggregate` makes of
-    them (m, 6), patient (m,) and fold (m,)."""
+    """Return the studies: target, largest probability of the slices, aggregated probability, each (m, 6), patient (m,)
+    and fold (m,)."""
     first = np.unique(table.study_id.to_numpy(str), return_index=True)[1]
     *of_study, mean = study_level.of_studies(table.study_id, target, probability)
     return *of_study, aggregate(*of_study, mean, fold[first]), patient[first], fold[first]
 
 
 def aggregate(target: np.ndarray, largest: np.ndarray, mean: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """Return the probability that a study has each label: a logistic regression on the logits of the largest and of
-    the mean probability of its slices, each fold's fitted on the others. (m, 6), like all it is given."""
+    """Return the probabilities (m, 6) of studies from the largest and the mean of their slices' probabilities, (m, 6).
+
+    A logistic regression on the two logits; that of a fold is fitted on the other folds.
+    """
     out = np.empty(largest.shape)
     for k in np.unique(fold):
         own, rest = fold == k, fold != k
@@ -107,53 +145,66 @@ def aggregate(target: np.ndarray, largest: np.ndarray, mean: np.ndarray, fold: n
     return out
 
 
-def score(table: pd.DataFrame, probability: np.ndarray, fold: np.ndarray, *, wanted: dict, n_draws: int, seed: int):
+def score(table: pd.DataFrame, probability: np.ndarray, fold: np.ndarray, asked: Asked) -> tuple[dict, dict]:
     """Return all metrics of the training slices in `table`, and the thresholds of slices and of studies.
 
-    What is fitted is nested between the folds, or between groups of patients where there are too few folds.
+    Fits are nested between the folds, or between groups of patients if there are too few folds.
     """
     target, patient = tables.targets(table), np.unique(table.patient_id, return_inverse=True)[1]
     group = ensembling.groups_of(fold, target, patient)
     if len(np.unique(group)) < 2:
-        raise ValueError("the predictions are of one patient: thresholds take two or more, so train more folds")
-    options = {"n_draws": n_draws, "seed": seed}
+        raise ValueError("the predictions are of one patient: thresholds need two or more, so train more folds")
     study_target, largest, calibrated, study_patient, study_group = studies(table, target, probability, patient, group)
-    of_study = (study_patient, study_group, wanted)
+    of_study = (study_patient, study_group, asked)
     metrics = {
         "n_slices": len(table),
         "n_studies": len(study_target),
         "n_patients": int(patient.max()) + 1,
-        "log_loss": log_losses(target, probability, patient, fold, **options),
-        "slices": measure_labels(target, probability, patient, group, wanted, **options),
-        "studies_max": measure_labels(study_target, largest, *of_study, **options),
-        "studies_aggregate": measure_labels(study_target, calibrated, *of_study, **options),
+        "log_loss": log_losses(target, probability, patient, fold, **asked.draws),
+        "slices": measure_labels(target, probability, patient, group, asked),
+        "studies_max": measure_labels(study_target, largest, *of_study),
+        "studies_aggregate": measure_labels(study_target, calibrated, *of_study),
     }
     chosen = {
-        level: {label: thresholds.choose(t, p, of, **wanted) for label, t, p in zip(LABELS, ts.T, ps.T, strict=True)}
-        for level, ts, ps, of in (
-            ("slices", target, probability, patient),
-            ("studies_max", study_target, largest, study_patient),
-        )
+        "slices": choose_thresholds(target, probability, patient, asked),
+        "studies_max": choose_thresholds(study_target, largest, study_patient, asked),
     }
     return metrics, chosen
 
 
-def with_test(project: Project, source: Source) -> np.ndarray:
-    """Return the probabilities of all slices, (n, 6): out of fold those of the training slices, and the test slices'
-    by the ensemble, or the mean of the run's folds."""
+def is_current(done: Path, found: Predictions, asked: Asked) -> bool:
+    """Tell whether metrics.json, `done`, exists and was made from these very predictions, and print it.
+
+    Raises ValueError naming both if it was made with other options.
+    """
+    if not done.exists():
+        return False
+    metrics = storage.read_json(done)
+    storage.same_settings(done, metrics, asked.settings, "give --overwrite")
+    if metrics["made_from"] == found.made_from:
+        cli.say(f"{done}{cli.THERE}\n{describe(found.name, metrics)}")
+        return True
+    cli.say(f"{done.parent}: scored anew ({ensembling.what_changed(metrics['made_from'], found.made_from)})")
+    return False
+
+
+def with_test(project: Project, found: Predictions) -> np.ndarray:
+    """Return the probabilities of all slices, (n, 6): out of fold for training slices, and for test slices those of
+    the ensemble, or the mean over the folds of the run."""
     is_test = ~project.is_train
-    if source.run is None:
-        path = storage.require(source.folder / "test.parquet", f"--name {source.name} --overwrite")
+    if found.run is None:
+        path = storage.require(found.folder / "test.parquet", f"--name {found.name} --overwrite")
         test = tables.read_predictions(path, project.slices.slice_id[is_test].to_numpy())
     else:
-        test = np.mean([runs.read_test(source.run, k, project.slices) for k in source.folds], axis=0)
+        test = np.mean([runs.read_test(found.run, k, project.slices) for k in found.folds], axis=0)
     out = np.empty((len(project.slices), len(LABELS)))
-    out[~is_test], out[is_test] = source.probability, test
+    out[~is_test], out[is_test] = found.probability, test
     return out
 
 
-def show_shift(project: Project, source: Source, seed: int) -> None:
-    probability, path = with_test(project, source), source.folder / "evaluation" / "shift.json"
+def show_shift(project: Project, found: Predictions, seed: int) -> None:
+    """Write and print the differences between test and training studies."""
+    probability, path = with_test(project, found), found.folder / "evaluation" / "shift.json"
     known = ~np.isnan(probability[:, 0])
     of_study = dataset_shift.features(
         project.slices[known], probability[known], dataset_shift.find_cache(project.work_dir)
@@ -164,7 +215,7 @@ def show_shift(project: Project, source: Source, seed: int) -> None:
 
 
 def plain(content):
-    """Return `content` with None for what is no number: JSON has no NaN."""
+    """Return `content` with None in place of NaN and infinity, which JSON lacks."""
     if isinstance(content, dict):
         return {key: plain(value) for key, value in content.items()}
     if isinstance(content, list):

@@ -1,7 +1,7 @@
-"""Which blend, calibration and clipping to use, chosen by nested score, and the honest score of that choice.
+"""The choice of blend, calibration and clip by nested score, and the predictions that score the choice itself.
 
-Nested: what is scored on a fold was fitted, and chosen, without it. A change is taken where it gains more than one
-standard error over patients (Breiman et al., Classification and Regression Trees, 1984, 3.4.3).
+Nested: predictions of a fold come from a blend that was chosen and fitted without that fold. A change is accepted if
+it gains more than one standard error over patients (Breiman et al., Classification and Regression Trees, 1984, 3.4.3).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +17,8 @@ from ich_kaggle.scoring import blending, calibration, patient_bootstrap
 CLIPS = (metric.EPS, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
-class Recipe(NamedTuple):
-    """What is decided before anything is fitted."""
+class Choice(NamedTuple):
+    """The parts of an ensemble, decided before they are fitted."""
 
     method: str
     calibration: tuple[str, ...] = ("none",) * len(LABELS)
@@ -26,15 +26,15 @@ class Recipe(NamedTuple):
 
 
 class Pipeline(NamedTuple):
-    """What is fitted: from the probabilities of the runs to those of the ensemble."""
+    """The fitted way from the probabilities of the runs to those of the ensemble."""
 
     blend: blending.Blend
     calibration: np.ndarray  # (6, 3)
     clip: float
 
 
-class Data(NamedTuple):
-    """Out-of-fold predictions and what they are scored by; `any` of every run has been raised."""
+class OutOfFold(NamedTuple):
+    """Out-of-fold predictions of runs, `any` raised to the largest subtype, and the labels they are scored by."""
 
     target: np.ndarray  # (n, 6)
     probabilities: Sequence[np.ndarray]  # n_runs arrays (n, 6)
@@ -43,31 +43,31 @@ class Data(NamedTuple):
     fit: Callable[[str, frozenset], blending.Blend]  # a method, fitted without the folds left out
 
 
-def prepare(target, probabilities, fold, patient) -> Data:
-    """Return what the choice works on. Each blend is fitted once, however often it is asked for."""
+def prepare(target, probabilities, fold, patient) -> OutOfFold:
+    """Return the arrays with a `fit` that fits each blend once, however often it is asked for."""
 
     @cache
     def fit(method: str, left_out: frozenset) -> blending.Blend:
         weight = (~np.isin(fold, list(left_out))).astype(np.float32)
         return blending.METHODS[method](target, probabilities, weight)
 
-    return Data(target, probabilities, fold, np.unique(patient, return_inverse=True)[1], fit)
+    return OutOfFold(target, probabilities, fold, np.unique(patient, return_inverse=True)[1], fit)
 
 
 def _without(fold: np.ndarray, left_out: frozenset) -> list[int]:
     return [k for k in np.unique(fold).tolist() if k not in left_out]
 
 
-def fit_pipeline(data: Data, recipe: Recipe, left_out: frozenset = frozenset()) -> Pipeline:
-    """Return `recipe` fitted on all folds but those `left_out`."""
+def fit_pipeline(data: OutOfFold, choice: Choice, left_out: frozenset = frozenset()) -> Pipeline:
+    """Return `choice` fitted on all folds but those `left_out`."""
     rows = np.flatnonzero(~np.isin(data.fold, list(left_out)))
-    blend = data.fit(recipe.method, left_out)
-    if not recipe.clip and set(recipe.calibration) == {"none"}:
+    blend = data.fit(choice.method, left_out)
+    if not choice.clip and set(choice.calibration) == {"none"}:
         return Pipeline(blend, np.tile(calibration.IDENTITY, (len(LABELS), 1)), 0.0)
     target, mixed = data.target[rows], blending.combine(blend, data.probabilities, rows)
-    curves = zip(recipe.calibration, target.T, mixed.T, strict=True)
+    curves = zip(choice.calibration, target.T, mixed.T, strict=True)
     parameters = np.array([calibration.fit(kind, t, p) for kind, t, p in curves])
-    return Pipeline(blend, parameters, best_clip(target, finish(mixed, parameters, 0.0)) if recipe.clip else 0.0)
+    return Pipeline(blend, parameters, best_clip(target, finish(mixed, parameters, 0.0)) if choice.clip else 0.0)
 
 
 def best_clip(target: np.ndarray, probability: np.ndarray) -> float:
@@ -99,23 +99,23 @@ def of_folds(pipeline: Pipeline, of_runs: list[dict[int, np.ndarray]]) -> np.nda
     return blending.raise_any(np.mean(per_fold, axis=0))
 
 
-def nested(data: Data, recipe: Recipe, left_out: frozenset = frozenset()) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def nested(data: OutOfFold, choice: Choice, left_out: frozenset = frozenset()) -> Iterator[tuple]:
     """Yield the rows of each fold not `left_out` and their probabilities, fitted without that fold and those."""
     for k in _without(data.fold, left_out):
         rows = np.flatnonzero(data.fold == k)
-        yield rows, predict(fit_pipeline(data, recipe, left_out | {k}), data.probabilities, rows)
+        yield rows, predict(fit_pipeline(data, choice, left_out | {k}), data.probabilities, rows)
 
 
-def nested_sums(data: Data, recipe: Recipe, left_out: frozenset = frozenset()) -> np.ndarray:
+def nested_sums(data: OutOfFold, choice: Choice, left_out: frozenset = frozenset()) -> np.ndarray:
     """Return each patient's summed log loss of each label, nested: (n_patients, 6); 0 in the folds left out."""
     total = np.zeros((data.patient.max() + 1, len(LABELS)))
-    for rows, probability in nested(data, recipe, left_out):
+    for rows, probability in nested(data, choice, left_out):
         losses = metric.losses(data.target[rows], probability)
         total += patient_bootstrap.sums(losses, data.patient[rows], len(total))
     return total
 
 
-def sizes(data: Data, left_out: frozenset = frozenset()) -> np.ndarray:
+def sizes(data: OutOfFold, left_out: frozenset = frozenset()) -> np.ndarray:
     """Return how many slices each patient has in the folds not `left_out`: (n_patients,)."""
     weight = ~np.isin(data.fold, list(left_out))
     return np.bincount(data.patient, weight, data.patient.max() + 1)
@@ -128,66 +128,66 @@ def gains(old: np.ndarray, new: np.ndarray, size: np.ndarray) -> bool:
     return bool(gain.sum() / size.sum() > patient_bootstrap.standard_error(gain, size[there]))
 
 
-def choose_method(data: Data, left_out: frozenset, size: np.ndarray) -> str:
+def choose_method(data: OutOfFold, left_out: frozenset, size: np.ndarray) -> str:
     """Return the method with the least nested loss, or "equal" where that gains no more than one standard error."""
     if len(data.probabilities) == 1 or len(_without(data.fold, left_out)) < 2:
         return "equal"
-    total = {method: nested_sums(data, Recipe(method), left_out) @ blending.SHARE for method in blending.METHODS}
+    total = {method: nested_sums(data, Choice(method), left_out) @ blending.SHARE for method in blending.METHODS}
     best = min(total, key=lambda method: total[method].sum())
     return best if gains(total["equal"], total[best], size) else "equal"
 
 
-def choose(data: Data, method: str = "auto", *, calibrate: bool = True, left_out: frozenset = frozenset()) -> Recipe:
-    """Return what to use, decided on the folds not `left_out`: the method if it is "auto", then a calibration for
-    each label, then whether to clip."""
+def choose(data: OutOfFold, method: str = "auto", *, calibrate: bool = True, left_out=frozenset()) -> Choice:
+    """Return the choice by the folds not `left_out`: the method if it is "auto", then a calibration per label, then
+    whether to clip."""
     size = sizes(data, left_out)
-    recipe = Recipe(choose_method(data, left_out, size) if method == "auto" else method)
+    choice = Choice(choose_method(data, left_out, size) if method == "auto" else method)
     if not calibrate or len(_without(data.fold, left_out)) < 2:
-        return recipe
-    base = nested_sums(data, recipe, left_out)
-    kept, least = list(recipe.calibration), base.copy()
+        return choice
+    base = nested_sums(data, choice, left_out)
+    kept, least = list(choice.calibration), base.copy()
     for kind in calibration.KINDS[1:]:
-        total = nested_sums(data, recipe._replace(calibration=(kind,) * len(LABELS)), left_out)
+        total = nested_sums(data, choice._replace(calibration=(kind,) * len(LABELS)), left_out)
         for label in range(len(LABELS)):
             if total[:, label].sum() < least[:, label].sum() and gains(base[:, label], total[:, label], size):
                 kept[label], least[:, label] = kind, total[:, label]
-    recipe = recipe._replace(calibration=tuple(kept))
-    clipped = recipe._replace(clip=True)
-    base, total = (nested_sums(data, r, left_out) @ blending.SHARE for r in (recipe, clipped))
-    return clipped if gains(base, total, size) else recipe
+    choice = choice._replace(calibration=tuple(kept))
+    clipped = choice._replace(clip=True)
+    base, total = (nested_sums(data, r, left_out) @ blending.SHARE for r in (choice, clipped))
+    return clipped if gains(base, total, size) else choice
 
 
-def honest(data: Data, method: str = "auto", *, calibrate: bool = True) -> np.ndarray:
-    """Return probabilities, float32 (n, 6), each fold's by what was chosen and fitted on the other folds."""
+def honest(data: OutOfFold, method: str = "auto", *, calibrate: bool = True) -> np.ndarray:
+    """Return nested probabilities, float32 (n, 6): those of a fold are chosen and fitted on the other folds."""
     out = np.empty(data.target.shape, np.float32)
     for k in _without(data.fold, frozenset()):
-        recipe = choose(data, method, calibrate=calibrate, left_out=frozenset({k}))
+        choice = choose(data, method, calibrate=calibrate, left_out=frozenset({k}))
         rows = np.flatnonzero(data.fold == k)
-        out[rows] = predict(fit_pipeline(data, recipe, frozenset({k})), data.probabilities, rows)
+        out[rows] = predict(fit_pipeline(data, choice, frozenset({k})), data.probabilities, rows)
     return out
 
 
-def without_each(data: Data, runs: list[str], recipe: Recipe) -> dict:
-    """Return for each run by how much the nested loss grows without it, and the standard error of that over patients.
+def without_each(data: OutOfFold, runs: list[str], choice: Choice) -> dict:
+    """Return the growth of the nested loss without each run, and its standard error over patients.
 
-    Less than nothing: better dropped. What was chosen is kept, and fitted again.
+    A run with a negative growth is better dropped. The choice is kept, and fitted again.
     """
     if len(runs) == 1:
         return {}
     size, gains = sizes(data), {}
-    whole = nested_sums(data, recipe) @ blending.SHARE
+    whole = nested_sums(data, choice) @ blending.SHARE
     for i, run in enumerate(runs):
         others = [p for j, p in enumerate(data.probabilities) if j != i]
         rest = prepare(data.target, others, data.fold, data.patient)
-        gain = nested_sums(rest, recipe) @ blending.SHARE - whole
+        gain = nested_sums(rest, choice) @ blending.SHARE - whole
         gains[run] = [float(gain.sum() / size.sum()), patient_bootstrap.standard_error(gain, size)]
     return gains
 
 
-def try_methods(data: Data) -> dict:
-    """Return each method's nested loss, what it gains over equal weights, and that gain's standard error."""
+def try_methods(data: OutOfFold) -> dict:
+    """Return the nested loss of each method, its gain over equal weights, and the standard error of the gain."""
     size = sizes(data)
-    total = {m: nested_sums(data, Recipe(m)) @ blending.SHARE for m in blending.METHODS}
+    total = {m: nested_sums(data, Choice(m)) @ blending.SHARE for m in blending.METHODS}
     return {
         method: {
             "nested": float(losses.sum() / size.sum()),
@@ -198,13 +198,13 @@ def try_methods(data: Data) -> dict:
     }
 
 
-def to_json(recipe: Recipe, pipeline: Pipeline, runs: list[str]) -> dict:
+def to_json(choice: Choice, pipeline: Pipeline, runs: list[str]) -> dict:
     return {
-        "method": recipe.method,
+        "method": choice.method,
         "space": pipeline.blend.space,
         "weights": dict(zip(runs, pipeline.blend.weights.tolist(), strict=True)),
         "bias": pipeline.blend.bias.tolist(),
-        "calibration": dict(zip(LABELS, recipe.calibration, strict=True)),
+        "calibration": dict(zip(LABELS, choice.calibration, strict=True)),
         "calibration_parameters": np.asarray(pipeline.calibration).tolist(),
         "clip": pipeline.clip,
     }

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.special import expit, logit
+from scipy.special import expit
 
+from ich_kaggle.common import metric
 from ich_kaggle.common.labels import LABELS
 
-FLOOR = 1e-6
 IDENTITY = (1.0, 0.0, 0.0)  # the largest, as it is
 
 
@@ -24,7 +24,7 @@ def of_studies(study_id: Sequence[str], target: np.ndarray, probability: np.ndar
 
 
 def features(largest: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    return logit(np.clip(np.stack([largest, mean], axis=2), FLOOR, 1 - FLOOR))
+    return metric.logits(np.stack([largest, mean], axis=2))
 
 
 def fit(target: np.ndarray, largest: np.ndarray, mean: np.ndarray) -> np.ndarray:

@@ -66,8 +66,8 @@ def measure(case: str, seed: int) -> pd.DataFrame:
     fresh, fresh_runs, _ = draw(rng, FRESH, noise, **special)
     rows = []
     for method in blending.METHODS:
-        nested = nested_choice.nested_sums(data, nested_choice.Recipe(method)) @ blending.SHARE
-        recipes = nested_choice.Recipe(method), nested_choice.choose(data, method)
+        nested = nested_choice.nested_sums(data, nested_choice.Choice(method)) @ blending.SHARE
+        recipes = nested_choice.Choice(method), nested_choice.choose(data, method)
         pipelines = (nested_choice.fit_pipeline(data, recipe) for recipe in recipes)
         plain, calibrated = (metric.log_loss(fresh, nested_choice.predict(one, fresh_runs)) for one in pipelines)
         rows.append((case, seed, method, nested, plain, calibrated))

@@ -6,6 +6,7 @@ ICH_FLIPS is how many bits of each file are turned over, one at a time (1).
 
 import os
 import re
+import shutil
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -38,8 +39,8 @@ READS = [
     Read("work/cache/64/cache.json", "train"),
     Read("work/cache/64/ledger.csv", "cache", "--verify", "end"),
     Read("work/runs/a/fold0/state.pt", "train", state="interrupted"),
-    Read("work/runs/a/fold0/options.json", "train", state="interrupted"),
-    Read("work/runs/a/fold0/options.json", "predict"),
+    Read("work/runs/a/run.json", "train", state="interrupted"),
+    Read("work/runs/a/run.json", "predict"),
     Read("work/runs/a/fold0/model.pt", "predict"),
     Read("work/runs/a/fold0/predict.json", "predict", state="end"),
     Read("work/runs/a/fold0/embeddings.npy", "sequence"),
@@ -103,6 +104,9 @@ def follow(project: stages.Project, line: str, read: Read, name: str, content: b
         commands = [(read.stage, "--overwrite")]
     if "remove it" in line:
         (project.folder / name).unlink()
+    if "train the run anew" in line:
+        shutil.rmtree(project.folder / re.search(r"remove (\S+) and train", line)[1])
+        commands = [("train", "")]
     if not commands:
         assert any(words in line for words in FROM_ELSEWHERE), line
         (project.folder / name).write_bytes(content)

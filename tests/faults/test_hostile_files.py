@@ -21,7 +21,7 @@ from dicom_mutations import mutated_bytes
 from safetensors.torch import save_file
 from stages import trial
 
-from ich_kaggle import cache, ensemble, evaluate, folds, predict, sequence, slices, submit, train
+from ich_kaggle import cache, ensemble, evaluate, folds, predict, report, sequence, slices, submit, train
 from ich_kaggle.common import paths, runs, tables, zip_reader
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.dicom import slice_table
@@ -617,7 +617,7 @@ def test_damaged_weights_are_refused_by_name(tmp_path):
 def test_damaged_embeddings_are_refused_by_name(work):
     table = tables.read_slices(work)
     path = work / "runs" / "a" / "fold0" / "embeddings.npy"
-    only_value_errors("embeddings", lambda: runs.embeddings(work, "a", 0, table), path, path.read_bytes())
+    only_value_errors("embeddings", lambda: runs.embeddings(runs.Run(work, "a"), 0, table), path, path.read_bytes())
 
 
 # Recipes and settings
@@ -666,7 +666,7 @@ DAMAGED = {
     "number": b"1",
     "no keys": b"{}",
     "NULs": bytes(100),
-    "latin 1": b'{"options": "\xe9"}',
+    "latin 1": b'{"settings": "\xe9"}',
     "deep": b"[" * 100_000,
     "UTF-16": "{}".encode("utf-16"),
 }
@@ -693,9 +693,7 @@ def test_settings_of_the_data_that_are_damaged_are_refused(kind, name, command, 
 @pytest.mark.parametrize(
     "name, command, flags",
     [
-        ("runs/a/fold0/options.json", predict, ["--run", "a", "--fold", "0", "--device", "cpu"]),
         ("runs/a/fold0/predict.json", predict, ["--run", "a", "--fold", "0", "--device", "cpu"]),
-        ("runs/a/fold0/options.json", sequence, SEQUENCE),
         ("ensemble/c/weights.json", ensemble, ENSEMBLE),
         ("ensemble/c/weights.json", submit, ["--ensemble", "c", "--dry-run"]),
         ("ensemble/c/evaluation/metrics.json", evaluate, ["--ensemble", "c"]),
@@ -710,3 +708,24 @@ def test_settings_that_are_damaged_are_refused(kind, name, command, flags, third
         tables.write_slices(work, tables.read_slices(work), {"data_dir": str(root)})
         flags = [*flags, "--submissions-dir", str(tmp_path / "sent")]
     assert Path(name).name in refusal(command, "--work-dir", str(work), *flags, folder=tmp_path)
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+@pytest.mark.parametrize(
+    "command, flags",
+    [
+        (train, ["--run", "a", "--fold", "0", "--device", "cpu"]),
+        (predict, ["--run", "a", "--fold", "0", "--device", "cpu"]),
+        (sequence, SEQUENCE),
+        (ensemble, []),
+        (ensemble, ["--name", "c", "--export", "model.zip"]),
+        (evaluate, ["--run", "a"]),
+        (report, ["--runs", "a", "--no-bone"]),
+    ],
+)
+def test_damaged_settings_of_a_run_are_refused_with_a_remedy(kind, command, flags, third_level, tmp_path, monkeypatch):
+    work = Path(shutil.copytree(third_level, tmp_path / "work"))
+    (work / "runs/a/run.json").write_bytes(DAMAGED[kind])
+    monkeypatch.chdir(tmp_path)
+    line = refusal(command, "--work-dir", str(work), *flags, folder=tmp_path)
+    assert "runs/a/run.json" in line and f"remove {work / 'runs/a'} and train the run anew" in line

@@ -12,7 +12,7 @@ from ich_kaggle.scoring import blending, nested_choice, patient_bootstrap
 TARGET, RUNS, PATIENT, FOLD = synthetic()
 
 
-def prepare(target=TARGET, runs=RUNS) -> nested_choice.Data:
+def prepare(target=TARGET, runs=RUNS) -> nested_choice.OutOfFold:
     return nested_choice.prepare(target, runs, FOLD, PATIENT)
 
 
@@ -26,7 +26,7 @@ def test_the_labels_of_a_fold_touch_nothing_that_predicts_it(method):
 
 
 def test_nested_predictions_are_those_of_weights_fitted_on_the_other_folds():
-    for rows, probability in nested_choice.nested(prepare(), nested_choice.Recipe("simplex")):
+    for rows, probability in nested_choice.nested(prepare(), nested_choice.Choice("simplex")):
         rest = ~np.isin(FOLD, FOLD[rows[0]])
         blend = blending.simplex(TARGET[rest], [run[rest] for run in RUNS], np.ones(rest.sum(), np.float32))
         assert probability == pytest.approx(blending.combine(blend, RUNS, rows), abs=1e-4)
@@ -48,18 +48,18 @@ def test_a_much_better_run_makes_auto_leave_equal_weights():
     noise = np.random.default_rng(0).normal(0, 3, TARGET.shape)
     bad = blending.raise_any(expit(noise).astype(np.float32))
     data = prepare(runs=[RUNS[0], bad])
-    recipe = nested_choice.choose(data, calibrate=False)
-    assert recipe.method != "equal"
-    losses = {method: nested_choice.nested_sums(data, nested_choice.Recipe(method)).sum(axis=0) @ blending.SHARE
+    choice = nested_choice.choose(data, calibrate=False)
+    assert choice.method != "equal"
+    losses = {method: nested_choice.nested_sums(data, nested_choice.Choice(method)).sum(axis=0) @ blending.SHARE
               for method in blending.METHODS}  # fmt: skip
-    assert losses[recipe.method] == min(losses.values())
+    assert losses[choice.method] == min(losses.values())
 
 
 def test_overconfident_runs_are_calibrated_and_the_nested_score_gains():
     sharp = [blending.raise_any(expit(3 * logit(np.clip(run, 1e-4, 1 - 1e-4)))) for run in RUNS]
     data = prepare(runs=sharp)
-    recipe = nested_choice.choose(data, "equal")
-    assert recipe.calibration[ANY] != "none"
+    choice = nested_choice.choose(data, "equal")
+    assert choice.calibration[ANY] != "none"
     plain, calibrated = (
         metric.log_loss(TARGET, nested_choice.honest(data, "equal", calibrate=c)) for c in (False, True)
     )
@@ -69,13 +69,13 @@ def test_overconfident_runs_are_calibrated_and_the_nested_score_gains():
 def test_calibrated_runs_are_left_alone():
     target, _, patient, fold = synthetic(seed=5)
     truth = np.tile(target.mean(axis=0), (len(target), 1)).astype(np.float32)
-    recipe = nested_choice.choose(nested_choice.prepare(target, [truth], fold, patient), "equal")
-    assert recipe == nested_choice.Recipe("equal")
+    choice = nested_choice.choose(nested_choice.prepare(target, [truth], fold, patient), "equal")
+    assert choice == nested_choice.Choice("equal")
 
 
 def test_any_is_the_largest_after_weights_for_each_label_and_calibration():
-    recipe = nested_choice.Recipe("stack", ("beta",) * 6, True)
-    out = nested_choice.predict(nested_choice.fit_pipeline(prepare(), recipe), RUNS)
+    choice = nested_choice.Choice("stack", ("beta",) * 6, True)
+    out = nested_choice.predict(nested_choice.fit_pipeline(prepare(), choice), RUNS)
     assert (out[:, ANY] >= out.max(axis=1)).all() and out.min() > 0 and out.max() < 1
 
 
@@ -89,15 +89,15 @@ def test_the_clip_is_the_best_of_those_tried():
 def test_two_folds_leave_nothing_to_choose_by_inside_one():
     fold = FOLD % 2
     data = nested_choice.prepare(TARGET, RUNS, fold, PATIENT)
-    assert nested_choice.choose(data, left_out=frozenset({0})) == nested_choice.Recipe("equal")
+    assert nested_choice.choose(data, left_out=frozenset({0})) == nested_choice.Choice("equal")
     assert np.isfinite(nested_choice.honest(data)).all()
 
 
 def test_a_pipeline_goes_through_json_and_comes_back_the_same():
-    recipe = nested_choice.Recipe("stack", ("none", "beta", "temperature", "none", "none", "beta"), True)
-    pipeline = nested_choice.fit_pipeline(prepare(), recipe)
+    choice = nested_choice.Choice("stack", ("none", "beta", "temperature", "none", "none", "beta"), True)
+    pipeline = nested_choice.fit_pipeline(prepare(), choice)
     names = ["a", "b", "c"]
-    content = json.loads(json.dumps(nested_choice.to_json(recipe, pipeline, names)))
+    content = json.loads(json.dumps(nested_choice.to_json(choice, pipeline, names)))
     again = nested_choice.from_json(content, names)
     assert np.array_equal(nested_choice.predict(again, RUNS), nested_choice.predict(pipeline, RUNS))
     swapped = nested_choice.from_json(content, ["c", "a", "b"])
@@ -107,7 +107,7 @@ def test_a_pipeline_goes_through_json_and_comes_back_the_same():
 
 def test_a_run_that_is_a_copy_adds_nothing_and_the_best_run_most():
     data = prepare(runs=[RUNS[0], RUNS[2], RUNS[2]])
-    gains = nested_choice.without_each(data, ["good", "twin", "copy"], nested_choice.Recipe("simplex"))
+    gains = nested_choice.without_each(data, ["good", "twin", "copy"], nested_choice.Choice("simplex"))
     assert gains["good"][0] > 10 * abs(gains["copy"][0])
     assert gains["twin"][0] == pytest.approx(gains["copy"][0], abs=1e-6)
 
