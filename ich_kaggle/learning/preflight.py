@@ -9,7 +9,7 @@ from ich_kaggle.learning import devices, fit, pretrained, profiling, slice_model
 
 PROBE = 224  # px of the slices whose step is measured; larger ones take more in proportion to their pixels
 COPIES = 4  # of all weights: gradient, two moments of AdamW, average
-OVERHEAD = 1.15  # peak of a step to what it keeps for its gradient: 1.07 to 1.16 in five networks
+OVERHEAD = 1.15  # peak of a step to what it keeps for its gradient: 1.07 to 1.16 in four networks
 SHARE = 0.8  # of the free memory that a step may take: the rest is for the loader's workers and a heap with gaps
 
 
