@@ -175,7 +175,9 @@ def test_a_dry_run_tells_time_and_memory_and_leaves_nothing(work, capsys):
     train.main([*TINY, "--work-dir", str(work), "--run", "a", "--dry-run"])
     first, told = capsys.readouterr().out.splitlines()
     assert first == "dry run: timing training, then validation, for up to 30 s each"
-    assert all(word in told for word in ("img/s", "an epoch", "a fold of 2 epochs", "GB of memory", "folds to fit: 3"))
+    assert all(
+        word in told for word in ("img/s", "per epoch", "per fold of 2 epochs", "GB of memory", "folds to fit: 3")
+    )
     assert not (work / "runs").exists()
 
 
