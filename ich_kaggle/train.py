@@ -1,18 +1,16 @@
-"""Fit the slice model on every fold but one, and score it on that one.
+"""Train the slice model of each fold on the other folds, and score it on its own.
 
-Reads:   work/slices.parquet, work/folds.csv, work/cache/  (each made first where it is missing),
-         work/weights/<arch>.safetensors  (if it is there, instead of a download)
+Reads:   work/slices.parquet, work/folds.csv, work/cache/  (made first if they do not exist),
+         work/weights/<arch>.safetensors  (if it exists, instead of a download)
 Writes:  work/runs/<run>/run.json  (the settings that all folds share)
-         work/runs/<run>/fold<k>/  log.csv, model.pt  (state.pt until it is finished)
+         work/runs/<run>/fold<k>/  log.csv, model.pt  (and state.pt until training is finished)
 Example: python -m ich_kaggle.train --recipe cpu --fold 0
          python -m ich_kaggle.train --arch resnet50 --context slices --dry-run
          torchrun --nproc_per_node 2 -m -- ich_kaggle.train --recipe cpu --fold 0
 """
 
 import argparse
-import logging
 from functools import partial
-from pathlib import Path
 
 from ich_kaggle.common import cli, runs
 from ich_kaggle.common.project import Project
@@ -30,75 +28,49 @@ from ich_kaggle.learning import (
 )
 from ich_kaggle.scoring import patient_folds
 
-log = logging.getLogger(__name__)
+RUN = ("--run", "--fold", "--device", "--data-dir", "--work-dir", "--workers", "--overwrite")
 
 
-def train(
-    *,
-    data_dir: Path | None = None,
-    work_dir: Path,
-    run: str | None = None,
-    arch: str | None,
-    fold: list[int] | None = None,
-    device: str = "auto",
-    workers: int = 1,
-    overwrite: bool = False,
-    dry_run: bool = False,
-    tensorboard: bool = False,
-    checkpoint_every: float = 600.0,
-    **settings,
-) -> None:
-    """Fit the chosen folds of a run, those left out that are finished.
+def train(*, arch: str | None, run: str | None = None, fold: list[int] | None = None, **flags) -> None:
+    """Train the chosen folds of a run, except those that are finished.
 
-    `settings` are fields of fit.Recipe, augment.Augment and tasks.Task, and arguments of tasks.slice_config.
+    `flags` are fields of Project, fold_training.Session and the dataclasses of tasks.Plan, and arguments of
+    tasks.slice_config.
     """
     if arch is None:
         raise ValueError("no architecture: give --arch or --recipe")
-    project, flags_of_run = Project(data_dir, work_dir, workers), {"arch": arch, **settings}
-    this = project.run(run or arch)
+    project, session = (training_options.take(kind, flags) for kind in (Project, fold_training.Session))
+    settings, this = {"arch": arch, **flags}, project.run(run or arch)
+    is_new = session.overwrite or not this.begun
     slice_model.check_arch(arch)
-    if overwrite or not this.begun:
-        training_options.check(settings)  # else it is resumed with the settings that it has
-    recipe, move, task = (training_options.take(kind, settings) for kind in (fit.Recipe, augment.Augment, tasks.Task))
-    config = tasks.slice_config(arch, side_weight=task.side_weight, **settings)
-    with ddp.processes(device) as name:
-        same = dict(recipe=recipe, device=devices.pick_device(name))
-        probe = partial(preflight.check, config, recipe, task, device=same["device"], tensorboard=tensorboard)
-        if is_new := overwrite or not this.begun:
-            probe(work_dir=work_dir)
+    if is_new:
+        training_options.check(settings)  # a run that has begun is resumed with the settings that it has
+    plan = plan_of(arch, flags)
+    with ddp.processes(session.device) as name:
+        device = devices.pick_device(name)
+        probe = partial(preflight.check, plan, device, project.work_dir, session.tensorboard)
+        if is_new:
+            probe()
         with ddp.first():
             patient_folds.ensure(project)
-        chosen, recorded = project.chosen(fold), fold_training.settings_of(project, flags_of_run)
-        this.check(recorded, replaced=chosen if overwrite else [])
+        chosen, recorded = project.chosen(fold), fold_training.settings_of(project, settings)
+        this.check(recorded, replaced=chosen if session.overwrite else [])
         if not is_new and set(chosen) - set(this.finished):
-            probe(work_dir=work_dir)
+            probe()
         with ddp.first():
-            cache_dir = picture_cache.ensure(project, config.cache_size, config.crop)
-        load = partial(tasks.slice_loader, folder=cache_dir, config=config, batch_size=task.batch_size, workers=workers)
-        loss = partial(tasks.slice_loss, focal=task.focal, side_weight=task.side_weight)
+            cache_dir = picture_cache.ensure(project, plan.config.cache_size, plan.config.crop)
+        training = fold_training.Training(project, this, plan, session, device, cache_dir)
+        if session.dry_run:
+            cli.say(training.rehearse(chosen))
+        else:
+            training.fit_folds(chosen, partial(this.write, recorded, weights_from=settings["weights"]))
 
-        def parts(k: int) -> tuple:
-            seen, held_out = project.slices[project.is_train & (project.fold != k)], project.slices[project.fold == k]
-            loaders = tasks.loaders(seen, held_out, load, task, move, recipe.seed)
-            return tasks.new_model(config, task.weights, work_dir, seen, recipe.seed), loaders, seen, held_out
 
-        if dry_run:
-            model, loaders, *_ = parts(chosen[0])
-            n_open = sum(overwrite or not (this.fold(k) / "model.pt").exists() for k in chosen)
-            cli.say(f"{fold_training.rehearse(model, loaders, loss, **same)}; folds to fit: {n_open}")
-            return
-        with ddp.first() as is_first:
-            if overwrite and is_first:
-                this.remove(chosen)
-        rest = dict(every=checkpoint_every, tensorboard=tensorboard)
-        rest["begin"] = partial(this.write, recorded, weights_from=flags_of_run["weights"])
-        for k in chosen:
-            with ddp.alone(this.fold(k)):
-                with ddp.first():
-                    is_open = fold_training.open_folds(this, [k], overwrite=False)
-                if is_open:
-                    model, loaders, seen, held_out = parts(k)
-                    fold_training.fit_fold(model, loaders, loss, seen, held_out, this.fold(k), **same, **rest)
+def plan_of(arch: str, settings: dict) -> tasks.Plan:
+    """Return the plan of a run. Raises TypeError naming a setting that does not exist."""
+    kinds = (fit.FitSettings, augment.Augment, tasks.Task)
+    fitting, move, task = (training_options.take(kind, settings) for kind in kinds)
+    return tasks.Plan(tasks.slice_config(arch, side_weight=task.side_weight, **settings), fitting, move, task)
 
 
 class _ListRecipes(argparse.Action):
@@ -108,20 +80,21 @@ class _ListRecipes(argparse.Action):
 
 
 def build_parser():
-    shared = ("--data-dir", "--work-dir", "--run", "--recipe", "--arch", "--fold", "--image-size", "--epochs")
-    shared += ("--batch-size", "--lr", "--weights", "--seed", "--device", "--workers", "--overwrite")
-    parser = cli.command(__doc__, *shared)
+    parser = cli.command(__doc__)
     training_options.add(parser)
-    add = parser.add_argument
-    add("--checkpoint-every", type=cli.within(0), default=600.0, help="seconds")
-    add("--tensorboard", action="store_true", help="write the log for TensorBoard too")
-    add("--dry-run", action="store_true", help="train for up to a minute, keep nothing, say what the run would take")
+    add = parser.add_argument_group("run").add_argument
+    add("--recipe", **cli.FLAGS["--recipe"])
     add("--recipes", action=_ListRecipes, nargs=0, dest=argparse.SUPPRESS, help="list the recipes and their sources")
+    for flag in RUN:
+        add(flag, **cli.FLAGS[flag])
+    add("--checkpoint-every", type=cli.within(0), default=600.0, help="seconds between checkpoints within an epoch")
+    add("--tensorboard", action="store_true", help="write the log for TensorBoard too")
+    add("--dry-run", action="store_true", help="train for up to a minute, keep nothing, report the cost of the run")
     return parser
 
 
 def recorded(options: argparse.Namespace) -> dict:
-    """Return the settings of the run that `options` name, as flags; none if it has not begun."""
+    """Return the settings of the run that `options` name, as flags; {} if it has not begun."""
     run = runs.Run(options.work_dir, options.run or options.arch)
     if not run.begun:
         return {}

@@ -12,6 +12,8 @@ import torch
 from ich_kaggle import ensemble, folds, predict, sequence, train
 from ich_kaggle.common import cli, metric, paths, runs, storage, tables
 from ich_kaggle.common.labels import LABELS
+from ich_kaggle.common.project import Project
+from ich_kaggle.common.runs import Run
 from ich_kaggle.learning import fit as learning_fit
 from ich_kaggle.learning import slice_model
 from ich_kaggle.second_level import fit as second_level_fit
@@ -51,9 +53,9 @@ def refusal(work_dir, capsys, *flags, **how) -> str:
 
 
 def read(work_dir, features="oof", k=0, on=("a", "b")):
-    table = tables.read_slices(work_dir)
-    fold = tables.read_folds(work_dir, table)
-    return fold_fitting.read_inputs(work_dir, list(on), k, features, table, fold), fold
+    project = Project(None, work_dir)
+    part = fold_fitting.part_of(project, project.folds)
+    return fold_fitting.read_inputs([project.run(run) for run in on], k, features, project.folds, part), part.fold
 
 
 def fit(inputs, fitted, folder, model):
@@ -186,7 +188,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(work_dir, monkeypatch, r
         if len(rows) == rows_written:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "write_log", interrupt)
+    monkeypatch.setattr(learning_fit, "write_log", interrupt)
     with pytest.raises(SystemExit) as stop:
         run_sequence(work_dir, *flags)
     assert stop.value.code == 130
@@ -245,11 +247,13 @@ def test_other_options_are_refused_by_name_but_those_of_other_models(work_dir, c
 
 
 @pytest.mark.parametrize("features", ["oof", "fold"])
-def test_a_run_without_some_fold_is_refused_by_name(work_dir, capsys, features):
+def test_a_fold_that_a_run_lacks_is_left_out_and_refused_by_name_where_it_is_asked_for(work_dir, capsys, features):
     shutil.rmtree(paths.fold(work_dir, "b", 2))
-    message = refusal(work_dir, capsys, "--features", features)
+    message = refusal(work_dir, capsys, "--features", features, "--fold", "2")
     folder = paths.fold(work_dir, "b", 2)
-    assert message == f"error: {folder}/model.pt is missing: run python -m ich_kaggle.train --run b --fold 2"
+    assert message == f"error: {folder} is not finished: run python -m ich_kaggle.train --run b --fold 2"
+    run_sequence(work_dir, "--features", features)
+    assert Run(work_dir, "second").finished == [0, 1]
 
 
 def test_missing_embeddings_are_refused_with_the_command_that_makes_them(work_dir, capsys):
@@ -263,17 +267,17 @@ def test_missing_embeddings_are_refused_with_the_command_that_makes_them(work_di
         f"error: {path}: slice {third} has no embedding (2 slices have none): {remedy} --overwrite"
     )
     path.unlink()
-    missing = f"error: {path} is missing: {remedy} --overwrite, with the other flags it was made with"
-    assert refusal(work_dir, capsys, "--features", "fold") == missing
+    assert refusal(work_dir, capsys, "--features", "fold") == f"error: {path} is missing: {remedy} --overwrite"
     second_level.write_embeddings(path, np.nan_to_num(embeddings))
     run_sequence(work_dir, "--features", "fold")
 
 
 def test_a_run_on_other_slices_or_folds_is_refused(work_dir, capsys):
-    path = paths.fold(work_dir, "b", 1) / "options.json"
-    options = storage.read_json(path)
-    storage.write_json(path, {"options": options["options"] | {"folds": "other"}})
-    assert re.search(r"b/fold1/options.json was made with folds other, not .*fit b again", refusal(work_dir, capsys))
+    path = work_dir / "runs" / "b" / "run.json"
+    record = storage.read_json(path)
+    storage.write_json(path, record | {"settings": record["settings"] | {"folds": "other"}})
+    remedy = "python -m ich_kaggle.train --run b --fold 0 --overwrite fits it anew"
+    assert re.search(rf"b/run.json was made with folds other, not .*: {remedy}", refusal(work_dir, capsys))
 
 
 def test_a_second_level_is_read_by_its_logits_only_and_never_by_itself(work_dir, capsys):
@@ -287,8 +291,8 @@ def test_a_second_level_is_read_by_its_logits_only_and_never_by_itself(work_dir,
 def test_an_unfinished_second_level_is_not_predicted_as_a_slice_run(work_dir, capsys):
     run_sequence(work_dir, on=["a"])
     (paths.fold(work_dir, "second", 1) / "predict.json").unlink()
-    message = refusal(work_dir, capsys, on=["second"], run="third")
-    assert message.endswith("predict.json is missing: finish python -m ich_kaggle.sequence --run second --fold 1")
+    message = refusal(work_dir, capsys, "--fold", "1", on=["second"], run="third")
+    assert message.endswith("second/fold1 is not finished: run python -m ich_kaggle.sequence --run second --fold 1")
 
 
 def test_the_name_of_a_run_is_its_model_and_what_it_reads(work_dir):
@@ -339,7 +343,7 @@ def test_what_has_not_been_predicted_is_predicted_and_said_so(competition, tmp_p
     train.main([*place, "--run", "slices", *slice_flags, "--weights", "none", "--device", "cpu"])
     with caplog.at_level("INFO"):
         sequence.main([*place, "--on", "slices", "--features", "fold", *QUICK, "--run", "second"])
-    assert "runs/slices/fold1: not predicted yet: predicting" in caplog.text
+    assert "runs/slices: fold 0, 1 is not predicted yet" in caplog.text
     written = (paths.fold(work_dir, "slices", 1) / "predict.json").stat().st_mtime_ns
     sequence.main([*place, "--on", "slices", "--features", "oof", "--model", "smooth", "--run", "smoothed"])
     assert (paths.fold(work_dir, "slices", 1) / "predict.json").stat().st_mtime_ns == written

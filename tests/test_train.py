@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from ich_kaggle import predict, train
-from ich_kaggle.common import metric, paths, storage, tables, windows
+from ich_kaggle.common import metric, paths, tables, windows
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
+from ich_kaggle.common.runs import Run
 from ich_kaggle.dicom import png
-from ich_kaggle.learning import datasets, fit, neighbours, slice_model, tasks
+from ich_kaggle.learning import datasets, fit, neighbours, profiling, slice_model, tasks, training_options
 from ich_kaggle.scoring import patient_folds
 
 TINY = ["--arch", "test_resnet", "--weights", "none", "--image-size", "32", "--cache-size", "64", "--batch-size", "8"]
@@ -48,7 +49,7 @@ def equal(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_a_finished_fold_leaves_its_model_log_and_options_and_nothing_else(work):
+def test_a_finished_fold_leaves_its_model_and_log_and_nothing_else(work):
     run(work)
     assert {path.name for path in (work / "runs" / "a" / "fold0").iterdir()} == LEFT
 
@@ -125,8 +126,8 @@ def test_a_run_on_the_cropped_cache_trains_and_predicts_from_that_cache_alone(wo
     run(work, "--crop", "study", "--epochs", "1")
     predict.main(["--work-dir", str(work), "--run", "a", "--fold", "0", "--workers", "0"])
     assert {path.name for path in (work / "cache").glob("[!.]*")} == {"64", "64-study"}  # the fixture made the first
-    options = storage.read_json(work / "runs" / "a" / "fold0" / "options.json")["options"]
-    assert (options["crop"], options["cache_size"]) == ("study", 64)
+    settings = Run(work, "a").settings
+    assert (settings["crop"], settings["cache_size"]) == ("study", 64)
     assert slice_model.load(work / "runs" / "a" / "fold0" / "model.pt").config.crop == "study"
     assert "made with crop study, not none" in refused(work, "--fold", "0", "--epochs", "1")
 
@@ -161,7 +162,7 @@ EVERYTHING += ["--focal", "1", "--accumulate", "2", "--freeze", "1", "--layer-de
 
 def test_every_option_of_training_runs_and_is_recorded(work):
     run(work, *EVERYTHING, "--vflip", "0.1", "--clip", "0.5", "--warmup", "0.3", "--weight-decay", "0.1")
-    options = storage.read_json(work / "runs" / "a" / "run.json")["settings"]
+    options = Run(work, "a").settings
     assert (options["sampler"], options["freeze"], options["layer_decay"], options["soften"]) == ("study", 1, 0.7, 0.1)
 
 
@@ -174,18 +175,20 @@ def test_a_dry_run_tells_time_and_memory_and_leaves_nothing(work, capsys):
     train.main([*TINY, "--work-dir", str(work), "--run", "a", "--dry-run"])
     first, told = capsys.readouterr().out.splitlines()
     assert first == "dry run: timing training, then validation, for up to 30 s each"
-    assert all(word in told for word in ("img/s", "an epoch", "a fold of 2 epochs", "GB of memory", "folds to fit: 3"))
+    assert all(
+        word in told for word in ("img/s", "per epoch", "per fold of 2 epochs", "GB of memory", "folds to fit: 3")
+    )
     assert not (work / "runs").exists()
 
 
 def test_a_dry_run_measures_the_costliest_step_and_counts_the_folds_that_are_open(work, capsys, monkeypatch):
-    run(work)
+    flags = ["--freeze", "1", "--accumulate", "9"]
+    run(work, *flags)
     updated = []
     update = fit.Fit._update
-    monkeypatch.setattr(train.profiling, "LONGEST", 0.0)  # after the first batch
+    monkeypatch.setattr(profiling, "LONGEST", 0.0)  # after the first batch
     monkeypatch.setattr(fit.Fit, "_update", lambda fit: updated.append(fit.is_frozen) or update(fit))
-    flags = ["--freeze", "1", "--accumulate", "9", "--dry-run"]
-    train.main([*TINY, "--work-dir", str(work), "--run", "a", *flags])
+    train.main([*TINY, "--work-dir", str(work), "--run", "a", *flags, "--dry-run"])
     assert updated == [False]
     assert "folds to fit: 2" in capsys.readouterr().out
 
@@ -203,24 +206,24 @@ def test_a_dry_run_says_how_long_loading_takes_where_that_is_slower_than_trainin
         clock.now += 0.5
         return read(dataset, row)
 
-    monkeypatch.setattr(train.profiling, "time", clock)
+    monkeypatch.setattr(profiling, "time", clock)
     monkeypatch.setattr(datasets.SliceDataset, "read", slow)
     train.main([*TINY, "--work-dir", str(work), "--run", "a", "--fold", "0", "--dry-run"])
     assert ", 2 img/s;" in capsys.readouterr().out
 
 
 def test_settings_that_made_nothing_yet_may_be_changed(work, monkeypatch):
-    monkeypatch.setattr(train.tasks, "new_model", lambda *_: 1 / 0)
+    monkeypatch.setattr(tasks, "new_model", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(work, "--lr", "0.5")
     monkeypatch.undo()
     run(work)
-    options = storage.read_json(work / "runs" / "a" / "run.json")["settings"]
+    options = Run(work, "a").settings
     assert options["lr"] == 2e-4
 
 
 def test_a_run_that_was_begun_goes_on_with_settings_that_do_nothing(work, monkeypatch):
-    monkeypatch.setattr(train.training_options, "check", lambda settings: None)
+    monkeypatch.setattr(training_options, "check", lambda settings: None)
     run(work, "--swap", "0.5")
     monkeypatch.undo()
     run(work, "--swap", "0.5", fold=1)
@@ -287,12 +290,12 @@ def test_tensorboard_gets_the_log(work):
 
 def test_tensorboard_gets_each_epoch_once_of_a_run_gone_on_from(work, monkeypatch):
     told, save = [], slice_model.save
-    monkeypatch.setattr(train.profiling, "summary_writer", lambda: None)  # is installed
-    monkeypatch.setattr(train.profiling, "board", lambda folder: lambda row: told.append(row["epoch"]))
-    monkeypatch.setattr(train.slice_model, "save", lambda *_: 1 / 0)
+    monkeypatch.setattr(profiling, "summary_writer", lambda: None)  # is installed
+    monkeypatch.setattr(profiling, "board", lambda folder: lambda row: told.append(row["epoch"]))
+    monkeypatch.setattr(slice_model, "save", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(work, "--tensorboard")
-    monkeypatch.setattr(train.slice_model, "save", save)
+    monkeypatch.setattr(slice_model, "save", save)
     run(work, "--tensorboard")
     assert told == [0, 1]
 

@@ -1,1 +1,1 @@
-"""The slice level: models, augmentation, data loading and training with torch."""
+"""The slice level: models, augmentation, data loading, training and prediction with torch."""

@@ -1,4 +1,4 @@
-"""Several processes on one run, as torchrun starts them: who waits for whom, and what they bring together."""
+"""Training of one fold by several processes of torchrun: order, sharding and gathering."""
 
 import contextlib
 import os
@@ -15,12 +15,12 @@ from ich_kaggle.common import locks
 
 @contextlib.contextmanager
 def processes(device: str) -> Iterator[str]:
-    """Join the other processes if torchrun started this one; give the device it works on."""
+    """Join the process group if torchrun started this process, and yield the name of its device."""
     if "LOCAL_RANK" not in os.environ:
         yield device
         return
     on_gpu = device != "cpu" and torch.cuda.is_available()
-    # A first run caches a million slices while the others wait.
+    # In a first run the others wait until a million slices are cached.
     distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(days=2))
     try:
         if on_gpu:
@@ -31,13 +31,13 @@ def processes(device: str) -> Iterator[str]:
 
 
 def shard() -> tuple[int, int]:
-    """Return which process this is, and of how many."""
+    """Return the rank of this process and the number of processes."""
     return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
 
 
 @contextlib.contextmanager
 def first() -> Iterator[bool]:
-    """Let the first process do what follows before the others do, who then find it done; give whether this is it."""
+    """Run the block in the first process before the others, and yield whether this is the first."""
     rank, world = shard()
     if rank > 0:
         distributed.barrier()
@@ -48,13 +48,13 @@ def first() -> Iterator[bool]:
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Keep all other commands from `path` inside, see locks.locked: the first process does, for all of them."""
+    """Lock `path` against other commands, see locks.locked; the first process holds the lock for all."""
     with locks.locked(path) if shard()[0] == 0 else contextlib.nullcontext():
         yield
 
 
 def gather(part: np.ndarray) -> np.ndarray:
-    """Return the rows that `shard` dealt out, `part` (m, ...) to this process, in their order: (n, ...)."""
+    """Return the rows of all processes in the original order, (n, ...), from the `part` (m, ...) of this one."""
     rank, world = shard()
     if world == 1:
         return part

@@ -1,4 +1,4 @@
-"""Where a model computes."""
+"""Choice of the device on which a model runs."""
 
 import functools
 import logging
@@ -12,9 +12,9 @@ log = logging.getLogger(__name__)
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device called `name`; auto is the first GPU on which an operation runs, else the CPU.
+    """Return the device `name`; auto is the first GPU if an operation runs on it, and otherwise the CPU.
 
-    Raises ValueError for a device that there is not.
+    Raises ValueError for a device that does not exist.
     """
     device = _first_that_runs() if name == "auto" else _named(name)
     if device.type == "cpu":
@@ -35,7 +35,7 @@ def _named(name: str) -> torch.device:
 def _first_that_runs() -> torch.device:
     if torch.cuda.is_available():
         try:
-            # Of torchrun's processes each tries its own: trying takes memory that stays taken.
+            # Each process of torchrun tries its own GPU, because the trial keeps some memory.
             torch.zeros(8, device=f"cuda:{os.environ.get('LOCAL_RANK', 0)}").add_(1).sum().item()
             return torch.device("cuda")
         except RuntimeError as error:

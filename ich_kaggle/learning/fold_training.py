@@ -1,109 +1,141 @@
-"""Training of one fold of a run: its log, checkpoints and model, and a rehearsal of a few steps."""
+"""Training of the folds of a run: log, checkpoint and model of each, or a rehearsal of a few steps."""
 
 import contextlib
-import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
+import torch
+from torch.utils.data import DataLoader
 
 from ich_kaggle.common import cli, metric, runs, tables
 from ich_kaggle.common.project import Project
-from ich_kaggle.learning import (
-    ddp,
-    fit,
-    pretrained,
-    profiling,
-    slice_model,
-)
-
-log = logging.getLogger(__name__)
+from ich_kaggle.learning import ddp, fit, pretrained, profiling, slice_model, tasks
 
 
-def fit_fold(
-    model: slice_model.SliceModel,
-    loaders: tuple,
-    loss: Callable,
-    seen: pd.DataFrame,
-    held_out: pd.DataFrame,
-    folder: Path,
-    *,
-    recipe: fit.Recipe,
-    device,
-    begin: Callable[[], None],
-    every: float = 600.0,
-    tensorboard: bool = False,
-) -> None:
-    """Fit `model` on the slices `seen` and write its log, scored on those `held_out`, and itself into `folder`.
+@dataclass(frozen=True)
+class Session:
+    """Flags of one call of `train` that change no result, so that run.json does not record them."""
 
-    `loaders` give the two. A checkpoint is written every `every` seconds; `begin` is called before each.
-    """
-    loader, valid_loader = loaders
-
-    def validate(averaged) -> dict:
-        logits = ddp.gather(fit.predict(averaged, valid_loader, device, what="validate"))
-        return metric.validation(tables.targets(held_out), logits)
-
-    checkpoint = folder / "state.pt"
-    is_told = checkpoint.exists()  # the last row of the log, when it comes
-    with ddp.first() as is_first:
-        tell = profiling.board(folder / "tensorboard") if tensorboard and is_first else None
-    for rows in fit.fit(
-        model,
-        loader,
-        loss,
-        recipe=recipe,
-        validate=validate,
-        device=device,
-        checkpoint=checkpoint,
-        begin=begin,
-        every=every,
-        names=lambda batch: seen.slice_id.iloc[batch[-1].tolist()].tolist(),
-    ):
-        if is_first:
-            fit.write_log(folder / "log.csv", rows)
-        if tell and rows and not is_told:
-            tell(rows[-1])
-        is_told = False
-    with ddp.first() as is_first:
-        if is_first:
-            slice_model.save(folder / "model.pt", slice_model.for_prediction(model))
-            checkpoint.unlink(missing_ok=True)
-    cli.say(f"{folder}: log loss {rows[-1]['valid_loss']:.4f} on {held_out.patient_id.nunique()} held-out patients")
+    device: str = "auto"
+    checkpoint_every: float = 600.0  # seconds
+    tensorboard: bool = False
+    dry_run: bool = False
+    overwrite: bool = False
 
 
-def rehearse(model: slice_model.SliceModel, loaders: tuple, loss: Callable, *, recipe: fit.Recipe, device) -> str:
-    """Train and validate for up to a minute, keep nothing, and return what the run would take."""
-    loader, valid_loader = loaders
-    recipe = replace(recipe, freeze=0, accumulate=1)  # the costliest step: all of the network learns, in each batch
-    run = fit.Fit(model, recipe, len(loader), device)
+@dataclass(frozen=True)
+class Fold:
+    """A model before training, the slices of its training and of its validation, and a loader of each."""
+
+    model: slice_model.SliceModel
+    seen: pd.DataFrame
+    held_out: pd.DataFrame
+    loader: DataLoader
+    valid_loader: DataLoader
+
+    def names(self, batch: tuple) -> list[str]:
+        """Return the ids of the slices of a batch of `loader`."""
+        return self.seen.slice_id.iloc[batch[-1].tolist()].tolist()
+
+    def validate(self, averaged: slice_model.SliceModel, device: torch.device) -> dict:
+        """Return the columns of the log that score `averaged` on all held-out slices."""
+        logits = ddp.gather(fit.predict(averaged, self.valid_loader, device, what="validate"))
+        return metric.validation(tables.targets(self.held_out), logits)
+
+
+@dataclass(frozen=True)
+class Training:
+    """Training of a run in this process."""
+
+    project: Project
+    run: runs.Run
+    plan: tasks.Plan
+    session: Session
+    device: torch.device
+    cache_dir: Path
+
+    def fold(self, k: int) -> Fold:
+        """Return fold `k`, ready to be trained."""
+        project, plan = self.project, self.plan
+        seen, held_out = project.slices[project.is_train & (project.fold != k)], project.slices[project.fold == k]
+        loaders = plan.loaders(seen, held_out, self.cache_dir, project.workers)
+        model = tasks.new_model(plan.config, plan.task.weights, project.work_dir, seen, plan.settings.seed)
+        return Fold(model, seen, held_out, *loaders)
+
+    def fit_folds(self, chosen: list[int], before_write: Callable[[], None]) -> None:
+        """Train the `chosen` folds in turn, each under a lock, except those that are finished.
+
+        With --overwrite they are removed first. `before_write` is called before each write of a checkpoint.
+        """
+        with ddp.first() as is_first:
+            if self.session.overwrite and is_first:
+                self.run.remove(chosen)
+        for k in chosen:
+            with ddp.alone(self.run.fold(k)):
+                with ddp.first():
+                    is_open = not self._is_finished(k)
+                if is_open:
+                    self._fit_fold(self.fold(k), self.run.fold(k), before_write)
+
+    def _is_finished(self, k: int) -> bool:
+        """Return whether fold `k` has a model, and if so say it."""
+        if is_finished := (path := self.run.fold(k) / "model.pt").exists():
+            cli.say(f"{path}{cli.THERE}")
+            with contextlib.suppress(FileNotFoundError):  # left by a process killed between the two steps
+                path.with_name("state.pt").unlink()
+        return is_finished
+
+    def _fit_fold(self, fold: Fold, folder: Path, before_write: Callable[[], None]) -> None:
+        """Train `fold` and write its log and its model into `folder`."""
+        checkpoint = fit.Checkpoint(folder / "state.pt", self.session.checkpoint_every, before_write)
+        is_resumed = checkpoint.path.exists()
+        with ddp.first() as is_first:
+            is_told = self.session.tensorboard and is_first
+            tell = profiling.board(folder / "tensorboard") if is_told else lambda row: None
+        validate = partial(fold.validate, device=self.device)
+        how = dict(settings=self.plan.settings, validate=validate, device=self.device, checkpoint=checkpoint)
+        for rows in fit.fit(fold.model, fold.loader, self.plan.loss, names=fold.names, **how):
+            if is_first:
+                fit.write_log(folder / "log.csv", rows)
+            if rows and not is_resumed:  # the last row of a checkpoint has been told
+                tell(rows[-1])
+            is_resumed = False
+        with ddp.first() as is_first:
+            if is_first:
+                slice_model.save(folder / "model.pt", slice_model.for_prediction(fold.model))
+                checkpoint.path.unlink(missing_ok=True)
+        n_patients = fold.held_out.patient_id.nunique()
+        cli.say(f"{folder}: log loss {rows[-1]['valid_loss']:.4f} on {n_patients} held-out patients")
+
+    def rehearse(self, chosen: list[int]) -> str:
+        """Train and validate for up to a minute, keep nothing, and return the cost of training the `chosen` folds."""
+        n_open = sum(self.session.overwrite or not (self.run.fold(k) / "model.pt").exists() for k in chosen)
+        return f"{rehearse(self.fold(chosen[0]), self.plan, self.device)}; folds to fit: {n_open}"
+
+
+def rehearse(fold: Fold, plan: tasks.Plan, device: torch.device) -> str:
+    """Return time and memory of the training of `fold`, measured on its first steps of training and validation."""
+    # The most expensive step: the whole network learns, and every batch is a step of the optimizer.
+    settings, loader = replace(plan.settings, freeze=0, accumulate=1), fold.loader
+    run = fit.Fit(fold.model, settings, len(loader), device)
     run.start_epoch()
     n_queued = loader.num_workers * (loader.prefetch_factor or 0)
     cli.say(f"dry run: timing training, then validation, for up to {profiling.LONGEST:.0f} s each")
-    work = partial(fit.careful_step, run, loss)
-    step = profiling.seconds_per_batch(fit.batches(loader), work, n_queued)
-    valid = profiling.seconds_per_batch(fit.outputs(run.averaged(), valid_loader, device), lambda _: None, n_queued)
-    epoch, size = step * len(loader) + valid * len(valid_loader), len(loader.batch_sampler.rows()) / len(loader)
+    step = profiling.seconds_per_batch(fit.batches(loader), partial(fit.careful_step, run, plan.loss), n_queued)
+    outputs = fit.outputs(run.averaged(), fold.valid_loader, device)
+    valid = profiling.seconds_per_batch(outputs, lambda _: None, n_queued)
+    epoch, size = step * len(loader) + valid * len(fold.valid_loader), len(loader.batch_sampler.rows()) / len(loader)
     memory, checkpoint = profiling.peak_memory(device), profiling.size_on_disk(run.write)
     return (
-        f"dry run: {step:.2f} s a step of {size:.0f} slices, {size / step:.0f} img/s; {profiling.duration(epoch)} an "
-        f"epoch, {profiling.duration(epoch * recipe.epochs)} a fold of {recipe.epochs} epochs; "
-        f"{memory / 1e9:.1f} GB of memory, {checkpoint / 1e6:.0f} MB a checkpoint"
+        f"dry run: {step:.2f} s per step of {size:.0f} slices, {size / step:.0f} img/s; {profiling.duration(epoch)} "
+        f"per epoch, {profiling.duration(epoch * settings.epochs)} per fold of {settings.epochs} epochs; "
+        f"{memory / 1e9:.1f} GB of memory, {checkpoint / 1e6:.0f} MB per checkpoint"
     )
 
 
 def settings_of(project: Project, settings: dict) -> dict:
-    """Return what run.json records of the flags `settings`: weights by their content, slices and folds by a hash."""
+    """Return the settings that run.json records: weights by their content, slices and folds by a hash."""
     return settings | {"weights": pretrained.identity(settings["weights"])} | project.same
-
-
-def open_folds(run: runs.Run, chosen: list[int], overwrite: bool) -> list[int]:
-    """Return those of the `chosen` folds that are still to be fitted; the others are named."""
-    finished = [] if overwrite else [k for k in chosen if (run.fold(k) / "model.pt").exists()]
-    for k in finished:
-        cli.say(f"{run.fold(k) / 'model.pt'}{cli.THERE}")
-        with contextlib.suppress(FileNotFoundError):  # of a process killed between the two
-            (run.fold(k) / "state.pt").unlink()
-    return [k for k in chosen if k not in finished]

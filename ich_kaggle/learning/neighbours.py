@@ -1,19 +1,19 @@
-"""What stands beside a slice in its series, and which slices an epoch shows. Rows are those of a sorted slice table."""
+"""Neighbours of slices in their series, and samplers of the slices of an epoch, as rows of a sorted slice table."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-SAME = 0.01  # mm: slices nearer than this are at one position
+SAME = 0.01  # mm: slices closer than this are at the same position
 
 SAMPLERS = ("all", "balanced", "study")
 
 
 def neighbours(series_id: Sequence[str], position: Sequence[float], offsets: Sequence[int]) -> np.ndarray:
-    """Return for each row the rows of the slices `offsets` positions away in its series: int (n, n_offsets).
+    """Return per row the rows of the slices `offsets` positions away in its series: int (n, n_offsets).
 
-    Slices at one position, a repeated scan, count as one, and the first of them stands for all. Past an end of a
-    series its last position stands in, and a slice that would have to stand in for itself does.
+    Slices at the same position, of a repeated scan, count as one position, and the first of them represents it. Beyond
+    the end of a series its last position is used; a slice at its own position is represented by itself.
     """
     series_id, position = np.asarray(series_id), np.asarray(position, float)
     row = np.arange(len(position))
@@ -27,9 +27,9 @@ def neighbours(series_id: Sequence[str], position: Sequence[float], offsets: Seq
 
 
 def soften(target: np.ndarray, beside: np.ndarray, share: float) -> np.ndarray:
-    """Return `target` (n, 6) moved by `share` to the mean target of the rows `beside` it, (n, k).
+    """Return `target` (n, 6) moved by the fraction `share` to the mean target of the rows `beside`, (n, k).
 
-    Labels are set slice by slice and are least certain where a lesion begins and ends; only there do the two differ.
+    Only the labels at the ends of a lesion change, where labels that were set slice by slice are least certain.
     """
     return (target + share * (target[beside].mean(axis=1) - target)).astype(np.float32)
 
@@ -37,10 +37,10 @@ def soften(target: np.ndarray, beside: np.ndarray, share: float) -> np.ndarray:
 def sampler(
     name: str, *, patient_id: Sequence[str], study_id: Sequence[str], is_positive: np.ndarray, per_study: int = 4
 ) -> Callable[[np.random.Generator], np.ndarray]:
-    """Return a function that draws the rows of an epoch, always as many, in random order.
+    """Return a function that draws the rows of an epoch, the same number each time, in random order.
 
-    all: every row once. balanced: as many slices of patients with a hemorrhage as of patients without, the larger
-    group's drawn anew each time. study: `per_study` slices of each study, likelier the nearer to its middle.
+    all: every row once. balanced: as many slices of patients with a hemorrhage as of patients without; those of the
+    larger group are drawn anew each time. study: `per_study` slices per study, more often from its middle.
     """
     n = len(is_positive)
     if name == "all":
@@ -59,10 +59,10 @@ def _mid_study(study_id: np.ndarray, per_study: int) -> Callable[[np.random.Gene
     start = np.flatnonzero(np.append(True, study_id[1:] != study_id[:-1]))
     length = np.diff(start, append=len(study_id))
     study, rank = np.repeat(np.arange(len(start)), length), np.arange(len(study_id)) - np.repeat(start, length)
-    weight = np.minimum(rank + 1, np.repeat(length, length) - rank)  # a triangle over the study
+    weight = np.minimum(rank + 1, np.repeat(length, length) - rank)  # triangular over the study
 
     def rows(rng: np.random.Generator) -> np.ndarray:
-        # The largest u^(1/w) of a study are a draw by weight without replacement (Efraimidis and Spirakis, 2006).
+        # The largest u^(1/w) are a weighted sample without replacement (Efraimidis and Spirakis, 2006).
         order = np.lexsort((-(rng.random(len(weight)) ** (1 / weight)), study))
         return rng.permutation(order[rank < per_study])
 

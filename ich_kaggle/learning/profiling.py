@@ -1,4 +1,4 @@
-"""What a run tells of itself beside its log: time and memory of a few steps, and TensorBoard."""
+"""Time and memory of training steps, and the log for TensorBoard."""
 
 import os
 import sys
@@ -11,22 +11,21 @@ import psutil
 import torch
 from torch import nn
 
-# Where Linux says what a control group may take: folder, limit, use, and its file cache in memory.stat.
+# Files of the memory of a Linux control group: folder, limit, usage, and the key of the file cache in memory.stat.
 GROUPS = (
     ("", "memory.max", "memory.current", "file"),
     ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
 )
 
-
-WINDOW, LONGEST = 10.0, 30.0  # seconds: a rate is measured over one or more, within the other
+WINDOW, LONGEST = 10.0, 30.0  # seconds: shortest and longest measurement of a rate
 
 
 def seconds_per_batch(batches: Iterable[tuple], work: Callable[[tuple], object], n_queued: int = 0) -> float:
-    """Return the mean time of taking a batch and doing `work` with it, as it is after hours, in seconds.
+    """Return the mean time in seconds of loading a batch and doing `work` with it, in the steady state.
 
-    The first `n_queued` batches, which the loader had begun before the first was asked for, and the one after them are
-    left out, or half of all where there are few. Stops after WINDOW seconds and thrice as many batches as were left
-    out, after LONGEST seconds, or at the end of `batches`.
+    The first `n_queued` batches, which the loader prepares before the first request, and the one after them are not
+    timed; with few batches, the first half is not. The measurement ends after WINDOW seconds and three times as many
+    batches as were not timed, after LONGEST seconds, or at the end of `batches`.
     """
     n_first, ends = n_queued + 1, [time.perf_counter()]
     for batch in batches:
@@ -42,7 +41,7 @@ def seconds_per_batch(batches: Iterable[tuple], work: Callable[[tuple], object],
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the bytes that this process has held at most on `device`."""
+    """Return the peak memory of this process on `device` in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -53,24 +52,24 @@ def peak_memory(device: torch.device) -> int:
 
 
 def free_memory() -> int:
-    """Return the bytes that this process can still take: of the machine, or of its control group if that has fewer."""
+    """Return the free memory for this process in bytes: of the machine, or of its control group if that is less."""
     room = min([psutil.virtual_memory().available, *_group_room(Path("/sys/fs/cgroup"))])
     return max(0, room) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes share it
 
 
 def _group_room(root: Path) -> list[int]:
-    """Return the bytes that the control group at `root` leaves, its file cache counted as free; [] without a limit."""
+    """Return the free bytes of the control group at `root`, counting its file cache as free; [] without a limit."""
     for folder, limit, used, cache in GROUPS:
         try:
             room = int((root / folder / limit).read_text()) - int((root / folder / used).read_text())
             return [room + int(dict(map(str.split, (root / folder / "memory.stat").open()))[cache])]
-        except (OSError, ValueError, KeyError):  # "max" is no number
+        except (OSError, ValueError, KeyError):  # "max" is not a number
             continue
     return []
 
 
 def activation_bytes(model: nn.Module, inputs: torch.Tensor) -> int:
-    """Return the bytes that a training step of `model` on `inputs` keeps for its gradient, beside the weights."""
+    """Return the bytes of activations that a training step of `model` on `inputs` keeps for the gradient."""
     kept = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -79,7 +78,7 @@ def activation_bytes(model: nn.Module, inputs: torch.Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = model.train()(inputs)  # held until the sum is taken, so that no two storages have one address
+        outputs = model.train()(inputs)  # kept until the sum is taken, so that no address is reused
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     total = sum(size for place, size in kept.items() if place not in own)
     del outputs
@@ -101,7 +100,7 @@ def duration(seconds: float) -> str:
 
 
 def summary_writer() -> type:
-    """Return TensorBoard's writer. Raises ImportError naming the extra that it takes."""
+    """Return TensorBoard's writer. Raises ImportError naming the extra to install."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -110,7 +109,7 @@ def summary_writer() -> type:
 
 
 def board(folder: Path) -> Callable[[dict], None]:
-    """Return a function that adds a row of the log to TensorBoard's files in `folder`."""
+    """Return a function that adds a row of the log to the TensorBoard files in `folder`."""
     writer = summary_writer()(folder)
 
     def add(row: dict) -> None:

@@ -1,4 +1,4 @@
-"""The slice model: any timm backbone, pooled to an embedding, and six logits. A saved model carries its own config."""
+"""The slice model: a timm backbone, pooled to an embedding, and a linear layer to six logits; saved with its config."""
 
 import difflib
 import json
@@ -14,40 +14,42 @@ from torch import nn
 from ich_kaggle.common import cli, storage, windows, zip_reader
 from ich_kaggle.common.labels import LABELS
 
-CHUNK = 65536  # slices whose embeddings are in memory at once
-STRIDE = 32  # px of the image to a pixel of the last feature map, unless an architecture is asked for less
+CHUNK = 65536  # slices whose embeddings are in memory at a time
+STRIDE = 32  # px of the image per pixel of the last feature map, without dilation
 
 
 @dataclass(frozen=True)
 class SliceConfig:
-    """What it takes to build a slice model and to feed it."""
+    """The hyperparameters of a slice model and of its input."""
 
     arch: str  # timm's name
-    image_size: int  # px, what the network sees
-    cache_size: int  # px, what the cache holds
-    windows: tuple[tuple[float, float], ...] = windows.CACHED  # center and width in HU, a channel each
+    image_size: int  # px, input of the network
+    cache_size: int  # px, images in the cache
+    windows: tuple[tuple[float, float], ...] = windows.CACHED  # center and width in HU, one per channel
     drop_path: float = 0.0
-    offsets: tuple[int, ...] = (0,)  # positions of the slices seen, all windows of each in turn
-    n_targets: int = 1  # slices whose labels are learned: the middle one, or as many as there are offsets
-    output_stride: int = STRIDE  # less of it is had by dilation
+    offsets: tuple[int, ...] = (
+        0,
+    )  # relative positions of the input slices; the channels are all windows of each in turn
+    n_targets: int = 1  # slices whose labels are predicted: 1, the middle one, or all offsets
+    output_stride: int = STRIDE  # below 32 by dilation
     crop: str = "none"  # of the cache
 
     @property
     def own(self) -> slice:
-        """Where, among all that is learned, the logits of the slice itself are."""
+        """The place of the logits of the slice itself among all logits."""
         middle = self.n_targets // 2 * len(LABELS)
         return slice(middle, middle + len(LABELS))
 
     @property
     def channels(self) -> list[int]:
-        """The channels of a cached slice that are shown."""
+        """The channels of a cached slice that are input."""
         return [windows.CACHED.index(tuple(window)) for window in self.windows]
 
 
 class SliceModel(nn.Module):
-    """uint8 images (n, h, w, c) -> logits (n, 6), or (n, n_targets, 6) where the neighbours' labels are learned too.
+    """uint8 images (n, h, w, c) -> logits (n, 6), or (n, n_targets, 6) with n_targets > 1.
 
-    `embed` gives the pooled features (n, d) before the head.
+    `embed` returns the pooled features (n, d), the input of the head.
     """
 
     def __init__(self, config: SliceConfig):
@@ -65,7 +67,7 @@ class SliceModel(nn.Module):
             raise ValueError(f"{config.arch} does not end in one linear layer: choose another architecture")
         self.embedding_size = self.head.in_features
         for name in ("mean", "std"):
-            # One value for all channels: they are windows, not colours.
+            # One value for all channels, because they are windows and not colours.
             self.register_buffer(name, 255 * torch.tensor(self.backbone.pretrained_cfg[name]).mean(), persistent=False)
         self.to(memory_format=torch.channels_last)
 
@@ -91,13 +93,13 @@ class SliceModel(nn.Module):
 
 
 def _backbone(config: SliceConfig, **options) -> nn.Module:
-    """Return timm's network. Raises ValueError if it can't be made in this way."""
+    """Return timm's network. Raises ValueError if timm cannot make it with these options."""
     if has_fixed_size(config.arch):
         options["img_size"] = config.image_size
-        del options["global_pool"]  # transformers pool as their weights were fitted
+        del options["global_pool"]  # transformers keep the pooling of their pretrained weights
     try:
         return timm.create_model(config.arch, **options)
-    except Exception as error:  # each architecture has errors of its own
+    except Exception as error:  # each architecture raises its own types
         special = ("drop_path_rate", "output_stride", "img_size")
         given = ", ".join(f"{key} {options[key]}" for key in special if key in options) or "these options"
         raise ValueError(
@@ -106,7 +108,7 @@ def _backbone(config: SliceConfig, **options) -> nn.Module:
 
 
 def has_fixed_size(arch: str) -> bool:
-    """Return whether a model is made for one size of image."""
+    """Return whether a model of `arch` takes images of one size only."""
     return bool(getattr(timm.get_pretrained_cfg(arch), "fixed_input_size", False))
 
 
@@ -116,20 +118,20 @@ def blank(config: SliceConfig, n: int, size: int) -> torch.Tensor:
 
 
 def head_logits(model: SliceModel, embeddings: np.ndarray) -> np.ndarray:
-    """Return the logits of the slices themselves, float32 (n, 6), that `model` gives from `embeddings` (n, d)."""
+    """Return the logits of the slices themselves, float32 (n, 6), from their `embeddings` (n, d)."""
     weight, bias = (part[model.config.own].detach().cpu().numpy() for part in (model.head.weight, model.head.bias))
     parts = np.array_split(embeddings, -(-len(embeddings) // CHUNK))
     return np.concatenate([part.astype(np.float32) @ weight.T + bias for part in parts])
 
 
 def _drop_hidden_layers(vgg: nn.Module, n_logits: int) -> None:
-    # The two layers of 4096 between VGG's features and its classifier tie it to 224 px and hold most of its weights.
+    # The two layers of 4096 between features and classifier fix VGG to 224 px and hold most of its weights.
     vgg.pre_logits = nn.Identity()
     vgg.head.fc = nn.Linear(vgg.num_features, n_logits)
 
 
 def check_arch(arch: str) -> None:
-    """Raise ValueError, with the nearest names, if timm has no `arch`."""
+    """Raise ValueError with similar names if timm has no `arch`."""
     if not timm.is_model(arch.split(".")[0]):
         near = difflib.get_close_matches(arch, timm.list_models(), 3, 0.4)
         raise ValueError(
@@ -138,7 +140,7 @@ def check_arch(arch: str) -> None:
 
 
 def start_at_prevalence(model: SliceModel, prevalence: np.ndarray) -> None:
-    """Let the head of `model` begin at the logits of `prevalence` (6,), so that no step is spent on finding them."""
+    """Initialise the head of `model` to predict about `prevalence` (6,), which saves the steps of learning it."""
     prevalence = np.tile(np.clip(prevalence, 1e-3, 1 - 1e-3), model.config.n_targets)
     with torch.no_grad():
         model.head.weight.mul_(0.1)
@@ -146,7 +148,7 @@ def start_at_prevalence(model: SliceModel, prevalence: np.ndarray) -> None:
 
 
 def for_prediction(model: SliceModel) -> SliceModel:
-    """Return `model` without the logits of the neighbours, which only its training asks for."""
+    """Return `model` without the logits of the neighbouring slices, which only training uses."""
     if model.config.n_targets == 1:
         return model
     plain = SliceModel(replace(model.config, n_targets=1))
@@ -159,14 +161,14 @@ def for_prediction(model: SliceModel) -> SliceModel:
 
 
 def save(path: Path, model: SliceModel) -> None:
-    """Write the weights of `model` with its config."""
+    """Write the weights of `model` and its config."""
     content = {"config": json.dumps(asdict(model.config)), "weights": model.state_dict()}
     with storage.writing(path) as temporary, temporary.open("wb") as file:
         torch.save(content, file)
 
 
 def load(path: Path | BinaryIO, device: torch.device | str = "cpu") -> SliceModel:
-    """Return the model in `path`, on `device`. Raises ValueError naming a damaged file."""
+    """Return the model in `path`, on `device`. Raises ValueError naming the file if it is damaged."""
     try:
         zip_reader.check(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -175,7 +177,7 @@ def load(path: Path | BinaryIO, device: torch.device | str = "cpu") -> SliceMode
         config["offsets"] = tuple(config.get("offsets", (0,)))
         model = SliceModel(SliceConfig(**config))
         model.load_state_dict(content["weights"])
-    except Exception as error:  # damaged bytes meet errors of every type
+    except Exception as error:  # damaged bytes raise errors of every type
         raise ValueError(
             f"{path}: not a whole model ({type(error).__name__}): remove it and run python -m ich_kaggle.train"
         ) from error

@@ -1,4 +1,4 @@
-"""What a slice model is fitted to: the slices it sees, what it is asked of them, and what it starts from."""
+"""The task of a slice model: its input, sampling, loss and initial weights."""
 
 import logging
 from collections.abc import Callable
@@ -20,7 +20,7 @@ WINDOWS = dict(zip(("brain", "subdural", "soft"), windows.CACHED, strict=True))
 
 @dataclass(frozen=True)
 class Task:
-    """What is shown of the slices, what is asked of the model, and what it starts from."""
+    """The settings of sampling, labels and loss, and the initial weights."""
 
     batch_size: int = 32
     weights: str = "imagenet"
@@ -42,7 +42,7 @@ def slice_config(
     side_weight: float = 0.0,
     **rest,
 ) -> slice_model.SliceConfig:
-    """Return the config of a model that sees three windows of a slice, one `window` of three slices, or all nine."""
+    """Return the config of a model whose input is three windows of a slice, one `window` of three slices, or both."""
     offsets = (0,) if context == "windows" else (-stride, 0, stride)
     shown = (WINDOWS[window],) if context == "slices" else windows.CACHED
     n_targets = len(offsets) if side_weight else 1
@@ -52,7 +52,10 @@ def slice_config(
 
 
 def slice_loss(model, batch: tuple, focal: float = 0.0, side_weight: float = 0.0):
-    """Return the loss of a batch; that of neighbouring slices, (n, k, 6), counts `side_weight` of the middle one's."""
+    """Return the loss of a batch.
+
+    With targets of neighbouring slices, (n, k, 6), theirs is weighted by `side_weight` and the middle one by 1.
+    """
     images, target, _ = batch
     logits = model(images)
     if logits.ndim == 2:
@@ -96,25 +99,38 @@ def slice_loader(
     return datasets.loader(dataset, batch_size, workers, seed, **batches)
 
 
-def loaders(seen: pd.DataFrame, held_out: pd.DataFrame, load: Callable, task: Task, move: augment.Augment, seed: int):
-    """Return a loader of the slices `seen`, sampled, moved and shuffled, and one of those `held_out`, in order.
+@dataclass(frozen=True)
+class Plan:
+    """The settings by which every fold of a run is trained."""
 
-    `load` is slice_loader with the cache and the config given. Of several processes, each has its part of both.
-    """
-    draw = neighbours.sampler(
-        task.sampler,
-        patient_id=seen.patient_id,
-        study_id=seen.study_id,
-        is_positive=tables.targets(seen)[:, ANY] > 0,
-        per_study=task.per_study,
-    )
-    shard = ddp.shard()
-    moved = load(seen, seed=seed, move=move, soften=task.soften, draw=draw, shard=shard)
-    return moved, load(held_out, shard=shard)
+    config: slice_model.SliceConfig
+    settings: fit.FitSettings
+    move: augment.Augment
+    task: Task
+
+    @property
+    def loss(self) -> Callable:
+        return partial(slice_loss, focal=self.task.focal, side_weight=self.task.side_weight)
+
+    def loaders(self, seen: pd.DataFrame, held_out: pd.DataFrame, cache_dir: Path, workers: int) -> tuple:
+        """Return a loader of the slices `seen`, sampled, augmented and shuffled, and one of `held_out`, in order.
+
+        Each of several processes loads its part of both.
+        """
+        draw = neighbours.sampler(
+            self.task.sampler,
+            patient_id=seen.patient_id,
+            study_id=seen.study_id,
+            is_positive=tables.targets(seen)[:, ANY] > 0,
+            per_study=self.task.per_study,
+        )
+        same = dict(batch_size=self.task.batch_size, workers=workers, shard=ddp.shard())
+        load = partial(slice_loader, folder=cache_dir, config=self.config, **same)
+        return load(seen, seed=self.settings.seed, move=self.move, soften=self.task.soften, draw=draw), load(held_out)
 
 
 def new_model(config: slice_model.SliceConfig, source: str, work_dir: Path, seen: pd.DataFrame, seed: int):
-    """Return a model with the weights in `source` that starts at the prevalence of the slices `seen`."""
+    """Return a model with the weights `source`, whose head predicts the prevalence of the slices `seen`."""
     fit.set_seed(seed)
     model = slice_model.SliceModel(config)
     log.info(pretrained.load(model.backbone, config.arch, source, work_dir / "weights"))

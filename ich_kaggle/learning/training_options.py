@@ -1,97 +1,118 @@
-"""The settings of training that are flags: what each takes, and where it would do nothing."""
+"""The settings of training as flags, in groups, and the check for settings without an effect."""
 
 import argparse
 import math
-from collections.abc import Callable
 from dataclasses import fields
 
 from ich_kaggle.common import cli
-from ich_kaggle.learning import augment, fit, neighbours, slice_model, tasks
+from ich_kaggle.learning import neighbours, slice_model, tasks
+from ich_kaggle.learning.augment import Augment
+from ich_kaggle.learning.fit import FitSettings
+from ich_kaggle.learning.tasks import Task
 
-HELP = {
-    augment.Augment: {
-        "flip": "probability of a left-right flip",
-        "vflip": "probability of a top-bottom flip",
-        "rotate": "degrees to either side",
-        "scale": "share of the size, to either side",
-        "shift": "share of the size, to either side",
-        "random_crop": "smallest share of the area that a random crop keeps",
-        "window_jitter": "share of a window's width, to either side",
-        "cutout": "probability of a blackened rectangle",
-        "swap": "probability that the order of neighbouring slices is turned round",
+
+def _number(default: float, help: str, low: float = 0, high: float = math.inf) -> dict:
+    """Return the options of a flag that takes a number of the type of its `default`, from `low` to `high`."""
+    return dict(type=cli.within(low, high, type(default)), default=default, help=help)
+
+
+def _fraction(default: float, help: str, low: float = 0) -> dict:
+    return _number(default, help, low, 1)
+
+
+STRIDES = (8, 16, slice_model.STRIDE)
+FLAGS = {  # by group; each is a field of FitSettings, Augment or Task, or an argument of tasks.slice_config
+    "model": {
+        "--arch": cli.FLAGS["--arch"],
+        "--weights": cli.FLAGS["--weights"],
+        "--output-stride": dict(
+            type=int,
+            choices=STRIDES,
+            default=slice_model.STRIDE,
+            help="px of the image per pixel of the last feature map; 8 and 16 dilate",
+        ),
+        "--drop-path": _fraction(0.0, "rate of stochastic depth"),
     },
-    fit.Recipe: {
-        "weight_decay": "of AdamW, none on biases and norms",
-        "warmup": "share of all steps that lead up to --lr",
-        "ema": "share the averaged weights keep in a step",
-        "clip": "norm that a gradient is cut to; 0: not cut",
-        "accumulate": "batches in a step of the optimizer",
-        "freeze": "first epochs in which only the head learns",
-        "layer_decay": "learning rate of a layer, as a share of the next one's",
+    "input": {
+        **{name: cli.FLAGS[name] for name in ("--image-size", "--cache-size", "--crop")},
+        "--context": dict(
+            choices=tasks.CONTEXTS,
+            default="windows",
+            help="three windows of a slice, one window of three slices, or three windows of three slices",
+        ),
+        "--stride": dict(type=cli.POSITIVE, default=1, help="positions between the slices of a context"),
+        "--window": dict(choices=list(tasks.WINDOWS), default="subdural", help="window of --context slices"),
+        "--sampler": dict(
+            choices=neighbours.SAMPLERS,
+            default=Task.sampler,
+            help="slices per epoch: all, as many of patients with as without hemorrhage, or a few per study",
+        ),
+        "--per-study": _number(Task.per_study, "slices per study and epoch, for --sampler study", 1),
     },
-    tasks.Task: {
-        "per_study": "slices of a study in an epoch of --sampler study",
-        "soften": "share by which labels move to their neighbours' where a lesion ends",
-        "focal": "power of the focal loss",
-        "side_weight": "weight of the neighbours' labels, learned beside the slice's own; for --context slices or both",
+    "augmentation": {
+        "--flip": _fraction(Augment.flip, "probability of a left-right flip"),
+        "--vflip": _fraction(Augment.vflip, "probability of a top-bottom flip"),
+        "--rotate": _number(Augment.rotate, "largest rotation in degrees"),
+        "--scale": _fraction(Augment.scale, "largest change of size, as a fraction"),
+        "--shift": _fraction(Augment.shift, "largest shift, as a fraction of the size"),
+        "--random-crop": _fraction(Augment.random_crop, "smallest fraction of the area that a random crop keeps", 0.01),
+        "--window-jitter": _fraction(Augment.window_jitter, "largest change of a window, as a fraction of its width"),
+        "--cutout": _fraction(Augment.cutout, "probability of a black rectangle"),
+        "--swap": _fraction(
+            Augment.swap, "probability of reversing the neighbouring slices, for --context slices or both"
+        ),
+    },
+    "optimisation": {
+        **{name: cli.FLAGS[name] for name in ("--epochs", "--batch-size", "--lr", "--seed")},
+        "--weight-decay": _number(FitSettings.weight_decay, "weight decay of AdamW, none on biases and norms"),
+        "--warmup": _fraction(FitSettings.warmup, "fraction of all steps in which the learning rate rises to --lr"),
+        "--ema": _fraction(FitSettings.ema, "decay of the averaged weights per step"),
+        "--clip": _number(FitSettings.clip, "maximum norm of the gradient; 0: no clipping"),
+        "--accumulate": _number(FitSettings.accumulate, "batches per optimizer step", 1),
+        "--freeze": _number(FitSettings.freeze, "first epochs that train the head only"),
+        "--layer-decay": _fraction(
+            FitSettings.layer_decay, "learning rate of a layer, as a fraction of that of the next layer", 0.01
+        ),
+        "--compile": dict(action="store_true", help="use torch.compile"),
+    },
+    "loss": {
+        "--focal": _number(Task.focal, "exponent of the focal loss; 0: cross entropy"),
+        "--soften": _fraction(Task.soften, "fraction by which labels move to the mean of the neighbouring slices'"),
+        "--side-weight": _fraction(
+            Task.side_weight, "weight of the loss on the neighbouring slices' labels, for --context slices or both"
+        ),
     },
 }
 
-SHARES = {
-    *("flip", "vflip", "scale", "shift", "random_crop", "window_jitter", "cutout", "swap", "warmup", "ema", "soften"),
-    "layer_decay",
+USES = {  # setting: (its value without an effect, the setting it depends on, the values of that which use it)
+    "side_weight": (Task.side_weight, "context", ("slices", "both")),
+    "stride": (1, "context", ("slices", "both")),
+    "swap": (Augment.swap, "context", ("slices", "both")),
+    "window": ("subdural", "context", ("slices",)),
+    "per_study": (Task.per_study, "sampler", ("study",)),
 }
-LEAST = {"accumulate": 1, "per_study": 1, "random_crop": 0.01, "layer_decay": 0.01}
-USES = {  # a setting that does something only where another one is as it says
-    "side_weight": ("context", ("slices", "both")),
-    "stride": ("context", ("slices", "both")),
-    "swap": ("context", ("slices", "both")),
-    "window": ("context", ("slices",)),
-    "per_study": ("sampler", ("study",)),
-}
-
-
-def _range(name: str, kind: type) -> Callable:
-    """Return what reads the number of a setting."""
-    return cli.within(LEAST.get(name, 0), 1 if name in SHARES else math.inf, kind)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the settings to `parser`."""
-    flag = parser.add_argument
-    for name in ("--cache-size", "--crop"):
-        flag(name, **cli.FLAGS[name])
-    shown = "three windows of a slice, three slices of one, or nine"
-    flag("--context", choices=tasks.CONTEXTS, default="windows", help=shown)
-    flag("--stride", type=cli.POSITIVE, default=1, help="positions between the slices of a context")
-    flag("--window", choices=list(tasks.WINDOWS), default="subdural", help="what --context slices shows")
-    strides = dict(type=int, choices=(8, 16, slice_model.STRIDE), default=slice_model.STRIDE)
-    flag("--output-stride", **strides, help="px to a pixel of the last features: 8 and 16 dilate")
-    flag("--drop-path", type=cli.within(0, 1), default=0.0, help="stochastic depth")
-    flag("--sampler", choices=neighbours.SAMPLERS, default="all", help="all slices, balanced patients, mid-study")
-    flag("--compile", action="store_true", help="with torch.compile")
-    for kind, texts in HELP.items():
-        for name, text in texts.items():
-            default = getattr(kind, name)
-            flag(f"--{name.replace('_', '-')}", type=_range(name, type(default)), default=default, help=text)
+    """Add the flags of the settings to `parser`, a group of arguments per group."""
+    for title, flags in FLAGS.items():
+        group = parser.add_argument_group(title)
+        for name, options in flags.items():
+            group.add_argument(name, **options)
 
 
 def check(settings: dict) -> None:
-    """Raise ValueError for settings that would do nothing."""
-    parser = argparse.ArgumentParser()
-    add(parser)
-    defaults = vars(parser.parse_args([]))
-    given = defaults | settings
+    """Raise ValueError naming the settings that have no effect."""
     idle, cures = [], []
-    for name, (other, values) in USES.items():
-        if given[name] != defaults[name] and given[other] not in values:
+    for name, (unused, other, values) in USES.items():
+        if settings.get(name, unused) != unused and settings.get(other) not in values:
             flag, need = f"--{name.replace('_', '-')}", f"--{other} {' or '.join(values)}"
-            idle.append(f"{flag} {given[name]} does nothing without {need}")
-            cures.append(f"{flag} {defaults[name]}")
+            idle.append(f"{flag} {settings[name]} does nothing without {need}")
+            cures.append(f"{flag} {unused}")
     if idle:
         raise ValueError(f"{', '.join(idle)}: give that, or {' '.join(cures)}")
 
 
 def take(kind: type, settings: dict):
-    """Return `kind` with those of the `settings` that are its fields, which are taken out of them."""
+    """Remove those `settings` that are fields of the dataclass `kind`, and return an instance with them."""
     return kind(**{field.name: settings.pop(field.name) for field in fields(kind) if field.name in settings})

@@ -1,6 +1,6 @@
-"""Gradient boosting for each label on the probabilities of a slice and of its neighbours.
+"""Gradient boosting per label on the probabilities of a slice and of its neighbours.
 
-As in the third, ninth, tenth and eleventh places of the competition, with scikit-learn's histogram booster.
+The third, ninth, tenth and eleventh places of the competition did this; here with scikit-learn's histogram booster.
 """
 
 import numpy as np
@@ -16,19 +16,19 @@ SETTINGS = dict(
     min_samples_leaf=50,
     l2_regularization=5.0,
     max_features=0.3,
-    early_stopping=False,  # it would set aside single slices, whose neighbours are fitted
+    early_stopping=False,  # it would validate on single slices whose neighbours are in the training set
 )
 
 
 def features(
     probability: np.ndarray, smoothed: np.ndarray, position: np.ndarray, series: np.ndarray, study: np.ndarray
 ) -> np.ndarray:
-    """Return what the booster sees of each slice: float32 (n, n_features).
+    """Return the input of the boosters: float32 (n, n_features).
 
     `probability` is (n, n_runs, 6), `smoothed` (n, 6), `position` in mm; `series` and `study` number the rows
-    (series_rows.number). A slice has the probabilities of the slices up to REACH positions away in its series
-    (neighbours.neighbours), their maxima and means over the study, the smoothed ones, its place between the ends of the
-    series, its distance to both in slices, and their number.
+    (series_rows.number). The features of a slice are the probabilities of the slices up to REACH positions away in its
+    series (neighbours.neighbours), the maxima and means over its study, its smoothed probabilities, its relative
+    position in the series, the number of slices before and after it, and that of the series.
     """
     flat = probability.reshape(len(probability), -1).astype(np.float32)
     around = flat[neighbours.neighbours(series, position, range(-REACH, REACH + 1))].reshape(len(flat), -1)
@@ -52,8 +52,8 @@ def fit_predict(
 ) -> np.ndarray:
     """Return the probabilities of `asked` (m, n_features) by boosters fitted on `inputs` and `target` (n, n_labels).
 
-    float64 (m, n_labels), means over the `seeds`, which draw the features that each split may use. A label that is
-    the same in all fitted rows gets its prevalence by the rule of succession.
+    They are float64 (m, n_labels), means over the `seeds`, which draw the features that each split may use. The
+    probability of a label that is constant in `target` is its prevalence by the rule of succession.
     """
     columns = [
         np.mean([_fit_label(inputs, label, asked, rounds, seed) for seed in seeds], axis=0) for label in target.T

@@ -1,6 +1,6 @@
-"""The second level: fitted on the slices of some folds, asked of the others.
+"""The four second levels, fitted on the slices of some folds and applied to the others.
 
-Every way starts from the predictions smoothed along z.
+Each starts from predictions that are smoothed along z.
 """
 
 from collections.abc import Callable
@@ -27,9 +27,9 @@ def sequence_loss(model, batch: tuple):
 def series_loader(
     inputs: series_dataset.Inputs, rows: np.ndarray, batch_size: int, augment=series_dataset.NONE, seed=None
 ):
-    """Return a loader of the series of `rows`, bool (n_slices,), in order, or shuffled and moved where `seed` is given.
+    """Return a loader of the series of `rows`, bool (n_slices,): in order, or shuffled and augmented by `seed`.
 
-    A series is wholly among the rows or not at all.
+    The rows must hold every series completely or not at all.
     """
     dataset = series_dataset.SeriesDataset(inputs, np.unique(inputs.series[rows]), augment, seed or 0)
     return series_dataset.loader(dataset, datasets.Batches(len(dataset), batch_size, seed))
@@ -43,10 +43,10 @@ def fit_networks(
     device,
     tell: Callable[[list[dict]], None],
 ) -> list:
-    """Return networks fitted on the slices `fitted`, bool (n_slices,), one of each seed.
+    """Return networks fitted on the slices `fitted`, bool (n_slices,), one per seed.
 
-    The other slices with labels are only scored for the log, whose rows `tell` is given after each epoch. What was
-    fitted before an interruption is gone on from.
+    The other slices with labels are only scored for the log: `tell` is called with its rows after each epoch. The fit
+    resumes from the checkpoints in `folder`.
     """
     held_out = ~fitted & ~np.isnan(inputs.target).any(axis=1)
     valid_loader = series_loader(inputs, held_out, options["batch_size"])
@@ -55,30 +55,24 @@ def fit_networks(
         logits = fit.predict(averaged, valid_loader, device, what="validate")
         return metric.validation(inputs.target[held_out], logits)
 
-    sizes = tuple(part.shape[1] for part in inputs.embeddings)
-    n_runs = inputs.logits.shape[1]
-    config = sequence_models.SequenceConfig(options["model"], sizes, n_runs, options["hidden"], options["dropout"])
-    networks, log_rows = [], []
+    augment, networks, log_rows = series_dataset.SeriesAugment(**options["augment"]), [], []
     for seed in _seeds(options):
         fit.set_seed(seed)
-        networks.append(sequence_models.SequenceModel(config))
-        loader = series_loader(
-            inputs, fitted, options["batch_size"], series_dataset.Augment(**options["augment"]), seed
-        )
-        steps = fit.fit(
-            networks[-1],
-            loader,
-            sequence_loss,
-            recipe=fit.Recipe(options["epochs"], options["lr"], ema=options["ema"], seed=seed),
-            validate=validate,
-            device=device,
-            checkpoint=folder / f"state{seed}.pt",
-        )
-        for rows in steps:
+        networks.append(sequence_models.SequenceModel(_config(inputs, options)))
+        loader = series_loader(inputs, fitted, options["batch_size"], augment, seed)
+        settings = fit.FitSettings(options["epochs"], options["lr"], ema=options["ema"], seed=seed)
+        checkpoint = fit.Checkpoint(folder / f"state{seed}.pt")
+        how = dict(settings=settings, validate=validate, device=device, checkpoint=checkpoint)
+        for rows in fit.fit(networks[-1], loader, sequence_loss, **how):
             of_seed = [{"seed": seed} | row for row in rows]
             tell(log_rows + of_seed)
         log_rows += of_seed
     return networks
+
+
+def _config(inputs: series_dataset.Inputs, options: dict) -> sequence_models.SequenceConfig:
+    sizes, n_runs = tuple(part.shape[1] for part in inputs.embeddings), inputs.logits.shape[1]
+    return sequence_models.SequenceConfig(options["model"], sizes, n_runs, options["hidden"], options["dropout"])
 
 
 def _seeds(options: dict) -> range:
@@ -94,9 +88,9 @@ def by_network(
     device: str,
     tell: Callable[[list[dict]], None],
 ) -> np.ndarray:
-    """Return the probabilities of the slices that aren't `fitted`, (n, 6), by networks that are: the mean of seeds.
+    """Return the probabilities of the slices outside `fitted`, (n, 6): the mean of networks of several seeds.
 
-    Raises ValueError if the networks in `folder` read other files than `reads`.
+    Raises ValueError if the networks in `folder` were fitted on other files than `reads`.
     """
     path, device = folder / "model.pt", devices.pick_device(device)
     if not path.exists():
@@ -137,14 +131,14 @@ def ask(
 
 
 def by_stack(inputs: series_dataset.Inputs, fitted: np.ndarray, options: dict) -> np.ndarray:
-    """Return the probabilities of the slices that aren't `fitted`, (n, 6), by boosters that are."""
-    seen = boosting.features(expit(inputs.logits), expit(inputs.smoothed), inputs.position, inputs.series, inputs.study)
+    """Return the probabilities of the slices outside `fitted`, (n, 6), from boosters."""
+    read = boosting.features(expit(inputs.logits), expit(inputs.smoothed), inputs.position, inputs.series, inputs.study)
     target, seeds = inputs.target[fitted], list(_seeds(options))
-    return boosting.fit_predict(seen[fitted], target, seen[~fitted], rounds=options["rounds"], seeds=seeds)
+    return boosting.fit_predict(read[fitted], target, read[~fitted], rounds=options["rounds"], seeds=seeds)
 
 
 def smoothed(inputs: series_dataset.Inputs, fitted: np.ndarray, folder: Path) -> np.ndarray:
-    """Return the probabilities of all slices, (n_slices, 6), smoothed by the widths best for those `fitted`."""
+    """Return the probabilities of all slices, (n_slices, 6), smoothed by the best widths for those `fitted`."""
     values = expit(inputs.logits).mean(axis=1)
     place = inputs.position, inputs.series
     widths = smoothing.fit_widths(inputs.target[fitted], values[fitted], *(part[fitted] for part in place))
@@ -155,9 +149,9 @@ def smoothed(inputs: series_dataset.Inputs, fitted: np.ndarray, folder: Path) ->
 def second_level(
     inputs: series_dataset.Inputs, fitted: np.ndarray, folder: Path, *, options: dict, **how
 ) -> np.ndarray:
-    """Return the probabilities of the slices that aren't `fitted`, (n, 6), fitted on those that are.
+    """Return the probabilities of the slices outside `fitted`, (n, 6), from a second level fitted on those inside.
 
-    `folder` keeps what is fitted; `how` holds the reads, device and tell of by_network.
+    Networks and widths are written to `folder`. `how` holds the arguments reads, device and tell of by_network.
     """
     probability = smoothed(inputs, fitted, folder)
     if options["model"] == "smooth":

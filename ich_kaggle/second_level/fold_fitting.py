@@ -1,4 +1,4 @@
-"""Fitting of a second level, fold by fold, on the predictions of other runs."""
+"""Fitting of a second level, fold by fold, on the predictions or embeddings of other runs."""
 
 import shutil
 from dataclasses import dataclass
@@ -17,28 +17,29 @@ from ich_kaggle.learning import predictions, slice_model
 from ich_kaggle.second_level import fit as second_level_fit
 from ich_kaggle.second_level import series_dataset
 
-READS = "reads.json"  # of a fold that is not finished: what predict.json says of one that is
+READS = "reads.json"  # hashes of the files that a fold reads, until it is finished and predict.json holds them
 
 
 @dataclass(frozen=True)
 class Part:
-    """The slices that a second level works on: those of some folds, and the test slices."""
+    """The slices of some folds, and the test slices."""
 
     table: pd.DataFrame  # rows of the slice table
     fold: np.ndarray  # (n,)
-    rows: np.ndarray  # (n,), where they stand in the slice table
+    rows: np.ndarray  # (n,), row numbers in the slice table
 
 
 def part_of(project: Project, folds_read: list[int]) -> Part:
+    """Return the slices of the folds `folds_read`, and the test slices."""
     rows = np.flatnonzero(np.isin(project.fold, (-1, *folds_read)))
     return Part(project.slices.iloc[rows].reset_index(drop=True), project.fold[rows], rows)
 
 
 def read_inputs(on: list[Run], k: int, features: str, folds_read: list[int], part: Part) -> series_dataset.Inputs:
-    """Return what fold `k` reads of the runs `on`, of whose out-of-fold predictions it reads `folds_read`."""
+    """Return the inputs of fold `k` from the runs `on`; out-of-fold predictions are those of the folds `folds_read`."""
     if features == "oof":
         embeddings, logits = [], [runs.oof_logits(run, k, folds_read, part.table, part.fold) for run in on]
-    else:  # of all slices
+    else:  # embeddings of all slices, by the models of fold k
         embeddings = [runs.embeddings(run, k, part.table) for run in on]
         models_of = [run.fold(k) / "model.pt" for run in on]
         logits = [
@@ -59,9 +60,9 @@ def read_inputs(on: list[Run], k: int, features: str, folds_read: list[int], par
 def folds_to_read(
     project: Project, on: list[Run], features: str, wanted: list[int] | None
 ) -> tuple[list[int], list[int]]:
-    """Return the folds whose predictions are read, and those to be fitted: finished in all of the runs `on`.
+    """Return the folds that are finished in all runs `on`, whose predictions are read, and those of them to be fitted.
 
-    Raises ValueError if these are too few for `features`.
+    Raises FileNotFoundError naming a `wanted` fold that is not finished, and ValueError if `features` needs more folds.
     """
     shared = [k for k in project.folds if all(k in run.finished for run in on)]
     for run in on:
@@ -75,16 +76,16 @@ def folds_to_read(
     if features == "oof" and len(shared) < 2:
         more = next(k for k in project.folds if k not in shared)
         raise ValueError(
-            f"--features oof takes two folds or more, to be fitted on some and scored on another, and there is fold "
-            f"{shared[0]} alone: run {on[0].resume(more)}, or give --features fold"
+            f"--features oof takes two folds or more, to fit on some and to score on another, and only fold "
+            f"{shared[0]} is finished: run {on[0].resume(more)}, or give --features fold"
         )
     return shared, chosen
 
 
 def need_predictions(project: Project, on: list[Run], read: list[int], features: str) -> None:
-    """Predict with those folds of the runs `on` that are `read` and have not been.
+    """Make the missing predictions of the folds `read` of the runs `on`.
 
-    Raises ValueError for a run on other slices or folds, and for the embeddings of a run that has none.
+    Raises ValueError for a run on other slices or folds, and for a second level, which has no embeddings.
     """
     for run in on:
         project.check_same(run)
@@ -96,7 +97,7 @@ def need_predictions(project: Project, on: list[Run], read: list[int], features:
 
 
 def write_fold(k: int, folder: Path, part: Part, inputs: series_dataset.Inputs, **how) -> None:
-    """Fit the second level on all folds but `k` and write its predictions of `k` and of the test slices."""
+    """Fit the second level on all folds but `k`, and write its predictions of fold `k` and of the test slices."""
     table, fold = part.table, part.fold
     fitted = (fold >= 0) & (fold != k)
     probability = np.full(inputs.target.shape, np.nan)
@@ -112,10 +113,10 @@ def write_fold(k: int, folder: Path, part: Part, inputs: series_dataset.Inputs, 
 
 
 def is_current(folder: Path, reads: dict[str, str]) -> bool:
-    """Tell whether the fold in `folder` is finished, made from the files `reads` (names with their hashes).
+    """Return whether the fold in `folder` is finished, fitted on the files `reads` (hashes by name).
 
-    A fold that was made from predictions of fewer or other folds is removed, to be fitted anew. Raises ValueError
-    naming a file that has changed.
+    A fold that was fitted on predictions of fewer or other folds is removed. Raises ValueError naming a file that has
+    changed.
     """
     path = next((path for name in ("predict.json", READS) if (path := folder / name).exists()), None)
     if path is None:
@@ -139,7 +140,7 @@ def fit_second_level(
     device: str,
     overwrite: bool,
 ) -> None:
-    """Fit the chosen folds of the second level `name` on the runs `on`, those left out that are finished."""
+    """Fit the chosen folds of the second level `name` on the runs `on`, except those that are finished."""
     run, features = project.run(name), options["features"]
     shared, chosen = folds_to_read(project, on, features, fold)
     need_predictions(project, on, shared if features == "oof" else chosen, features)
@@ -149,11 +150,8 @@ def fit_second_level(
         run.remove(chosen)
     part = part_of(project, shared if features == "oof" else project.folds)
     for k in chosen:
-        folder = run.fold(k)
-        reads = {
-            file: runs.hash_of(run.folder.parent / file)
-            for file in runs.files([r.name for r in on], k, features, shared)
-        }
+        folder, files = run.fold(k), runs.files([one.name for one in on], k, features, shared)
+        reads = {file: runs.hash_of(run.folder.parent / file) for file in files}
         with locks.locked(folder):
             if is_current(folder, reads):
                 cli.say(f"{folder / 'oof.parquet'}{cli.THERE}")

@@ -1,7 +1,7 @@
-"""The sequence models: a series' embeddings and logits in, logits of each of its slices out.
+"""The networks of the second level: from the embeddings and logits of a series to the logits of its slices.
 
-A batch holds the slices of several series one after another (series_dataset.Batch): nothing is padded, so that the
-answer for a series does not depend on the others.
+A batch is the concatenation of several series (series_dataset.Batch). Nothing is padded, so the output for a series
+does not depend on the others.
 """
 
 import json
@@ -16,24 +16,24 @@ from torch.nn.utils.rnn import PackedSequence
 from ich_kaggle.common import storage, zip_reader
 from ich_kaggle.common.labels import LABELS
 
-LOGIT_SCALE = 4.0  # brings logits to the size of the other inputs
+LOGIT_SCALE = 4.0  # divides logits, to bring them to the scale of the other inputs
 DILATIONS = (1, 2, 4)
 OTHER = "give another --run, or --overwrite"
 
 
 @dataclass(frozen=True)
 class SequenceConfig:
-    """What it takes to build a sequence model."""
+    """The hyperparameters of a sequence model."""
 
     kind: str  # gru or conv
-    embedding_sizes: tuple[int, ...]  # of each run; none for out-of-fold features
+    embedding_sizes: tuple[int, ...]  # per run; empty for out-of-fold features
     n_runs: int
     hidden: int = 96
     dropout: float = 0.5
 
 
 def beside(series: torch.Tensor, offset: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the row `offset` further, and whether it is of the same series (n, 1); if not, the row is its own."""
+    """Return per row the row `offset` further, (n,), or itself outside its series, and whether it is inside, (n, 1)."""
     own = torch.arange(len(series), device=series.device)
     other = (own + offset).clamp(0, len(series) - 1)
     is_there = (other == own + offset) & (series[other] == series)
@@ -41,7 +41,7 @@ def beside(series: torch.Tensor, offset: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def pack(x: torch.Tensor, length: torch.Tensor) -> tuple[PackedSequence, torch.Tensor]:
-    """Return the series of `length` (n_series,) in `x` (n, d) as packed for a recurrent layer, and the packed rows."""
+    """Return the series of `length` (n_series,) in `x` (n, d), packed for a recurrent layer, and the packed rows."""
     ordered, by_length = length.sort(descending=True, stable=True)
     start = (length.cumsum(0) - length)[by_length]
     step = torch.arange(int(ordered[0]), device=x.device)[:, None]
@@ -51,7 +51,7 @@ def pack(x: torch.Tensor, length: torch.Tensor) -> tuple[PackedSequence, torch.T
 
 
 class GRU(nn.Module):
-    """Two bidirectional layers: (n, 2 hidden) -> the first and the second layer's (n, 2 hidden)."""
+    """Two bidirectional layers: (n, 2 hidden) -> the outputs of both, (n, 2 hidden) each."""
 
     def __init__(self, hidden: int, dropout: float):
         super().__init__()
@@ -68,7 +68,7 @@ class GRU(nn.Module):
 
 
 class Dilated(nn.Module):
-    """A residual convolution over a slice and those `dilation` away: (n, d) -> (n, d)."""
+    """A residual convolution over a slice and the two `dilation` rows away: (n, d) -> (n, d)."""
 
     def __init__(self, size: int, dilation: int, dropout: float):
         super().__init__()
@@ -85,7 +85,7 @@ class Dilated(nn.Module):
 
 
 class Conv(nn.Module):
-    """Residual dilated convolutions: (n, 2 hidden) -> the first and the last one's (n, 2 hidden)."""
+    """Residual dilated convolutions: (n, 2 hidden) -> the outputs of the first and the last, (n, 2 hidden) each."""
 
     def __init__(self, hidden: int, dropout: float):
         super().__init__()
@@ -108,10 +108,10 @@ KINDS = {"gru": GRU, "conv": Conv}
 
 
 class SequenceModel(nn.Module):
-    """A series_dataset.Batch -> logits (n, 6), and those of the auxiliary loss.
+    """A series_dataset.Batch -> logits (n, 6), and logits for the auxiliary loss (n, 6).
 
-    What is known of a slice is a projection of each run's embedding, the logits of each run and the smoothed ones, with
-    their differences to the previous and the next slice, and its place. The answer is added to the smoothed logits.
+    The input per slice is a projection of each run's embedding, the logits of each run and the smoothed logits, their
+    differences from the previous and the next slice, and the place. The output is added to the smoothed logits.
     """
 
     def __init__(self, config: SequenceConfig):
@@ -129,12 +129,12 @@ class SequenceModel(nn.Module):
         self.head = nn.Linear(2 * config.hidden, len(LABELS))
         self.auxiliary = nn.Linear(2 * config.hidden, len(LABELS))
         self.scale = nn.Parameter(torch.ones(len(LABELS)))
-        for head in (self.head, self.auxiliary):  # so that fitting starts from the smoothed logits
+        for head in (self.head, self.auxiliary):  # so that training starts from the smoothed logits
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 
     def read(self, batch) -> torch.Tensor:
-        """Return what the network sees of each slice: (n, n_inputs)."""
+        """Return the input per slice: (n, n_inputs)."""
         projected = [layer(part.float()) for layer, part in zip(self.projections, batch.embeddings, strict=True)]
         logits = torch.cat([batch.logits.flatten(1), batch.smoothed], 1) / LOGIT_SCALE
         own = torch.cat([*projected, logits], 1)
@@ -143,7 +143,7 @@ class SequenceModel(nn.Module):
         return torch.cat([own, *differences, batch.place], 1)
 
     def features(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what the auxiliary and the last head read: (n, 2 hidden) each."""
+        """Return the features of the auxiliary and of the last head: (n, 2 hidden) each."""
         x = self.enter(self.read(batch))
         first, last = self.body(x, batch.length)
         return first, last + x
@@ -154,14 +154,14 @@ class SequenceModel(nn.Module):
         return start + self.head(self.dropout(last)), start + self.auxiliary(self.dropout(first))
 
     def outputs(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits (n, 6) and features (n, 2 hidden), the mean over reading the series from either end."""
+        """Return logits (n, 6) and features (n, 2 hidden), means over both directions of the series."""
         flipped, rows = batch.flip()
         features = (self.features(batch)[1] + self.features(flipped)[1][rows]) / 2
         return batch.smoothed * self.scale + self.head(features), features
 
 
 def save(path: Path, models: list[SequenceModel], reads: dict[str, str]) -> None:
-    """Write the weights of `models`, one of each seed, with their config and the hash of each file they read."""
+    """Write the weights of `models`, one per seed, their config and the hashes of the files that they read."""
     config = json.dumps(asdict(models[0].config))
     content = {"sequence": config, "reads": json.dumps(reads), "weights": [model.state_dict() for model in models]}
     with storage.writing(path) as temporary, temporary.open("wb") as file:
@@ -173,7 +173,7 @@ def load(
 ) -> list[SequenceModel]:
     """Return the models in `path`, on `device`.
 
-    Raises ValueError naming a damaged file, or a file of `reads` whose hash isn't the one they were fitted on.
+    Raises ValueError naming a damaged file, or a file of `reads` with another hash than when they were fitted.
     """
     try:
         zip_reader.check(path)
@@ -183,7 +183,7 @@ def load(
         models = [SequenceModel(SequenceConfig(**config)) for _ in content["weights"]]
         for model, weights in zip(models, content["weights"], strict=True):
             model.load_state_dict(weights)
-    except Exception as error:  # damaged bytes meet errors of every type
+    except Exception as error:  # damaged bytes raise errors of every type
         kind, again = type(error).__name__, "remove it and run python -m ich_kaggle.sequence"
         raise ValueError(f"{path}: not a whole sequence model ({kind}): {again}") from error
     storage.same_settings(path, found, reads, remedy)

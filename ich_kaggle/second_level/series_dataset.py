@@ -1,6 +1,6 @@
-"""What the second level reads: series of slices, each with its runs' embeddings and logits, in batches without padding.
+"""The dataset of the second level: series with the embeddings and logits of runs, in batches without padding.
 
-Rows of several series stand one after another, so that a batch is as long as its slices.
+The slices of the series of a batch are concatenated.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,11 +15,11 @@ from ich_kaggle.common import series_rows
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a fold of the second level reads of all slices, row for row the slice table."""
+    """The inputs of a fold of the second level, a row per slice in the order of the slice table."""
 
-    embeddings: list[np.ndarray]  # a run each: float16 (n_slices, d), memory-mapped; empty for out-of-fold features
+    embeddings: list[np.ndarray]  # per run float16 (n_slices, d), memory-mapped; empty for out-of-fold features
     logits: np.ndarray  # float32 (n_slices, n_runs, 6)
-    smoothed: np.ndarray  # float32 (n_slices, 6): logits that fitting starts from
+    smoothed: np.ndarray  # float32 (n_slices, 6): logits, the starting point of the fit
     target: np.ndarray  # float32 (n_slices, 6)
     position: np.ndarray  # mm (n_slices,)
     series: np.ndarray  # int (n_slices,), series_rows.number
@@ -27,24 +27,24 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Augment:
-    """How a training series is drawn; each a probability but the last."""
+class SeriesAugment:
+    """The augmentation of a training series: probabilities, and a length."""
 
     reverse: float = 0.5
-    halve: float = 0.25  # to every second slice
-    window: float = 0.25  # to `length` neighbouring slices
-    drop: float = 0.2  # of a run, out of several: no embeddings of it, and the mean of the other runs' logits
+    halve: float = 0.25  # keep every second slice
+    window: float = 0.25  # keep `length` neighbouring slices
+    drop: float = 0.2  # per run: its embeddings become 0 and its logits the mean of the other runs'
     length: int = 24  # slices
 
 
-NONE = Augment(0, 0, 0, 0)
+NONE = SeriesAugment(0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Slices of several series, those of one series in order and together."""
+    """The concatenated slices of several series."""
 
-    embeddings: list[torch.Tensor]  # a run each: (n, d)
+    embeddings: list[torch.Tensor]  # per run (n, d)
     logits: torch.Tensor  # (n, n_runs, 6)
     smoothed: torch.Tensor  # (n, 6)
     place: torch.Tensor  # (n, 3): gap to the previous and next slice in cm, 0 at the ends; relative position
@@ -59,9 +59,9 @@ class Batch:
         return Batch(embeddings, *(part.to(device, non_blocking=non_blocking) for part in rest))
 
     def flip(self) -> tuple["Batch", torch.Tensor]:
-        """Return the batch with each series from its last slice to its first, and the rows in that order.
+        """Return the batch with each series reversed, and the row numbers in that order.
 
-        The same rows put what is computed of it back into order.
+        Indexing the outputs with the same row numbers restores the original order.
         """
         stop = self.length.cumsum(0)
         rows = (2 * stop - self.length - 1).repeat_interleave(self.length)
@@ -71,8 +71,8 @@ class Batch:
         return Batch(embeddings, self.logits[rows], self.smoothed[rows], place, self.length), rows
 
 
-def draw_rows(start: int, stop: int, augment: Augment, rng: np.random.Generator) -> np.ndarray:
-    """Return the rows, out of `start` to `stop`, that one look at a series shows, in the order it shows them."""
+def draw_rows(start: int, stop: int, augment: SeriesAugment, rng: np.random.Generator) -> np.ndarray:
+    """Return one random selection of the rows from `start` to `stop` of a series, in the order of the slices drawn."""
     rows = np.arange(start, stop)
     reverse, halve, window = rng.random(3) < (augment.reverse, augment.halve, augment.window)
     if halve and len(rows) > 1:
@@ -83,20 +83,20 @@ def draw_rows(start: int, stop: int, augment: Augment, rng: np.random.Generator)
     return rows[::-1] if reverse else rows
 
 
-def draw_dropped(n_runs: int, augment: Augment, rng: np.random.Generator) -> np.ndarray:
-    """Return which runs a look at a series goes without, bool (n_runs,): never all of them."""
+def draw_dropped(n_runs: int, augment: SeriesAugment, rng: np.random.Generator) -> np.ndarray:
+    """Return a random choice of runs to drop, bool (n_runs,): never all of them."""
     dropped = rng.random(n_runs) < augment.drop
     dropped[rng.integers(n_runs)] = False
     return dropped
 
 
 class SeriesDataset(Dataset):
-    """The `numbers`-th series of `inputs`, each as embeddings, logits, smoothed logits, place, target and rows.
+    """The series `numbers` of `inputs`. An item is (embeddings, logits, smoothed logits, place, target, rows).
 
-    An item is asked for as (epoch, index): what is drawn for it depends on nothing else but the seed.
+    Its index is (epoch, i): the random draws depend on these and the seed alone.
     """
 
-    def __init__(self, inputs: Inputs, numbers: np.ndarray, augment: Augment = NONE, seed: int = 0):
+    def __init__(self, inputs: Inputs, numbers: np.ndarray, augment: SeriesAugment = NONE, seed: int = 0):
         start, stop = series_rows.bounds(inputs.series)
         self.spans = list(zip(start[numbers].tolist(), stop[numbers].tolist(), strict=True))
         self.inputs, self.augment, self.seed = inputs, augment, seed
@@ -120,7 +120,7 @@ class SeriesDataset(Dataset):
 
 
 def join(items: list[tuple]) -> tuple[Batch, torch.Tensor, torch.Tensor]:
-    """Return the items of a SeriesDataset as one batch, with the target, (n, 6), and the rows, (n,), of its slices."""
+    """Return the items of a SeriesDataset as one batch, and the target (n, 6) and rows (n,) of its slices."""
     embeddings, *rest, target, rows = zip(*items, strict=True)
     embeddings = [_cat(parts) for parts in zip(*embeddings, strict=True)]
     length = torch.tensor([len(part) for part in rows])
@@ -134,6 +134,6 @@ def _cat(parts: Sequence[np.ndarray]) -> torch.Tensor:
 def loader(dataset: SeriesDataset, batches: Iterable[list[tuple[int, int]]]) -> DataLoader:
     """Return a loader of the `batches` of `dataset`, each a list of (epoch, index).
 
-    It reads in this process: a series is read faster than it is handed from another one.
+    It has no workers: reading a series takes less time than passing it between processes.
     """
     return DataLoader(dataset, batch_sampler=batches, collate_fn=join, generator=torch.Generator())

@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 from ich_kaggle.common import metric
 from ich_kaggle.learning import datasets
 from ich_kaggle.learning import fit as fit_module
-from ich_kaggle.learning.fit import Fit, Recipe
+from ich_kaggle.learning.fit import Checkpoint, Fit, FitSettings
 from ich_kaggle.second_level import series_dataset
 
 CPU = torch.device("cpu")
@@ -56,16 +56,16 @@ def loss(model, batch):
     return fit_module.bce(model(batch[0]), batch[1])
 
 
-def fit(model, folder, loader=None, recipe=None, validate=lambda _: {"valid_loss": 0.0}, **options):
-    recipe = recipe or Recipe(epochs=3, lr=0.05)
+def fit(model, folder, loader=None, settings=None, validate=lambda _: {"valid_loss": 0.0}, every=600.0, **options):
+    settings = settings or FitSettings(epochs=3, lr=0.05)
     steps = fit_module.fit(
         model,
         loader or data(),
         options.pop("loss", loss),
-        recipe=recipe,
+        settings=settings,
         validate=validate,
         device=CPU,
-        checkpoint=folder / "state.pt",
+        checkpoint=Checkpoint(folder / "state.pt", every),
         **options,
     )
     return [list(rows) for rows in steps][-1]
@@ -99,14 +99,14 @@ def test_the_rate_warms_up_and_falls_along_a_cosine_to_zero():
 
 def test_fitting_lowers_the_loss_and_leaves_the_averaged_weights(tmp_path):
     model, averaged = net(), []
-    rows = fit(model, tmp_path, recipe=Recipe(epochs=15, lr=0.05), validate=lambda m: averaged.append(m) or {})
+    rows = fit(model, tmp_path, settings=FitSettings(epochs=15, lr=0.05), validate=lambda m: averaged.append(m) or {})
     assert rows[-1]["train_loss"] < 0.7 * rows[0]["train_loss"]
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), averaged[-1].parameters(), strict=True))
 
 
 def test_the_average_lags_behind_the_weights_and_follows_them_wholly_at_share_0():
     for ema, is_same in ((0.0, True), (0.99, False)):
-        run = Fit(net(), Recipe(epochs=1, lr=0.1, ema=ema), 5, CPU)
+        run = Fit(net(), FitSettings(epochs=1, lr=0.1, ema=ema), 5, CPU)
         run.start_epoch()
         for batch in data():
             run.train_step(loss, tuple(batch))
@@ -126,15 +126,15 @@ def test_a_run_stopped_at_any_step_ends_as_one_that_was_not(tmp_path, stop, accu
             raise StopError
         return loss(model, batch)
 
-    recipe = Recipe(epochs=3, lr=0.05, accumulate=accumulate)
+    settings = FitSettings(epochs=3, lr=0.05, accumulate=accumulate)
     whole, resumed = net(), net()
-    rows = fit(whole, tmp_path / "whole", recipe=recipe)
+    rows = fit(whole, tmp_path / "whole", settings=settings)
     stopping.n = 0
     with pytest.raises(StopError):
-        fit(resumed, tmp_path / "cut", recipe=recipe, loss=stopping, every=0.0)
+        fit(resumed, tmp_path / "cut", settings=settings, loss=stopping, every=0.0)
     torch.manual_seed(99)
     resumed = net()
-    assert fit(resumed, tmp_path / "cut", recipe=recipe) == rows
+    assert fit(resumed, tmp_path / "cut", settings=settings) == rows
     assert all(
         torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
     )
@@ -151,8 +151,8 @@ def test_a_state_of_the_last_step_is_still_validated_and_logged(tmp_path):
 def test_accumulated_batches_step_as_one_batch_of_their_size():
     plain, gathered = (nn.Linear(4, 6) for _ in range(2))
     gathered.load_state_dict(plain.state_dict())
-    once = Fit(plain, Recipe(epochs=1, clip=1e9), 1, CPU)
-    thrice = Fit(gathered, Recipe(epochs=1, clip=1e9, accumulate=3, warmup=0), 3, CPU)
+    once = Fit(plain, FitSettings(epochs=1, clip=1e9), 1, CPU)
+    thrice = Fit(gathered, FitSettings(epochs=1, clip=1e9, accumulate=3, warmup=0), 3, CPU)
     x, target = torch.randn(12, 4), torch.ones(12, 6)
     for run, size in ((once, 12), (thrice, 4)):
         run.start_epoch()
@@ -165,7 +165,7 @@ def test_accumulated_batches_step_as_one_batch_of_their_size():
 
 
 def test_the_last_group_of_an_epoch_is_stepped_though_it_is_short():
-    run = Fit(net(), Recipe(epochs=2, accumulate=4, warmup=0), 5, CPU)
+    run = Fit(net(), FitSettings(epochs=2, accumulate=4, warmup=0), 5, CPU)
     run.start_epoch()
     stepped = []
     for _ in range(2):
@@ -178,7 +178,7 @@ def test_the_last_group_of_an_epoch_is_stepped_though_it_is_short():
 
 def test_a_frozen_epoch_changes_the_head_alone_and_the_next_one_all(tmp_path):
     model = net()
-    run = Fit(model, Recipe(epochs=2, lr=0.1, freeze=1), 5, CPU)
+    run = Fit(model, FitSettings(epochs=2, lr=0.1, freeze=1), 5, CPU)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     run.start_epoch()
     for batch in data():
@@ -201,7 +201,7 @@ def test_layers_nearer_to_the_image_learn_more_slowly_with_layer_decay():
             self.backbone = timm.create_model("test_resnet", num_classes=6)
 
     model = Slices()
-    groups = fit_module.parameter_groups(model, Recipe(layer_decay=0.5))
+    groups = fit_module.parameter_groups(model, FitSettings(layer_decay=0.5))
     share = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     names = ["conv1.0.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight", "fc.weight"]
     shares = [share[id(model.backbone.get_parameter(name))] for name in names]
@@ -212,7 +212,7 @@ def test_layers_nearer_to_the_image_learn_more_slowly_with_layer_decay():
 @pytest.mark.parametrize("clip", [1e-3, 1e9])
 def test_a_gradient_is_cut_to_its_norm_and_a_shorter_one_left(clip):
     seen = []
-    run = Fit(net(), Recipe(epochs=1, clip=clip), 5, CPU)
+    run = Fit(net(), FitSettings(epochs=1, clip=clip), 5, CPU)
     step = run.optimizer.step
     run.optimizer.step = lambda: seen.append([p.grad.clone() for p in run.model.parameters()]) or step()
     run.start_epoch()
@@ -222,7 +222,7 @@ def test_a_gradient_is_cut_to_its_norm_and_a_shorter_one_left(clip):
 
 
 def test_biases_and_norms_do_not_decay():
-    groups = fit_module.parameter_groups(net(), Recipe(weight_decay=0.3))
+    groups = fit_module.parameter_groups(net(), FitSettings(weight_decay=0.3))
     assert [(group["weight_decay"], {p.ndim for p in group["params"]}) for group in groups] == [(0.3, {2}), (0.0, {1})]
 
 
@@ -244,7 +244,7 @@ def test_a_loss_that_is_no_number_stops_with_step_batch_and_checkpoint_and_spoil
 
 
 def test_a_gradient_that_is_no_number_stops_before_it_is_stepped():
-    run = Fit(net(), Recipe(epochs=1), 5, CPU)
+    run = Fit(net(), FitSettings(epochs=1), 5, CPU)
     run.start_epoch()
     before = run.model.head.weight.clone()
     with pytest.raises(RuntimeError, match=r"the gradient is nan at step 0.*start another --run with a lower --lr$"):
@@ -271,7 +271,7 @@ def test_out_of_memory_keeps_the_size_of_a_step_that_gathers_batches(tmp_path):
         return loss(model, batch)
 
     with pytest.raises(RuntimeError, match="5 at once do not fit, 2 do: give --batch-size 2 --accumulate 8$"):
-        fit(net(), tmp_path, loss=hungry, recipe=Recipe(epochs=1, accumulate=3))
+        fit(net(), tmp_path, loss=hungry, settings=FitSettings(epochs=1, accumulate=3))
 
 
 def test_out_of_memory_after_a_checkpoint_says_how_to_resume_and_to_leave_it_as_it_is(tmp_path):
@@ -303,7 +303,7 @@ def test_out_of_memory_over_series_which_cannot_be_cut_says_what_to_make_smaller
 
     length = torch.tensor([2, 1])
     series_batch = series_dataset.Batch([], torch.zeros(3, 1, 6), torch.zeros(3, 6), torch.zeros(3, 3), length)
-    run = Fit(net(), Recipe(epochs=1), 5, CPU)
+    run = Fit(net(), FitSettings(epochs=1), 5, CPU)
     run.start_epoch()
     with pytest.raises(RuntimeError, match="out of memory at step 0: give a smaller --batch-size or --hidden"):
         fit_module.careful_step(run, hungry, (series_batch, torch.zeros(3, 6)))
@@ -316,7 +316,7 @@ def test_other_errors_of_the_loss_are_told_as_they_are(tmp_path):
 
 def test_a_step_draws_the_same_wherever_the_generator_stands():
     def drawn(seed):
-        run = Fit(net(), Recipe(epochs=1), 5, CPU)
+        run = Fit(net(), FitSettings(epochs=1), 5, CPU)
         run.start_epoch()
         torch.manual_seed(seed)
         return run.train_step(loss, tuple(next(iter(data()))))

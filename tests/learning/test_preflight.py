@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ich_kaggle import cache, train
-from ich_kaggle.common import cli, storage
+from ich_kaggle.common import cli
+from ich_kaggle.common.runs import Run
 from ich_kaggle.learning import devices, preflight, profiling, slice_model
 
 TINY = ["--image-size", "32", "--cache-size", "64", "--batch-size", "8", "--epochs", "1", "--workers", "0"]
@@ -136,7 +137,7 @@ def test_the_default_of_a_gpu_needs_more_memory_than_a_laptop_has_and_the_recipe
 
 
 def options_of(argv: list[str]):
-    return cli.parse(train.build_parser(), argv, preflight.recipe_for)
+    return cli.parse(train.build_parser(), argv, default_recipe=preflight.recipe_for)
 
 
 @pytest.mark.parametrize("device, recipe", [("cpu", "cpu"), ("cuda:1", "efficientnetv2_s_windows")])
@@ -164,8 +165,8 @@ def test_the_three_words_of_a_first_evening_train_what_suits_this_machine(work, 
     train.main(["--work-dir", str(work), "--fold", "0", "--weights", "none", *TINY])
     assert "using --recipe cpu, which suits a CPU" in capsys.readouterr().out
     assert [record.message for record in caplog.records].count("no GPU found: using the CPU") == 1
-    options = storage.read_json(work / "runs" / "cpu" / "fold0" / "options.json")["options"]
-    assert (options["arch"], options["ema"]) == ("tf_efficientnet_lite0", 0.99)
+    settings = Run(work, "cpu").settings
+    assert (settings["arch"], settings["ema"]) == ("tf_efficientnet_lite0", 0.99)
 
 
 def test_a_recipe_without_an_architecture_says_what_is_missing(work, tmp_path):

@@ -1,4 +1,5 @@
 import argparse
+import re
 
 import pytest
 
@@ -21,14 +22,15 @@ def test_the_flags_of_training_default_to_its_own_defaults():
     parser = argparse.ArgumentParser()
     training_options.add(parser)
     settings = vars(parser.parse_args([]))
-    for kind in (fit.Recipe, augment.Augment, tasks.Task):
+    assert all(settings[name] == unused for name, (unused, _, _) in training_options.USES.items())
+    for kind in (fit.FitSettings, augment.Augment, tasks.Task):
         assert training_options.take(kind, settings) == kind()
-    assert tasks.slice_config("resnet18", **settings | {"cache_size": 512}) == tasks.slice_config("resnet18")
+    assert tasks.slice_config(**settings | {"arch": "resnet18"}) == tasks.slice_config("resnet18")
 
 
 @pytest.mark.parametrize("name", training_options.USES)
 def test_a_setting_that_would_do_nothing_is_refused_and_taken_where_it_does_something(name):
-    other, values = training_options.USES[name]
+    _, other, values = training_options.USES[name]
     changed = {name: "brain" if name == "window" else 3}
     with pytest.raises(ValueError, match=f"^--{name.replace('_', '-')} .* does nothing without --{other} {values[0]}"):
         training_options.check(changed)
@@ -42,3 +44,13 @@ def test_all_that_would_do_nothing_is_named_at_once_with_what_takes_it_back():
     expected += "--swap 0.5 does nothing without --context slices or both: give that, or --side-weight 0.0 --swap 0.0"
     with pytest.raises(ValueError, match=f"^{expected}$"):
         training_options.check({"context": "windows", "side_weight": 0.2, "swap": 0.5})
+
+
+def test_the_help_of_train_is_a_page_in_groups():
+    page = train.build_parser().format_help()
+    groups = ["model", "input", "augmentation", "optimisation", "loss", "run"]
+    titles = re.findall(r"^([a-z]+):$", page.partition("options:")[2], re.MULTILINE)
+    assert titles == groups
+    for title in groups:
+        for flag in training_options.FLAGS.get(title, {}):
+            assert re.search(rf"^  {flag}\b", page.partition(f"\n{title}:\n")[2].partition("\n\n")[0], re.MULTILINE)

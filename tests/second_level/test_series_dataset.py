@@ -46,9 +46,9 @@ def test_an_unmoved_series_shows_all_its_slices_in_order():
 @pytest.mark.parametrize(
     "augment, expected",
     [
-        (series_dataset.Augment(1, 0, 0, 0), {(6, 5, 4, 3, 2)}),
-        (series_dataset.Augment(0, 1, 0, 0), {(2, 4, 6), (3, 5)}),
-        (series_dataset.Augment(0, 0, 1, 0, length=4), {(2, 3, 4, 5), (3, 4, 5, 6)}),
+        (series_dataset.SeriesAugment(1, 0, 0, 0), {(6, 5, 4, 3, 2)}),
+        (series_dataset.SeriesAugment(0, 1, 0, 0), {(2, 4, 6), (3, 5)}),
+        (series_dataset.SeriesAugment(0, 0, 1, 0, length=4), {(2, 3, 4, 5), (3, 4, 5, 6)}),
     ],
 )
 def test_a_series_is_reversed_halved_or_cut_to_a_window(augment, expected):
@@ -57,21 +57,22 @@ def test_a_series_is_reversed_halved_or_cut_to_a_window(augment, expected):
 
 
 def test_a_series_of_one_slice_is_never_emptied():
-    everything = series_dataset.Augment(1, 1, 1, 1, length=1)
+    everything = series_dataset.SeriesAugment(1, 1, 1, 1, length=1)
     assert all(len(series_dataset.draw_rows(0, 1, everything, np.random.default_rng(i))) == 1 for i in range(20))
 
 
 def test_some_run_is_always_kept():
     drawn = [
-        series_dataset.draw_dropped(3, series_dataset.Augment(drop=1), np.random.default_rng(i)) for i in range(20)
+        series_dataset.draw_dropped(3, series_dataset.SeriesAugment(drop=1), np.random.default_rng(i))
+        for i in range(20)
     ]
     assert {int(dropped.sum()) for dropped in drawn} == {2}
-    assert not series_dataset.draw_dropped(1, series_dataset.Augment(drop=1), np.random.default_rng(0)).any()
+    assert not series_dataset.draw_dropped(1, series_dataset.SeriesAugment(drop=1), np.random.default_rng(0)).any()
 
 
 def test_a_dropped_run_has_no_embedding_and_the_logits_of_the_others():
     inputs = made_inputs((6,))
-    dataset = series_dataset.SeriesDataset(inputs, np.arange(1), series_dataset.Augment(0, 0, 0, drop=1))
+    dataset = series_dataset.SeriesDataset(inputs, np.arange(1), series_dataset.SeriesAugment(0, 0, 0, drop=1))
     embeddings, logits, *_ = dataset[0, 0]
     gone = [i for i in range(2) if not embeddings[i].any()]
     assert len(gone) == 1
@@ -80,7 +81,7 @@ def test_a_dropped_run_has_no_embedding_and_the_logits_of_the_others():
 
 
 def test_what_is_drawn_for_a_series_follows_from_seed_epoch_and_index_alone():
-    dataset = series_dataset.SeriesDataset(made_inputs(), np.arange(4), series_dataset.Augment(), seed=5)
+    dataset = series_dataset.SeriesDataset(made_inputs(), np.arange(4), series_dataset.SeriesAugment(), seed=5)
     looks = [[dataset[epoch, 2][-1].tolist() for epoch in range(8)] for _ in range(2)]
     assert looks[0] == looks[1]
     assert len({tuple(rows) for rows in looks[0]}) > 1
@@ -88,7 +89,7 @@ def test_what_is_drawn_for_a_series_follows_from_seed_epoch_and_index_alone():
 
 def test_a_draw_leaves_the_inputs_as_they_were():
     inputs, untouched = made_inputs(), made_inputs()
-    dataset = series_dataset.SeriesDataset(inputs, np.arange(4), series_dataset.Augment(1, 1, 1, 1))
+    dataset = series_dataset.SeriesDataset(inputs, np.arange(4), series_dataset.SeriesAugment(1, 1, 1, 1))
     for i in range(4):
         dataset[0, i]
     assert np.array_equal(inputs.logits, untouched.logits)
