@@ -1,7 +1,7 @@
 """Run the whole pipeline on a synthetic competition, from nothing, on any machine.
 
-The steps: two networks, a second level on each, the ensemble of all four, a verified submission scored against the
-truth, and the report page. Each step is printed as the command that does it.
+The steps: two networks, a second level on each, the ensemble of the two second levels, a verified submission scored
+against the truth, and the report page. Each step is printed as the command that does it.
 
 Reads:   nothing
 Writes:  <demo-dir>/input/ (the competition), <demo-dir>/work/ (folds, cache, runs, ensemble, report),
@@ -17,12 +17,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ich_kaggle.common import cli, metric, paths, storage, tables
+from ich_kaggle.common import cli, metric, paths, runs, storage, tables
 from ich_kaggle.common.labels import LABELS
+from ich_kaggle.common.project import Project
 from ich_kaggle.html import app
-from ich_kaggle.scoring import ensembling
+from ich_kaggle.scoring import blending, comparison, ensembling, patient_bootstrap
 
 NETWORKS = ("cpu", "cpu_both")  # recipes
+SECOND_LEVELS = tuple(f"smooth-{network}" for network in NETWORKS)
 NAME = "demo"  # of the ensemble
 
 
@@ -31,7 +33,7 @@ def steps(demo_dir: Path, *, patients: int, n_folds: int, epochs: int | None, se
     data, work, out = (shlex.quote(str(demo_dir / part)) for part in (f"input/{paths.SLUG}", "work", "submissions"))
     shared = f"--work-dir {work} --workers {workers}"
     extra = "" if epochs is None else f" --epochs {epochs}"
-    members = " ".join([*NETWORKS, *(f"smooth-{network}" for network in NETWORKS)])
+    members = " ".join(SECOND_LEVELS)
     return [
         f"phantom --out {data} --patients {patients} --slices 16 --seed {seed} --workers {workers}",
         f"slices --data-dir {data} {shared}",
@@ -67,23 +69,36 @@ def test_scores(demo_dir: Path, submission: Path) -> tuple[float, float, int]:
     return metric.log_loss(target, probability), metric.log_loss(target, constant), n_patients
 
 
+def patient_losses(work_dir: Path, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the summed log loss per patient of each run and of the nested ensemble, (n_patients, n_runs + 1), and the
+    number of slices per patient, (n_patients,)."""
+    project = Project(None, work_dir)
+    train, folds = project.slices[project.is_train], project.folds
+    found = [runs.read_oof(project.run(name), folds, project.slices, project.fold) for name in names]
+    found.append(tables.read_predictions(paths.ensemble(work_dir, NAME) / "nested.parquet", train.slice_id.to_numpy()))
+    patient, size = np.unique(train.patient_id, return_inverse=True, return_counts=True)[1:]
+    raised = [blending.raise_any(probability) for probability in found]
+    return comparison.patient_losses(tables.targets(train), raised, patient), size
+
+
 def summary(demo_dir: Path, submission: Path) -> str:
-    """Return the scores of the ensemble, of its second levels and of the submission, and where the files are."""
-    work = demo_dir / "work"
+    """Return the scores of the second levels, the ensemble and the submission, and where the files are."""
+    work, names = demo_dir / "work", [*NETWORKS, *SECOND_LEVELS]
     folder = paths.ensemble(work, NAME)
-    scores = storage.read_json(folder / "weights.json")
-    single = scores["single"]
-    best = min(single, key=single.get)
-    gain, low, high = scores["differences"][f"{best} - nested"]
+    total, size = patient_losses(work, names)
+    loss = dict(zip([*names, NAME], total.sum(axis=0) / size.sum(), strict=True))
+    best = min(names, key=loss.get)
+    gain = total[:, names.index(best)] - total[:, -1]
+    error = patient_bootstrap.standard_error(gain, size)
     ours, constant, n_patients = test_scores(demo_dir, submission)
-    second = ", ".join(f"{single[f'smooth-{run}']:.4f} on {run} ({single[run]:.4f})" for run in NETWORKS)
+    second = ", ".join(f"{loss[f'smooth-{run}']:.4f} on {run} ({loss[run]:.4f})" for run in NETWORKS)
     lines = [
-        ensembling.describe("ensemble", scores),
+        ensembling.describe("ensemble", storage.read_json(folder / "weights.json")),
         "",
         f"second level {second}",
-        f"ensemble {scores['nested_log_loss']:.4f}, best member {best} {single[best]:.4f}: better by {gain:.4f} "
-        f"(95 % interval {low:.4f} to {high:.4f} over {scores['n_patients']} patients)",
-        f"test log loss of the submission {ours:.4f}, of the training prevalence {constant:.4f} ({n_patients} patients)",
+        f"ensemble {loss[NAME]:.4f}, best member {best} {loss[best]:.4f}: better by {gain.sum() / size.sum():.4f} +- "
+        f"{error:.4f} (standard error over {len(size)} patients)",
+        f"test log loss: submission {ours:.4f}, training prevalence {constant:.4f} ({n_patients} patients)",
         f"submission   {submission}",
         f"predictions  {folder}",
         f"models       {work / 'runs'}",
