@@ -1,4 +1,4 @@
-"""Where files are: Kaggle's data in every layout it has used, and the work folder."""
+"""Paths of files: the competition's data, in every layout that Kaggle has used, and the work folder."""
 
 import contextlib
 import io
@@ -20,9 +20,9 @@ SAMPLE_CSV = "stage_2_sample_submission.csv"
 MOST_TABLE = 1 << 30  # bytes; the labels take 119 MB
 SPLITS = ("train", "test")
 DICOM_FOLDERS = {split: (f"stage_2_{split}", f"stage_2_{split}_images") for split in SPLITS}
-INPUT = Path(os.environ.get("KAGGLE_INPUT_DIR", "/kaggle/input"))  # what a Kaggle kernel has attached
+INPUT = Path(os.environ.get("KAGGLE_INPUT_DIR", "/kaggle/input"))  # the inputs attached to a Kaggle kernel
 MOUNTS = (INPUT / "competitions" / SLUG, INPUT / SLUG)
-DEFAULT = Path("input") / SLUG  # of a working copy
+DEFAULT = Path("input") / SLUG  # below the current folder
 
 DOWNLOAD = "python -m ich_kaggle.download"
 NO_DATA = (
@@ -34,7 +34,7 @@ NO_DATA = (
 
 @dataclass(frozen=True)
 class Data:
-    """Kaggle's data: a folder, or the zip as downloaded."""
+    """The competition's data: a folder, or the zip as downloaded."""
 
     root: Path
     inner: str = ""  # the folder inside the zip that holds the tables
@@ -45,7 +45,7 @@ class Data:
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
-        """Open a table of the competition. Raises FileNotFoundError naming it and where it was looked for."""
+        """Open a table of the competition. Raises FileNotFoundError naming the table and the data."""
         try:
             if not self.is_zip:
                 with (self.root / name).open("rb") as file:
@@ -66,9 +66,9 @@ class Data:
             return f"{zip_reader.crc32(file.read()):08x}"
 
     def read(self, member: Member, limit: int = -1) -> bytes:
-        """Return a file of the data, or its first `limit` bytes.
+        """Return the content of a file, or its first `limit` bytes.
 
-        Raises ValueError if the zip is damaged there, or the file is no longer the one that was listed.
+        Raises ValueError if the zip is damaged there, or if the file has changed since it was listed.
         """
         if self.is_zip:
             return zip_reader.read(self.root, member, limit)
@@ -80,11 +80,11 @@ class Data:
 
     @property
     def has_images(self) -> bool:
-        """Whether there is more than tables. A zip is taken to be whole: its directory takes seconds to read."""
+        """Whether there are images beside the tables. Assumed of a zip, whose directory takes seconds to read."""
         return self.is_zip or any((self.root / folder).is_dir() for split in SPLITS for folder in DICOM_FOLDERS[split])
 
     def members(self, split: str) -> list[Member]:
-        """Return every DICOM file of `split`, sorted by path; empty if there is no folder of it."""
+        """Return every DICOM file of `split`, sorted by path; empty if its folder does not exist."""
         return _zip_members(self, split) if self.is_zip else _folder_members(self.root, split)
 
 
@@ -108,27 +108,33 @@ def _zip_members(data: Data, split: str) -> list[Member]:
     return sorted(member for name, member in members if name.startswith(folders) and name.endswith(".dcm"))
 
 
+def places(data_dir: Path | None = None) -> list[Path]:
+    """Return `data_dir`, or else the default places of the competition's data, whether they exist or not."""
+    if data_dir:
+        return [data_dir]
+    if os.environ.get("ICH_DATA_DIR"):
+        return [Path(os.environ["ICH_DATA_DIR"])]
+    return [*map(Path, MOUNTS), DEFAULT, Path(f"{DEFAULT}.zip")]
+
+
 def find_data(data_dir: Path | None = None) -> Data:
     """Return the competition's data in `data_dir`, or in the first default place that has it.
 
-    A folder with the tables alone is returned where no place has the images too. Raises FileNotFoundError with the
-    ways to get data where there is none.
+    If no place has the images, a folder with the tables alone is returned. Raises FileNotFoundError with the ways to
+    get the data if no place has either.
     """
-    places = [data_dir] if data_dir else [*map(Path, MOUNTS), DEFAULT, Path(f"{DEFAULT}.zip")]
-    if not data_dir and os.environ.get("ICH_DATA_DIR"):
-        places = [Path(os.environ["ICH_DATA_DIR"])]
-    tables = None
-    for found in itertools.chain.from_iterable(map(_layouts, places)):
+    looked, tables = places(data_dir), None
+    for found in itertools.chain.from_iterable(map(_layouts, looked)):
         if found.has_images:
             return found
         tables = tables or found
     if tables is None:
-        raise FileNotFoundError(NO_DATA.format(looked=", ".join(map(str, places))))
+        raise FileNotFoundError(NO_DATA.format(looked=", ".join(map(str, looked))))
     return tables
 
 
 def _layouts(place: Path) -> Iterator[Data]:
-    """Yield the data in `place`: of a folder, or of a zip, also one within it or beside a folder that has tables."""
+    """Yield the data found at `place`: a folder, a zip, a zip inside it, or a zip beside a folder with the tables."""
     # The tables mark the folder; a search by pattern would list 874,035 files first.
     folders = (place, place / SLUG, place / SLUG / SLUG)
     folders = [folder for folder in folders if any((folder / name).is_file() for name in (SAMPLE_CSV, TRAIN_CSV))]
@@ -147,7 +153,7 @@ def _zipped(path: Path) -> Data | None:
 
 
 def dataset(name: str) -> Path:
-    """Return the folder of the dataset `name` that a Kaggle kernel has attached. Raises FileNotFoundError."""
+    """Return the folder of the dataset `name`, attached to this kernel. Raises FileNotFoundError if it is not."""
     found = [folder for folder in (*INPUT.glob(f"datasets/*/{name}"), INPUT / name) if folder.is_dir()]
     if len(found) != 1:
         raise FileNotFoundError(f"{INPUT}: {len(found)} datasets {name}, not one: attach it to the kernel")
@@ -171,7 +177,7 @@ def cache(work_dir: Path, name: str) -> Path:
 
 
 def cached(cache_dir: Path, slice_id: str) -> Path:
-    """Return the PNG of a slice; the first two hex digits of its id spread them over 256 folders."""
+    """Return the PNG of a slice, in one of 256 folders by the first two hex digits of its id."""
     return cache_dir / slice_id[3:5] / f"{_file_name(slice_id)}.png"
 
 
@@ -197,13 +203,13 @@ def fold(work_dir: Path, run_name: str, k: int) -> Path:
 
 
 def run_folds(work_dir: Path, run_name: str) -> dict[int, Path]:
-    """Return the folders of the folds of a run by their numbers, in order; a copy of one under another name is none."""
+    """Return the folders of a run's folds by number, in order; folders with other names, as copies, do not count."""
     folders = run(work_dir, run_name).glob("fold*")
     return dict(sorted((int(one.name[4:]), one) for one in folders if one.name[4:].isdecimal()))
 
 
 def run_names(work_dir: Path) -> list[str]:
-    """Return the names of the runs of which there is a fold, sorted."""
+    """Return the names of the runs with at least one fold folder, sorted."""
     names = sorted(folder.name for folder in (work_dir / "runs").glob("*"))
     return [name for name in names if FILE_NAME.fullmatch(name) and run_folds(work_dir, name)]
 
@@ -213,23 +219,15 @@ def ensemble(work_dir: Path, name: str) -> Path:
 
 
 def ensemble_names(work_dir: Path) -> list[str]:
-    """Return the names of the ensembles that are made, sorted."""
+    """Return the names of the finished ensembles, sorted."""
     names = (path.parent.name for path in (work_dir / "ensemble").glob("*/weights.json"))
     return sorted(filter(FILE_NAME.fullmatch, names))
 
 
 def git_commit() -> str | None:
-    """Return the commit of the package's checkout, with + behind it if files differ; None outside a checkout."""
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parents[1]),
-        "describe",
-        "--always",
-        "--abbrev=12",
-        "--dirty=+",
-        "--match=",
-    ]
+    """Return the commit of the package's checkout, followed by + if files were changed; None outside a checkout."""
+    here = str(Path(__file__).parents[1])
+    command = ["git", "-C", here, "describe", "--always", "--abbrev=12", "--dirty=+", "--match="]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
