@@ -1,4 +1,4 @@
-"""Blend the runs, write the submission, verify it, send it to Kaggle, wait for its scores and record them.
+"""Blend the runs, write the submission, verify it, submit it to Kaggle, wait for its scores and record them.
 
 Reads:   work/slices.parquet, work/ensemble/NAME/, stage_2_sample_submission.csv, Kaggle's credentials
 Writes:  submissions/<UTC time>-NAME.csv, submissions/history.csv, with --history submissions/history.png
@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 
 
 def blend(project: Project, name: str | None, run: str | None, fold: list[int] | None) -> Path:
-    """Return the folder of the ensemble `name`, of `run` alone, or of every run there is, blended where needed.
+    """Return the folder of the ensemble `name`, or of a blend of `run` alone or of all runs, made where needed.
 
-    An ensemble `name` is blended anew, as it was asked for, where the predictions of its runs have changed.
+    The ensemble `name` is blended anew, with its own settings, if the predictions of its runs have changed.
     """
     if name is None:
         patient_folds.ensure(project)
@@ -32,10 +32,10 @@ def blend(project: Project, name: str | None, run: str | None, fold: list[int] |
     path = storage.require(paths.ensemble(project.work_dir, name) / "weights.json", f"--name {name}")
     found = storage.read_json(path)
     if not all(project.run(one).finished for one in found["blended"]["runs"]):
-        cli.say(f"{path.parent}: its runs are not in {project.work_dir / 'runs'}, so it is taken as it is")
+        cli.say(f"{path.parent}: used as it is, its runs are not in {project.work_dir / 'runs'}")
         return path.parent
     if fold is not None:
-        raise ValueError("--fold narrows runs: the folds of an ensemble are those that it was blended from")
+        raise ValueError("--fold applies to runs, not to --ensemble: it has the folds that it was blended from")
     return ensembling.blend_runs(
         project,
         found["blended"]["runs"],
@@ -62,7 +62,7 @@ def submit(
     again: bool = False,
     connect: Callable = client.connect,
 ) -> None:
-    """Make, verify and deliver the submission of an ensemble (`name`), of a `run`, of a `file`, or of every run."""
+    """Make, verify and deliver the submission of an ensemble (`name`), of a `run`, of a `file`, or of all runs."""
     project = Project(data_dir, work_dir, workers)
     if file is None:
         folder = blend(project, name, run, fold)
@@ -76,7 +76,7 @@ def submit(
     if dry_run:
         return
     facts = dict(name=source.name, file=path.name, sha256=digest, runs=source.runs, oof=source.oof)
-    row = submission_log.new_row(message or f"{source.name}, out of fold {source.oof or 'not known'}", **facts)
+    row = submission_log.new_row(message or f"{source.name}, out of fold {source.oof or 'unknown'}", **facts)
     history_csv = submissions_dir / "history.csv"
     submissions.deliver(path, row, history_csv, again=again, no_wait=no_wait, connect=connect)
 
@@ -93,18 +93,19 @@ def command(*, status: bool, history: bool, connect: Callable = client.connect, 
 
 def build_parser():
     parser = cli.command(__doc__, "--data-dir", "--work-dir", "--fold", "--workers")
-    parser.add_argument("--submissions-dir", type=Path, default=Path("submissions"), help="the CSVs and the history")
+    add = parser.add_argument
+    add("--submissions-dir", type=Path, default=Path("submissions"), help="folder of the CSVs and of the history")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--ensemble", dest="name", help="folder in work/ensemble (default: a blend of every run)")
-    what.add_argument("--run", help="one run alone")
-    what.add_argument("--file", type=Path, help="a CSV that is there")
-    parser.add_argument("-m", "--message", help="what to remember of it (default: its name and out-of-fold loss)")
-    parser.add_argument("--no-wait", action="store_true", help="leave the scores to --status")
-    parser.add_argument("--again", action="store_true", help="send what Kaggle has once more")
+    what.add_argument("--ensemble", dest="name", help="folder in work/ensemble (default: a blend of all runs)")
+    what.add_argument("--run", help="submit one run alone")
+    what.add_argument("--file", type=Path, help="submit this CSV as it is")
+    add("-m", "--message", help="description of the submission (default: its name and out-of-fold loss)")
+    add("--no-wait", action="store_true", help="do not wait for the scores: --status asks for them later")
+    add("--again", action="store_true", help="submit even if Kaggle already has this file")
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--dry-run", action="store_true", help="stop before the network")
-    instead.add_argument("--status", action="store_true", help="print the latest submissions at Kaggle, and stop")
-    instead.add_argument("--history", action="store_true", help="print and plot the submissions from here, and stop")
+    instead.add_argument("--dry-run", action="store_true", help="write and verify the CSV, and stop before the network")
+    instead.add_argument("--status", action="store_true", help="print the latest submissions at Kaggle, and exit")
+    instead.add_argument("--history", action="store_true", help="print and plot history.csv, and exit")
     return parser
 
 

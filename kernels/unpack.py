@@ -1,5 +1,5 @@
-# What `python -m ich_kaggle.kernel build` puts before a kernel's own code: it makes the package, and every wheel in the
-# attached datasets, importable in this process and in its children, without internet.
+# The code that `python -m ich_kaggle.kernel build` puts before a kernel's own: it makes the package, and every wheel in
+# the attached datasets, importable in this process and in its children, without internet.
 import base64
 import io
 import os
@@ -13,7 +13,7 @@ WHEEL = ""
 
 
 def unpack(root: Path) -> str:
-    """Return a folder with the package in it: from this file, else from a wheel in the input folder `root`."""
+    """Return a folder that contains the package: from this file, else from a wheel in the input folder `root`."""
     folder = tempfile.mkdtemp(prefix="ich_kaggle-")
     wheels = sorted([*root.glob("*/*.whl"), *root.glob("datasets/*/*/*.whl")])
     if WHEEL:

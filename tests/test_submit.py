@@ -130,7 +130,7 @@ def shell(*argv: str, before: str = "", **env: str) -> subprocess.CompletedProce
 
 
 BLEND = ("--ensemble", "blend")
-TAKEN = "work/ensemble/blend: its runs are not in work/runs, so it is taken as it is\n"
+TAKEN = "work/ensemble/blend: used as it is, its runs are not in work/runs\n"
 START, CREATE, POLL = "StartSubmissionUpload", "CreateSubmission", "GetSubmission"
 
 
@@ -189,7 +189,7 @@ def test_another_submission_of_the_same_second_is_not_overwritten(run, project, 
     ids = np.array([f"ID_{i:09x}" for i in range(60)])
     write_ensemble(project, "blend", ids, np.arange(60) < 40, seed=1)
     done = run(*BLEND, "--dry-run")
-    assert (done.code, "was written this very second with other numbers" in done.error) == (1, True)
+    assert (done.code, "was written in the same second with other numbers" in done.error) == (1, True)
     assert only_csv().read_bytes() == first
 
 
@@ -259,8 +259,8 @@ def put(row: int, value: str):
 
 
 FAULTS = {
-    "a row less": (lambda rows: rows[:-1], "mine.csv: ID_000000028_any is missing (1 rows are)"),
-    "a row twice": (lambda rows: [*rows, rows[4]], "mine.csv: ID_00000003b_subdural stands 2 times"),
+    "a row less": (lambda rows: rows[:-1], "mine.csv: ID_000000028_any is missing (missing rows: 1)"),
+    "a row twice": (lambda rows: [*rows, rows[4]], "mine.csv: ID_00000003b_subdural appears 2 times"),
     "another order": (
         lambda rows: [rows[1], rows[0], *rows[2:]],
         "row 2 is ID_00000003b_intraparenchymal, in the sample submission ID_00000003b_epidural: keep its order",
@@ -269,7 +269,7 @@ FAULTS = {
         lambda rows: [*rows, ["ID_abcabcabc_any", "0.1"]],
         "mine.csv: ID_abcabcabc is not in the sample submission",
     ),
-    "one row": (lambda rows: rows[:1], "mine.csv: ID_00000003b_intraparenchymal is missing (119 rows are)"),
+    "one row": (lambda rows: rows[:1], "mine.csv: ID_00000003b_intraparenchymal is missing (missing rows: 119)"),
     "above one": (put(0, "1.25"), "mine.csv: ID_00000003b_epidural is 1.25, not in [0, 1]"),
     "below zero": (put(1, "-0.5"), "mine.csv: ID_00000003b_intraparenchymal is -0.5, not in [0, 1]"),
     "infinite": (put(2, "inf"), "mine.csv: ID_00000003b_intraventricular is inf, not in [0, 1]"),
@@ -345,7 +345,7 @@ def assert_arrived_once(done: Outcome, server) -> None:
 
 
 RULES = f"accept the rules at https://www.kaggle.com/competitions/{paths.SLUG}/rules"
-MISSING, MEND = "look at the name, and at whose it is", "mend that, and run the command again"
+MISSING, MEND = "check the name and its owner", "correct this and run the command again"
 REFUSALS = {
     (401, "Unauthenticated"): f"the credentials are not accepted: {client.NEW_TOKEN}",
     (403, "Permission 'competitions.participate' was denied"): RULES,
@@ -360,7 +360,7 @@ def test_a_refusal_is_one_line_with_kaggles_reason_and_is_not_tried_again(run, k
     kaggle_server.fail(call, fake.status(*refusal))
     done = run(*BLEND)
     assert outcome(done, kaggle_server) == (1, 0, ["REFUSED"])
-    assert f"Kaggle answered {refusal[0]}: {refusal[1]}: " in done.error
+    assert f"Kaggle answered {refusal[0]}: {refusal[1]}: {REFUSALS[refusal]}" in done.error
     assert history()[0]["note"].endswith(done.error.removeprefix("error: "))
     assert kaggle_server.calls(call) == 1
 
@@ -383,7 +383,7 @@ def test_a_wrong_competition_name_is_answered_like_rules_not_accepted(run, kaggl
     monkeypatch.setattr(paths, "SLUG", "rsna-intracranial-haemorrhage")
     done = run("--file", altered(lambda rows: None), "--data-dir", "input")
     assert outcome(done, kaggle_server) == (1, 0, [])
-    assert "a wrong competition name is answered in the same way" in done.error
+    assert "Kaggle gives the same answer for a wrong competition name" in done.error
 
 
 def test_a_used_up_day_is_seen_before_the_upload(run, kaggle_server):
@@ -509,7 +509,7 @@ def test_an_answer_without_a_number_is_no_success(run, kaggle_server):
     kaggle_server.fail(CREATE, *[no_number] * client.TRIES)
     done = run(*BLEND)
     assert outcome(done, kaggle_server) == (1, 0, ["SENDING"])
-    assert "Kaggle gave no number, but: Could not submit to competition" in done.error
+    assert "Kaggle's answer has no submission number: Could not submit to competition" in done.error
 
 
 def test_an_answer_that_makes_no_sense_is_a_lost_reply(run, kaggle_server):
@@ -624,7 +624,7 @@ def test_ctrl_c_while_kaggle_is_slow_and_the_same_command_again_make_one_submiss
     assert again.stderr == (
         f"submission [{row['tag']}] was being sent at {row['time']}: looking for it at Kaggle, for up to 120 s\n"
     )
-    assert "mine.csv: was sent before, and is not sent again" in again.stdout
+    assert "mine.csv: already sent, not sent again" in again.stdout
     assert (len(proxied_server.submissions), proxied_server.calls(CREATE)) == (1, 1)
     assert [(row["status"], row["ref"]) for row in history()] == [("COMPLETE", str(REF))]
 
@@ -695,7 +695,7 @@ def test_a_submission_that_cannot_be_scored_is_an_error_with_kaggles_reason(run,
     kaggle_server.scores = {"status": "ERROR", "errorDescription": reason, "publicScore": "", "privateScore": ""}
     done = run(*BLEND, "-m", "mine")
     assert outcome(done, kaggle_server) == (1, 1, ["ERROR"])
-    assert done.error == f"error: submission {REF}: Kaggle can't score it: {reason}"
+    assert done.error == f"error: submission {REF}: Kaggle cannot score it: {reason}"
     assert history()[0]["note"] == f"mine: {reason}"
 
 
@@ -718,7 +718,7 @@ def test_scores_that_never_come_are_left_to_status(run, kaggle_server, monkeypat
     kaggle_server.polls_until_scored = 4
     done = run(*BLEND)
     assert outcome(done, kaggle_server) == (1, 1, ["PENDING"])
-    assert done.error.startswith(f"error: submission {REF} is at Kaggle, its scores are not known")
+    assert done.error.startswith(f"error: submission {REF} is at Kaggle, but its scores are unknown")
     kaggle_server.polls_until_scored = 0
     assert run("--status").code == 0
     assert outcome(run("--status"), kaggle_server) == (0, 1, ["COMPLETE"])
@@ -873,9 +873,7 @@ def test_a_stale_token_alone_is_named(project, proxied_server, no_network):
 def test_a_token_that_is_no_plain_text_is_named_and_nobody_asked(project, proxied_server, no_network, token):
     put_token(no_network, token)
     done = shell(*BLEND)
-    assert done.stderr.startswith(
-        f"error: ~/.kaggle/access_token holds something else than a token in plain text: {client.NEW_TOKEN}"
-    )
+    assert done.stderr.startswith(f"error: ~/.kaggle/access_token is not a token in plain text: {client.NEW_TOKEN}")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert not proxied_server.calls("IntrospectToken")
     assert_untold(done)
@@ -887,7 +885,7 @@ def test_a_damaged_key_is_named(project, proxied_server, no_network):
     path.write_text("{broken")
     done = shell(*BLEND)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
-    assert f"no Kaggle credentials that it can read in {path}" in done.stderr
+    assert f"no readable Kaggle credentials in {path}" in done.stderr
 
 
 def test_a_token_that_kaggle_refuses_outright_is_named(run, kaggle_server, monkeypatch):
@@ -984,7 +982,7 @@ def test_a_token_may_be_the_path_of_a_file(tmp_path, monkeypatch, no_network):
     monkeypatch.setenv("KAGGLE_API_TOKEN", str(tmp_path / "schlüssel"))
     assert client._token_source() == "the environment variable KAGGLE_API_TOKEN"
     (tmp_path / "schlüssel").write_text("schlüssel")
-    with pytest.raises(PermissionError, match="holds something else than a token in plain text"):
+    with pytest.raises(PermissionError, match="is not a token in plain text"):
         client._token_source()
 
 

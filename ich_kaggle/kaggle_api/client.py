@@ -1,7 +1,7 @@
-"""Kaggle's own client, made safe to call: imported late and in silence, with time limits, retries and one-line errors.
+"""Kaggle's own client, made safe to call: a late and silent import, time limits, retries and one-line errors.
 
-By itself it prints, asks the server and may exit while it is imported, waits without limit, retries nothing, and
-reports a failed upload as a success (kaggle 2.2.4).
+By itself (kaggle 2.2.4) it prints, asks the server and may exit while it is imported, waits without limit, retries
+nothing, and reports a failed upload as a success.
 """
 
 import contextlib
@@ -22,18 +22,18 @@ log = logging.getLogger(__name__)
 
 TIMEOUT = 60  # s without a byte
 TRIES = 5
-LONGEST_PAUSE = 600  # s that a server may ask to wait before it is for the user to decide
+LONGEST_PAUSE = 600  # s; a longer wait that the server asks for is left to the user
 LOOKS = (1, 2, 4, 8, 15, 30, 30, 30)  # s before each further look for a submission whose reply was lost
-LONGEST_LOOK = sum(LOOKS)  # s that Kaggle may go on with a submission after its client has gone
+LONGEST_LOOK = sum(LOOKS)  # s that Kaggle may take for a submission after its client has disconnected
 POLLS, POLL_PAUSE = 360, 10  # times, s
 
 AGAIN = "run the command again"
-LONGEST_PATH = 255  # letters
+LONGEST_PATH = 255  # characters
 TOKEN_FILES = ("~/.kaggle/access_token", "~/.kaggle/access_token.txt")
 NEW_TOKEN = f"make a token at https://www.kaggle.com/settings and save it as {TOKEN_FILES[0]}"
 SITE = f"https://www.kaggle.com/competitions/{paths.SLUG}"
-RULES = f"accept the rules at {SITE}/rules (a wrong competition name is answered in the same way)"
-DENIED = "this account may not: look at the name, and at whose it is"
+RULES = f"accept the rules at {SITE}/rules (Kaggle gives the same answer for a wrong competition name)"
+DENIED = "this account has no access: check the name and its owner"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Connection:
     """Kaggle's client, signed in."""
 
     client: Any  # kagglesdk.KaggleClient
-    source: str  # where its credentials come from
+    source: str  # of its credentials
     sleep: Callable[[float], None] = time.sleep  # s
     timeout: float = TIMEOUT  # s
 
@@ -50,11 +50,11 @@ class Connection:
         return self.client.competitions.competition_api_client
 
     def call(self, method: Callable, *, safe: bool = True, hint: str = DENIED, **fields) -> Any:
-        """Return Kaggle's answer to `method` of the client, its request filled with `fields`.
+        """Return Kaggle's answer to `method` of the client, called with the request `fields`.
 
-        After a fault of the server or a lost reply only a `safe` call is sent again: another may have been done. `hint`
-        ends the message where the account is refused (403). Raises PermissionError (401, 403), RuntimeError (any other
-        refusal) and ConnectionError (no answer, or a fault of the server).
+        After a server error or a lost reply only a `safe` call is repeated: an unsafe one may have had its effect.
+        `hint` ends the error message if the account is refused (403). Raises PermissionError (401, 403), RuntimeError
+        (any other refusal) and ConnectionError (no answer, or a server error).
         """
         request = method.__annotations__["request"]()
         for name, value in fields.items():
@@ -63,11 +63,11 @@ class Connection:
         return retry(send, method.__name__, hint, self.sleep, safe)
 
     def put(self, url: str, content: bytes) -> None:
-        """Upload `content` to `url`, from its first byte after every fault. Raises like `call`."""
+        """Upload `content` to `url`; every attempt starts at its first byte. Raises like `call`."""
         import requests
 
         def send():
-            # A file goes in small blocks, each with a time limit of its own; bytes have one limit for them all.
+            # A file is sent in small blocks, each with its own time limit; bytes have one limit for all of them.
             response = requests.put(url, data=io.BytesIO(content), timeout=self.timeout)
             if response.status_code not in (200, 201):
                 raise requests.HTTPError(response=response)
@@ -76,9 +76,9 @@ class Connection:
 
 
 def connect(*, sleep: Callable[[float], None] = time.sleep, timeout: float = TIMEOUT) -> Connection:
-    """Return Kaggle's client, signed in with the credentials that win, which `source` names.
+    """Return Kaggle's client, signed in with the credentials that take precedence; its `source` names them.
 
-    Raises ImportError without the client, PermissionError without credentials that it can use, ConnectionError offline.
+    Raises ImportError without the client, PermissionError without usable credentials, ConnectionError offline.
     """
     found = _token_source()
     try:
@@ -88,13 +88,13 @@ def connect(*, sleep: Callable[[float], None] = time.sleep, timeout: float = TIM
         what = f"signing in with the token in {found}" if found else "signing in"
         retry(_tamed(timeout)(api.authenticate), what, NEW_TOKEN, sleep)
     except ImportError as error:
-        raise ImportError(f"Kaggle's client can't be imported ({error}): pip install 'kaggle>=2.2.4,<3' six") from error
+        raise ImportError(f"cannot import Kaggle's client ({error}): pip install 'kaggle>=2.2.4,<3' six") from error
     except SystemExit:
-        fault = f"no Kaggle credentials that it can read in {_key_file()}" if _key_file() else "no Kaggle credentials"
+        fault = f"no readable Kaggle credentials in {_key_file()}" if _key_file() else "no Kaggle credentials"
         fault = f"Kaggle does not accept the token in {found}" if found else fault
         raise PermissionError(f"{fault}: {NEW_TOKEN}") from None
     if found and api.config_values["auth_method"] == "LEGACY_API_KEY":
-        # The client falls back on the key, and goes on to send the token.
+        # The client falls back on the key, but still sends the token.
         raise PermissionError(
             f"Kaggle does not accept the token in {found}, which is sent instead of the key in {_source(api)}: "
             f"remove that token, or {NEW_TOKEN}"
@@ -104,7 +104,7 @@ def connect(*, sleep: Callable[[float], None] = time.sleep, timeout: float = TIM
 
 @contextlib.contextmanager
 def _tamed(timeout: float) -> Iterator[None]:
-    """Keep the client's prints out of ours, and give each of its requests the time limit that it does not set."""
+    """Silence the client's prints, and give each of its requests the time limit that it does not set."""
     from requests.adapters import HTTPAdapter
 
     send = HTTPAdapter.send
@@ -121,9 +121,9 @@ def _tamed(timeout: float) -> Iterator[None]:
 
 
 def _token_source() -> str:
-    """Return where a token is, which wins over every key; empty if there is none.
+    """Return the place of the access token, which takes precedence over any key; empty without a token.
 
-    Raises PermissionError if it is no plain text.
+    Raises PermissionError if it is not plain text.
     """
     given = os.environ.get("KAGGLE_API_TOKEN", "")  # a token, or the path of a file that holds it
     places = {"the environment variable KAGGLE_API_TOKEN": os.fsencode(given)}
@@ -134,12 +134,12 @@ def _token_source() -> str:
         places[name] = file.read_bytes().strip() if file.is_file() else b""
     found = next((place for place, token in places.items() if token), "")
     if found and not (places[found].isascii() and places[found].decode("ascii", "replace").isprintable()):
-        raise PermissionError(f"{found} holds something else than a token in plain text: {NEW_TOKEN}")
+        raise PermissionError(f"{found} is not a token in plain text: {NEW_TOKEN}")
     return found
 
 
 def _key_file() -> str:
-    """Return the file of a key that the client would read; empty if there is none."""
+    """Return the key file that the client would read; empty if none exists."""
     folders = (os.environ.get("KAGGLE_CONFIG_DIR", ""), "~/.kaggle", "~/.config/kaggle")
     files = [Path(folder).expanduser() / "kaggle.json" for folder in folders if folder]
     return next((str(file) for file in files if file.is_file()), "")
@@ -158,11 +158,11 @@ def _source(api: Any) -> str:
 
 
 def retry(send: Callable, what: str, hint: str, sleep: Callable[[float], None], safe: bool = True) -> Any:
-    """Return what `send` does, once it succeeds. Raises like `Connection.call`, naming `what` was tried."""
+    """Return the result of `send`, repeated until it succeeds. Raises like `Connection.call`, naming `what` failed."""
     for attempt in range(TRIES):
         try:
             return send()
-        except (OSError, KeyError, TypeError, ValueError) as error:  # the last three: an answer it can't decode
+        except (OSError, KeyError, TypeError, ValueError) as error:  # the last three: an undecodable answer
             pause = delay(error, attempt)
             if attempt == TRIES - 1 or pause > LONGEST_PAUSE or not _worth_again(error, safe):
                 raise _explained(error, what, hint) from error
@@ -177,13 +177,13 @@ def _worth_again(error: Exception, safe: bool) -> bool:
 
 
 def delay(error: Exception | None, attempt: int) -> float:
-    """Return the seconds to wait after `error`: what the server asks for, else 1, 2, 4, ... by `attempt`."""
+    """Return the seconds to wait after `error`: those that the server asks for, else 1, 2, 4, ... by `attempt`."""
     headers = getattr(getattr(error, "response", None), "headers", {})
     after = headers.get("Retry-After", "")
     if after.isdigit():
         return int(after)
     with contextlib.suppress(KeyError, TypeError, ValueError):
-        # Against the server's own clock: ours may be wrong.
+        # Relative to the server's own clock: ours may be wrong.
         until, now = (email.utils.parsedate_to_datetime(text) for text in (after, headers["Date"]))
         return max(0, (until - now).total_seconds())
     return 2**attempt
@@ -196,13 +196,13 @@ def _body(error: Exception) -> dict:
 
 
 def _status(error: Exception) -> int | None:
-    """Return the HTTP status of `error`, None without an answer. Kaggle may answer 200 with the true code inside."""
+    """Return the HTTP status of `error`, None without an answer. Kaggle may answer 200 with the real code inside."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return _body(error).get("code", status) if status == 200 else status
 
 
 def is_missing(error: RuntimeError) -> bool:
-    """Return whether `Connection.call` raised `error` because Kaggle has no such thing."""
+    """Return whether `Connection.call` raised `error` because Kaggle answered 404."""
     return _status(error.__cause__) == 404
 
 
@@ -218,23 +218,23 @@ def _reason(error: Exception) -> str:
 def _explained(error: Exception, what: str, hint: str) -> Exception:
     status = _status(error)
     hints = {401: f"the credentials are not accepted: {NEW_TOKEN}", 429: f"wait {delay(error, TRIES):.0f} s"}
-    hints |= {403: hint, 404: "look at the name, and at whose it is"}
+    hints |= {403: hint, 404: "check the name and its owner"}
     if status is None or status >= 500:
         return ConnectionError(f"{what}: {_reason(error)}: {AGAIN} later")
     kind = PermissionError if status in (401, 403) else RuntimeError
-    return kind(f"{what}: {_reason(error)}: {hints.get(status, 'mend that, and run the command again')}")
+    return kind(f"{what}: {_reason(error)}: {hints.get(status, f'correct this and {AGAIN}')}")
 
 
 def preflight(kaggle: Connection) -> str:
-    """Return which credentials win, that the rules are accepted, and how many submissions are left today.
+    """Return a line with the credentials in use, the rules' acceptance and the submissions left today.
 
-    Raises PermissionError or RuntimeError where Kaggle would refuse a submission.
+    Raises PermissionError or RuntimeError if Kaggle would refuse a submission.
     """
     competition = _ask(kaggle, kaggle.competitions.get_competition)
     limits = _ask(kaggle, kaggle.competitions.get_submission_limits)
     if competition and not competition.user_has_entered:
         raise PermissionError(f"{kaggle.source}: this account has not joined the competition: {RULES}")
-    # Who has never submitted is told 0 sent and 0 left.
+    # For an account that has never submitted, Kaggle reports 0 sent and 0 left.
     if limits and limits.num_total and not limits.num_allowed_now:
         raise RuntimeError(f"no submission is left today ({limits.num_today} sent): wait until 00:00 UTC")
     rules = "accepted" if competition else "not known"
@@ -246,7 +246,7 @@ def _ask(kaggle: Connection, method: Callable) -> Any:
     try:
         return kaggle.call(method, hint=RULES, competition_name=paths.SLUG)
     except RuntimeError as error:
-        log.info("%s", error)  # advice, not a step of the submission
+        log.info("%s", error)  # advice only: the submission goes on
         return None
 
 
@@ -257,12 +257,12 @@ def submissions(kaggle: Connection) -> list[Any]:
 
 
 def find(kaggle: Connection, tag: str) -> int:
-    """Return the ref of the submission whose message holds `tag`; 0 if there is none."""
+    """Return the ref of the submission whose message contains `tag`; 0 without one."""
     return next((found.ref for found in submissions(kaggle) if tag in (found.description or "")), 0)
 
 
 def upload(kaggle: Connection, name: str, content: bytes, modified: float) -> str:
-    """Return the token of `content`, uploaded as a file `name` of the time `modified` (s since 1970)."""
+    """Return the token of `content`, uploaded as the file `name` modified at `modified` (s since 1970)."""
     fields = dict(competition_name=paths.SLUG, file_name=name, content_length=len(content))
     start = kaggle.competitions.start_submission_upload
     answer = kaggle.call(start, hint=RULES, last_modified_epoch_seconds=int(modified), **fields)
@@ -271,9 +271,9 @@ def upload(kaggle: Connection, name: str, content: bytes, modified: float) -> st
 
 
 def create(kaggle: Connection, token: str, message: str, tag: str) -> int:
-    """Return the ref of the one submission of an uploaded file, whose `message` holds the unique `tag`.
+    """Return the ref of a new submission of an uploaded file, never doubled: its `message` contains the unique `tag`.
 
-    Raises PermissionError or RuntimeError if Kaggle refuses it, and TimeoutError if it may have taken it all the same.
+    Raises PermissionError or RuntimeError if Kaggle refuses it, and TimeoutError if Kaggle may have accepted it.
     """
     fields = dict(competition_name=paths.SLUG, blob_file_tokens=token, submission_description=message)
     problem: Exception | None = None
@@ -283,7 +283,7 @@ def create(kaggle: Connection, token: str, message: str, tag: str) -> int:
                 answer = kaggle.call(kaggle.competitions.create_submission, safe=False, hint=RULES, **fields)
                 if answer.ref:
                     return answer.ref
-                problem = RuntimeError(f"Kaggle gave no number, but: {answer.message}")
+                problem = RuntimeError(f"Kaggle's answer has no submission number: {answer.message}")
             except ConnectionError as error:
                 problem = error
             log.info("submission [%s] was not confirmed: looking for it at Kaggle, for up to %d s", tag, LONGEST_LOOK)
@@ -298,7 +298,7 @@ def create(kaggle: Connection, token: str, message: str, tag: str) -> int:
 
 
 def look(kaggle: Connection, tag: str) -> int:
-    """Return like `find`, once a submission that Kaggle may still be at work on has had the time to arrive."""
+    """Return like `find`, after waiting as long as a submission that Kaggle is still processing may take to appear."""
     if ref := find(kaggle, tag):
         return ref
     for seconds in LOOKS:

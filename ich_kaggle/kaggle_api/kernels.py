@@ -1,4 +1,4 @@
-"""Kernels and datasets at Kaggle. Whether something was done is read from Kaggle's answer, not from its silence."""
+"""Kernels and datasets at Kaggle: push, wait, fetch and publish, each confirmed by Kaggle's own answer."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 POLLS, POLL_PAUSE = 800, 60  # times, s: a session ends after 12 hours
 READY_POLLS, READY_PAUSE = 180, 10  # times, s
-LISTINGS = 6  # times that a dataset is READY and its files are not listed yet
+LISTINGS = 6  # attempts to list the files of a dataset that is READY
 SOURCES = {name: name.replace("sources", "data_sources") for name in kernel_rules.SOURCES}  # ours: the client's
 INVALID = ("dataset_sources", "competition_sources", "kernel_sources", "model_sources", "tags")
 
@@ -25,10 +25,10 @@ def split(name: str) -> tuple[str, str]:
 
 
 def push(kaggle: Connection, folder: Path) -> tuple[str, int]:
-    """Return the address and the version of the kernel in `folder`, which Kaggle runs at once.
+    """Return the address and the version number of the kernel in `folder`, which Kaggle runs at once.
 
-    Raises RuntimeError with Kaggle's reason if it took the kernel not at all, or without one of its sources, and
-    TimeoutError if it may have taken it.
+    Raises RuntimeError with Kaggle's reason if it refused the kernel or dropped one of its sources, and TimeoutError
+    if it may have accepted it.
     """
     metadata = kernel_rules.read(folder)
     fields = {name: metadata[name] for name in ("language", "kernel_type", *kernel_rules.SWITCHES)}
@@ -42,7 +42,7 @@ def push(kaggle: Connection, folder: Path) -> tuple[str, int]:
         answer = kaggle.call(kaggle.client.kernels.kernels_api_client.save_kernel, safe=False, **fields)
     except ConnectionError as error:
         page = f"https://www.kaggle.com/code/{metadata['id']}"
-        raise TimeoutError(f"{error}: Kaggle may run it all the same: look at {page} before you push again") from error
+        raise TimeoutError(f"{error}: Kaggle may run it nevertheless: look at {page} before you push again") from error
     _refuse(metadata["id"], answer)
     return answer.url, answer.version_number
 
@@ -52,8 +52,8 @@ def _refuse(name: str, answer: Any) -> None:
         raise RuntimeError(f"{name}: Kaggle refused it: {answer.error}")
     if dropped := [f"{what} {', '.join(found)}" for what in INVALID if (found := getattr(answer, f"invalid_{what}"))]:
         raise RuntimeError(
-            f"{name}: Kaggle left out {'; '.join(dropped)}: cancel version {answer.version_number}, and make what is "
-            "missing (of models: python -m ich_kaggle.kernel weights), or mend the metadata"
+            f"{name}: Kaggle left out {'; '.join(dropped)}: cancel version {answer.version_number}, then create what "
+            "is missing (models: python -m ich_kaggle.kernel weights) or correct the metadata"
         )
     if not answer.version_number:
         raise RuntimeError(f"{name}: Kaggle gave no version number: nothing was pushed")
@@ -62,7 +62,7 @@ def _refuse(name: str, answer: Any) -> None:
 def wait(kaggle: Connection, name: str) -> None:
     """Return once the latest version of kernel `name`, owner/name, has run.
 
-    Raises RuntimeError with Kaggle's reason if it failed or was cancelled, TimeoutError if it goes on for too long.
+    Raises RuntimeError with Kaggle's reason if it failed or was cancelled, TimeoutError if it never ends.
     """
     owner, slug = split(name)
     shown = ""
@@ -74,7 +74,7 @@ def wait(kaggle: Connection, name: str) -> None:
             return
         if state not in ("QUEUED", "RUNNING", "NEW_SCRIPT"):
             reason = f" ({answer.failure_message})" if answer.failure_message else ""
-            raise RuntimeError(f"{name}: {state}{reason}: python -m ich_kaggle.kernel fetch {slug} brings its log")
+            raise RuntimeError(f"{name}: {state}{reason}: see its log: python -m ich_kaggle.kernel fetch {slug}")
         if state != shown:
             log.info("%s: %s", name, state)
         shown = state
@@ -83,10 +83,10 @@ def wait(kaggle: Connection, name: str) -> None:
 
 
 def fetch(kaggle: Connection, name: str, folder: Path) -> list[Path]:
-    """Return the output of kernel `name`, written into `folder`: its files, and its log as <name>.log.
+    """Return the output files of kernel `name`, downloaded into `folder`, and its log, <name>.log.
 
-    What was there, of the version before, is replaced once all is here, the log at once. Raises ValueError naming a
-    file that would not lie in `folder`.
+    The output of an earlier version is replaced once all files have arrived, the log at once. Raises ValueError naming
+    a file that would lie outside `folder`.
     """
     owner, slug = split(name)
     method, token, log_text, found = kaggle.client.kernels.kernels_api_client.list_kernel_session_output, "", "", []
@@ -98,7 +98,7 @@ def fetch(kaggle: Connection, name: str, folder: Path) -> list[Path]:
         if not token:
             break
     log_path = folder / f"{slug}.log"
-    with storage.writing(log_path) as temporary:  # whatever comes of the rest
+    with storage.writing(log_path) as temporary:  # even if a file fails
         temporary.write_text(readable(log_text), encoding="utf-8")
     files = [inside(folder, file.file_name) for file in found]
     with storage.replacing(folder) as draft:
@@ -111,15 +111,15 @@ def fetch(kaggle: Connection, name: str, folder: Path) -> list[Path]:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the path of `name` below `folder`. Raises ValueError if it leads elsewhere."""
+    """Return the path of `name` below `folder`. Raises ValueError if it lies outside."""
     path = folder / name
     if not name or "\\" in name or not path.resolve().is_relative_to(folder.resolve()) or path == folder:
-        raise ValueError(f"Kaggle lists an output file {name!r}, which would not lie in {folder}: fetch it by hand")
+        raise ValueError(f"Kaggle lists an output file {name!r}, which would lie outside {folder}: download it by hand")
     return path
 
 
 def get(kaggle: Connection, url: str, what: str) -> bytes:
-    """Return what `url` answers. Raises like `Connection.call`."""
+    """Return the bytes at `url`. Raises like `Connection.call`, naming `what` failed."""
     import requests
 
     def send() -> bytes:
@@ -131,7 +131,7 @@ def get(kaggle: Connection, url: str, what: str) -> bytes:
 
 
 def readable(log_text: str) -> str:
-    """Return the text of a log that Kaggle gives as a JSON list of pieces."""
+    """Return the text of a log, which Kaggle sends as a JSON list of pieces."""
     try:
         return "".join(piece["data"] for piece in json.loads(log_text))
     except (ValueError, TypeError, KeyError):
@@ -139,7 +139,7 @@ def readable(log_text: str) -> str:
 
 
 def status(kaggle: Connection, name: str) -> str:
-    """Return the status of dataset `name`, owner/name: READY, FAILED or a step on the way; empty if there is none."""
+    """Return the status of dataset `name`, owner/name: READY, FAILED or a step before; empty if it does not exist."""
     owner, slug = split(name)
     method = kaggle.client.datasets.dataset_api_client.get_dataset_status
     try:
@@ -151,18 +151,18 @@ def status(kaggle: Connection, name: str) -> str:
 
 
 def publish(kaggle: Connection, name: str, title: str, folder: Path) -> None:
-    """Upload the files in `folder` as dataset `name`, or its next version, and return once Kaggle lists them all.
+    """Upload the files in `folder` as dataset `name`, or as its next version; return once Kaggle lists all of them.
 
     Raises RuntimeError with Kaggle's reason, or naming the file that did not arrive.
     """
     from kagglesdk.datasets.types.dataset_api_service import ApiCreateDatasetVersionRequestBody
 
     owner, slug = split(name)
-    if there := status(kaggle, name):
-        _wait_ready(kaggle, name)  # Kaggle answers 403 to a version on top of one that it still works on
+    if exists := status(kaggle, name):
+        _wait_ready(kaggle, name)  # Kaggle answers 403 while it still processes the version before
     files = [_upload(kaggle, path) for path in sorted(folder.iterdir())]
     api = kaggle.client.datasets.dataset_api_client
-    if there:
+    if exists:
         body = ApiCreateDatasetVersionRequestBody()
         body.version_notes, body.files = f"{len(files)} files", files
         answer = kaggle.call(api.create_dataset_version, safe=False, owner_slug=owner, dataset_slug=slug, body=body)
@@ -200,9 +200,9 @@ def _wait_ready(kaggle: Connection, name: str) -> None:
 
 
 def compare(kaggle: Connection, name: str, folder: Path) -> None:
-    """Return once dataset `name` is READY and lists the files of `folder`, no more and no less, at their sizes.
+    """Return once dataset `name` is READY and lists exactly the files of `folder`, with their sizes.
 
-    Raises RuntimeError naming one that is missing, too much or of another size.
+    Raises RuntimeError naming a file that is missing, unexpected or of another size.
     """
     ours = {path.name: path.stat().st_size for path in folder.iterdir()}
     for attempt in range(LISTINGS):
@@ -212,7 +212,7 @@ def compare(kaggle: Connection, name: str, folder: Path) -> None:
         if not wrong:
             return
         if attempt < LISTINGS - 1:
-            kaggle.sleep(READY_PAUSE)  # for a while after an upload the version before is listed
+            kaggle.sleep(READY_PAUSE)  # after an upload, the version before is listed for a while
     sizes = f"{ours.get(wrong[0], 'no')} bytes here, {theirs.get(wrong[0], 'none')} at Kaggle"
     raise RuntimeError(f"dataset {name}: {wrong[0]}: {sizes} ({len(wrong)} such files): upload it again")
 

@@ -1,4 +1,4 @@
-"""The diary of submissions, submissions/history.csv: one line a submission, failures too."""
+"""The log of submissions, submissions/history.csv: a line per submission, failed ones included."""
 
 import csv
 import math
@@ -15,12 +15,11 @@ COLUMNS = [
     *("tag", "ref", "status", "public", "private", "note"),
 ]
 SHOWN = ["time", "name", "oof", "public", "private", "status", "ref", "note"]
-WIDEST = 120  # letters of a cell
-SIDE, MARGIN = 480, 70  # px of the plot
+WIDEST = 120  # characters of a cell
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """Return the rows, the oldest first; none without the file. Raises ValueError if it is damaged."""
+    """Return the rows, oldest first; none if `path` does not exist. Raises ValueError if it is damaged."""
     if not path.exists():
         return []
     try:
@@ -38,7 +37,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def record(path: Path, row: dict[str, str]) -> None:
-    """Put `row` in place of the one with its tag, or behind the last."""
+    """Replace the row that has the tag of `row`, or append `row`."""
     with locks.locked(path):
         rows = {old["tag"]: old for old in read(path)} | {row["tag"]: row}
         with storage.writing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
@@ -48,18 +47,9 @@ def record(path: Path, row: dict[str, str]) -> None:
 
 
 def new_row(message: str, **facts: str) -> dict[str, str]:
-    """Return the row of a submission to be sent: `facts` (name, file, sha256, runs, oof), and a tag of its own."""
-    return (
-        dict.fromkeys(COLUMNS, "")
-        | facts
-        | {
-            "time": now(),
-            "commit": paths.git_commit() or "",
-            "tag": f"ich-{uuid.uuid4().hex[:12]}",
-            "status": "SENDING",
-            "note": message,
-        }
-    )
+    """Return the row of a submission to be sent: `facts` (name, file, sha256, runs, oof), and a new tag."""
+    row = dict.fromkeys(COLUMNS, "") | facts | {"time": now(), "commit": paths.git_commit() or ""}
+    return row | {"tag": f"ich-{uuid.uuid4().hex[:12]}", "status": "SENDING", "note": message}
 
 
 def now() -> str:
@@ -67,7 +57,7 @@ def now() -> str:
 
 
 def age(row: dict[str, str]) -> float:
-    """Return the seconds since `row` was sent: below 0 if by the clock of a machine that is ahead, or not a time."""
+    """Return the seconds since `row` was sent; negative if its machine's clock is ahead, or its time is unreadable."""
     try:
         return (datetime.now(UTC) - datetime.fromisoformat(row["time"])).total_seconds()
     except (ValueError, TypeError):
@@ -75,7 +65,7 @@ def age(row: dict[str, str]) -> float:
 
 
 def scored(row: dict[str, str], submission: Any) -> dict[str, str]:
-    """Return `row` with what Kaggle says of it: `submission`, a kagglesdk.ApiSubmission."""
+    """Return `row` with the status and the scores of `submission`, a kagglesdk.ApiSubmission."""
     reason = f": {submission.error_description}" if submission.error_description else ""
     return row | {
         "ref": str(submission.ref),
@@ -87,15 +77,15 @@ def scored(row: dict[str, str], submission: Any) -> dict[str, str]:
 
 
 def cut_short(rows: list[dict[str, str]], file: str, digest: str) -> dict[str, str] | None:
-    """Return the last row of a file that was being sent when its command stopped; None if there is none."""
+    """Return the last row of a file whose command was interrupted while sending; None without one."""
     wanted = dict(file=file, sha256=digest, status="SENDING")
     return next((row for row in reversed(rows) if wanted.items() <= row.items()), None)
 
 
 def already_sent(rows: list[dict[str, str]], file: str, digest: str) -> dict[str, str] | None:
-    """Return the row of the same file that may have arrived, or waits for its scores.
+    """Return the row of the same file that may have arrived or waits for its scores; None without one.
 
-    Raises FileExistsError if Kaggle is done with it, and ValueError if it, or its row, is not what it was.
+    Raises FileExistsError if Kaggle has finished with it, and ValueError if the file or its row has changed since.
     """
     is_ours = re.match(r"\d{8}T\d{6}Z-", file)  # with the time in its name: no two are called so
     for row in rows if is_ours else ():
@@ -138,31 +128,15 @@ def _is_number(text: str) -> bool:
 
 
 def plot(path: Path, points: list[tuple[float, float]]) -> None:
-    """Draw (out-of-fold, private) `points`, the last one filled, over the line where both are equal."""
-    from PIL import Image, ImageDraw
+    """Draw (out-of-fold, private) `points`, the latest one filled, over the line on which both are equal."""
+    from matplotlib.figure import Figure
 
-    values = [value for point in points for value in point]
-    low, high = min(values), max(values)
-    pad = (high - low or abs(high) or 1) / 10
-    low, high = low - pad, high + pad
-    image = Image.new("RGB", (SIDE, SIDE), "white")
-    draw = ImageDraw.Draw(image)
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        scale = (SIDE - 2 * MARGIN) / (high - low)
-        return MARGIN + (x - low) * scale, SIDE - MARGIN - (y - low) * scale
-
-    draw.rectangle((*at(low, high), *at(high, low)), outline="gray")
-    draw.line((*at(low, low), *at(high, high)), fill="lightgray", width=2)
-    for value in (low, (low + high) / 2, high):
-        draw.text((at(value, low)[0], SIDE - MARGIN + 6), f"{value:.4f}", "black", anchor="ma", font_size=12)
-        draw.text((MARGIN - 6, at(low, value)[1]), f"{value:.4f}", "black", anchor="rm", font_size=12)
-    draw.text((SIDE / 2, SIDE - MARGIN / 2), "out-of-fold log loss", "black", anchor="ma", font_size=14)
-    draw.text((SIDE / 2, MARGIN / 2), "private log loss", "black", anchor="mm", font_size=14)
-    for point in points:
-        x, y = at(*point)
-        draw.ellipse(
-            (x - 5, y - 5, x + 5, y + 5), outline="navy", width=2, fill="navy" if point == points[-1] else None
-        )
+    axes = Figure((4.8, 4.8), layout="constrained").add_subplot(
+        xlabel="out-of-fold log loss", ylabel="private log loss"
+    )
+    axes.axline((points[0][0],) * 2, slope=1, color="lightgray")
+    fill = ["none"] * (len(points) - 1) + ["navy"]
+    axes.scatter(*zip(*points, strict=True), facecolors=fill, edgecolors="navy", linewidths=1.5)
+    axes.axis("square")
     with storage.writing(path) as temporary:
-        image.save(temporary, "png")
+        axes.figure.savefig(temporary, format="png")

@@ -18,14 +18,13 @@ from ich_kaggle.kaggle_api import client, submission_log
 
 log = logging.getLogger(__name__)
 
-
-LONGEST = 300  # letters of a message
-LONG_AGO = 3600  # s after which no submission arrives that was being sent, on any machine's clock
-MEAN_FACTOR = 2  # a label predicted this much more or less often than out of fold is worth a warning
+LONGEST = 300  # characters of a message
+LONG_AGO = 3600  # s after which a submission that was being sent cannot arrive any more, whatever the clocks
+MEAN_FACTOR = 2  # a label's mean that differs from the out-of-fold mean by this factor is worth a warning
 
 
 class Source(NamedTuple):
-    """Where a submission's numbers come from."""
+    """The origin of a submission's predictions."""
 
     name: str
     runs: str = ""  # "run:weight run:weight"
@@ -50,6 +49,7 @@ def make(folder: Path, project: Project, data: paths.Data, submissions_dir: Path
 
 
 def write(submissions_dir: Path, name: str, data: paths.Data, slice_ids: pd.Series, probability: np.ndarray) -> Path:
+    """Return the CSV of `probability` (n, 6) in the order of the sample submission, written unless it exists."""
     submissions_dir.mkdir(parents=True, exist_ok=True)
     path = submissions_dir / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{name}.csv"
     draft = submissions_dir / f".{name}.draft"
@@ -62,20 +62,20 @@ def write(submissions_dir: Path, name: str, data: paths.Data, slice_ids: pd.Seri
                 return old
         if path.exists():
             draft.unlink()
-            raise FileExistsError(f"{path} was written this very second with other numbers: run the command again")
+            raise FileExistsError(f"{path} was written in the same second with other numbers: run the command again")
         draft.replace(path)
     return path
 
 
 def sending(submissions_dir: Path) -> Path:
-    """Return what a process holds while it writes and sends: no two send the same numbers."""
+    """Return the path of the lock under which a process writes and sends, so that no two send the same numbers."""
     return submissions_dir / "sending"
 
 
 def verify(path: Path, data: paths.Data, mean: np.ndarray | None = None, *, quiet: bool = False) -> str:
-    """Return the SHA-256 of the submission `path`, read back and compared with the sample submission.
+    """Return the SHA-256 of the submission `path`, after comparing it with the sample submission.
 
-    Warns where a label's mean is far from `mean` (6,). Raises ValueError naming the row or the id of the first fault.
+    Warns if a label's mean is far from `mean` (6,). Raises ValueError naming the row or the id of the first fault.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: give --file a CSV, or leave it out")
@@ -96,7 +96,7 @@ def sha256(path: Path) -> str:
 
 
 def check_rows(path: Path, ours: tuple, sample: tuple) -> None:
-    """Raise ValueError unless both tables (slice ids, slice index, label index) have the same ids in one order."""
+    """Raise ValueError unless both tables (slice ids, slice index, label index) have the same ids in the same order."""
     known = pd.Index(sample[0])
     row = known.get_indexer(ours[0])
     if (row < 0).any():
@@ -107,9 +107,9 @@ def check_rows(path: Path, ours: tuple, sample: tuple) -> None:
         return
     count = np.bincount(cell, minlength=len(known) * len(LABELS))
     if count.max() > 1:
-        raise ValueError(f"{path}: {_row_id(known, count.argmax())} stands {count.max()} times")
+        raise ValueError(f"{path}: {_row_id(known, count.argmax())} appears {count.max()} times")
     if len(missing := np.setdiff1d(wanted, cell)):
-        raise ValueError(f"{path}: {_row_id(known, missing[0])} is missing ({len(missing)} rows are)")
+        raise ValueError(f"{path}: {_row_id(known, missing[0])} is missing (missing rows: {len(missing)})")
     if len(extra := np.setdiff1d(cell, wanted)):
         raise ValueError(f"{path}: {_row_id(known, extra[0])} is not in the sample submission")
     row = int((cell != wanted).argmax())
@@ -142,7 +142,7 @@ def warn_of_means(path: Path, found: np.ndarray, expected: np.ndarray) -> None:
 
 
 def send(kaggle: client.Connection, path: Path, row: dict[str, str], history_csv: Path) -> dict[str, str]:
-    """Return `row` with the ref of `path` at Kaggle. It is in the history before Kaggle is asked for a submission."""
+    """Return `row` with the ref of `path` at Kaggle. The history has the row before Kaggle is asked to submit."""
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != row["sha256"]:
         raise ValueError(f"{path} has changed since it was verified: run the command again")
@@ -164,11 +164,11 @@ def deliver(
 ) -> None:
     """Send `path` unless Kaggle has it, wait for its scores, and keep its `row` in the history up to date.
 
-    Raises FileExistsError if Kaggle has scored it and not `again`, RuntimeError or OSError with Kaggle's reason.
+    Raises FileExistsError if Kaggle has scored it, unless `again`, and RuntimeError or OSError with Kaggle's reason.
     """
     with locks.locked(sending(history_csv.parent)):
         rows = submission_log.read(history_csv)
-        # With `again` too a command that was cut short is finished: it may have been this one.
+        # An interrupted command is resumed even with `again`: it may have been the same command.
         find_begun = submission_log.cut_short if again else submission_log.already_sent
         begun = find_begun(rows, row["file"], row["sha256"])
         try:
@@ -176,7 +176,7 @@ def deliver(
         except (ImportError, OSError) as error:
             raise RuntimeError(f"{error}; or upload {path} in the browser at {client.SITE}/submit") from error
         if begun and (ref := find(kaggle, begun)):
-            cli.say(f"{path}: was sent before, and is not sent again")
+            cli.say(f"{path}: already sent, not sent again")
             row = begun | {"ref": str(ref)}
         else:
             log.info("%s", client.preflight(kaggle))
@@ -189,7 +189,7 @@ def deliver(
 
 
 def find(kaggle: client.Connection, row: dict[str, str]) -> int:
-    """Return the ref of the submission in `row`, of a command that was cut short; 0 if Kaggle does not have it."""
+    """Return the ref of the submission in `row`, of an interrupted command; 0 if Kaggle does not have it."""
     if row["ref"]:
         return int(row["ref"])
     if submission_log.age(row) > LONG_AGO:
@@ -203,22 +203,22 @@ def find(kaggle: client.Connection, row: dict[str, str]) -> int:
 
 
 def score(kaggle: client.Connection, row: dict[str, str], history_csv: Path) -> None:
-    """Wait for the scores of the submission in `row`, print and record them. Raises RuntimeError if there are none."""
+    """Wait for the scores of the submission in `row`, print and record them. Raises RuntimeError without scores."""
     ref = row["ref"]
     try:
         submission = client.wait(kaggle, int(ref))
     except (OSError, RuntimeError) as error:
         raise RuntimeError(
-            f"submission {ref} is at Kaggle, its scores are not known ({error}): see --status"
+            f"submission {ref} is at Kaggle, but its scores are unknown ({error}): ask for them with --status"
         ) from error
     submission_log.record(history_csv, submission_log.scored(row, submission))
     if submission.status.name == "ERROR":
-        raise RuntimeError(f"submission {ref}: Kaggle can't score it: {submission.error_description}")
+        raise RuntimeError(f"submission {ref}: Kaggle cannot score it: {submission.error_description}")
     cli.say(f"public {submission.public_score}  private {submission.private_score}")
 
 
 def show_status(kaggle: client.Connection, history_csv: Path) -> None:
-    """Print the team's latest submissions, and fill in the rows of the history that wait for them."""
+    """Print the team's latest submissions, and record the scores of those that the history still lacks."""
     found = client.submissions(kaggle)
     for row in submission_log.read(history_csv):
         for submission in found:
@@ -234,7 +234,7 @@ def show_status(kaggle: client.Connection, history_csv: Path) -> None:
 
 
 def show_history(history_csv: Path) -> None:
-    """Print the history, and draw its out-of-fold losses against the private scores."""
+    """Print the history, and plot its private scores over its out-of-fold losses."""
     rows = submission_log.read(history_csv)
     cli.say(submission_log.table(rows, submission_log.SHOWN) if rows else f"{history_csv}: no submission yet")
     if points := submission_log.points(rows):

@@ -1,9 +1,9 @@
-"""A head for a CT scanner: anatomy and hemorrhages as signed distances, slices of them in HU.
+"""A synthetic head: its anatomy as signed distances, evaluated on the planes of a CT slice.
 
 Head coordinates are mm from the middle of the brain: x to the patient's left, y to the back, z to the top. A shape
 is a function of them, negative inside and about the distance to its surface in mm, so that its share of a voxel
 (partial volume, through the slice as well as in it) is a ramp. Shapes are evaluated on a coarse grid of two planes
-a slice, and painted one over the other on the fine one.
+per slice, and painted one over the other on the fine one.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def step(v: np.ndarray) -> np.ndarray:
 
 
 class Texture:
-    """Random bumps in space, mean 0, standard deviation 1, of any wavelength."""
+    """Smooth random noise in space, mean 0, standard deviation 1, of any wavelength."""
 
     SIZE = 56
 
@@ -59,7 +59,7 @@ class Texture:
         self.bumps = bumps / bumps.std()
 
     def __call__(self, x: np.ndarray, y: np.ndarray, depth: np.ndarray, wavelength: float) -> np.ndarray:
-        """Return the bumps at `x`, `y` (n, h, w) of the n planes at `depth` (n,), all in mm."""
+        """Return the noise at `x`, `y` (n, h, w) on the n planes at `depth` (n,), all in mm."""
         pitch = np.float32(wavelength / 6.5)
         planes = []
         for u, v, d in zip(x, y, depth / pitch, strict=True):
@@ -80,14 +80,14 @@ def turn(roll: float, pitch: float, yaw: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Gantry:
-    """How a study is scanned. Rows of the image go back and, by the `tilt`, down."""
+    """The geometry and the quality of a study's scan. Image rows run backward and, by the `tilt`, downward."""
 
     shape: tuple[int, int]  # rows, columns
     pixel: float  # mm
     thickness: float  # mm
     tilt: float  # radians
     pose: np.ndarray  # (3, 3), turns gantry into head coordinates
-    center: tuple[float, float]  # mm, the head's middle from the middle of the image at z = 0
+    center: tuple[float, float]  # mm, of the head, relative to the image center at z = 0
     noise: float  # HU, standard deviation
     kernel: float  # mm, standard deviation of the reconstruction's blur
     holder: float  # mm, radius of the head holder; 0 without one
@@ -97,12 +97,12 @@ class Gantry:
         return max(1, round(GRID / self.pixel))
 
     def corner(self, z: float) -> tuple[float, float, float]:
-        """Return in mm the place of the first pixel of the slice at table position `z`."""
+        """Return the position (mm) of the first pixel of the slice at table position `z`."""
         right, back = (-(n - 1) / 2 * self.pixel for n in self.shape[::-1])
         return right, back * np.cos(self.tilt), z - back * np.sin(self.tilt)
 
     def planes(self, z: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return in mm what the image shows at table position `z`: right (1, w), back (h, 1), depths (2,)."""
+        """Return the coordinates (mm) of the image at table position `z`: right (1, w), back (h, 1), depths (2,)."""
         rows, columns = (-(-n // self.zoom) for n in self.shape)
         middle = (self.zoom - 1) / 2
         right = (np.arange(columns) * self.zoom + middle - (self.shape[1] - 1) / 2) * self.pixel
@@ -129,10 +129,10 @@ class Head:
         self.ventricle = (0.7 + 0.65 * self.atrophy) * np.exp(rng.normal(0, 0.15))
         self.sulcus = 0.25 + 1.1 * self.atrophy + rng.uniform(0, 0.3)  # mm, half width
         self.gap = 0.5 + 1.6 * self.atrophy * rng.uniform(0.5, 1.2)  # mm of CSF over the brain
-        self.shift, self.shift_z = 0.0, 0.0  # mm that the midline is pushed aside, most at shift_z
+        self.shift, self.shift_z = 0.0, 0.0  # mm of midline shift, largest at shift_z
         self.spots = _calcifications(rng)
         self.old_strokes = _old_strokes(rng) if rng.random() < 0.06 + 0.15 * self.atrophy else []
-        self.leukoaraiosis = max(0, 5 * self.atrophy * rng.uniform(-0.3, 1))  # HU that the white matter is darker
+        self.leukoaraiosis = max(0, 5 * self.atrophy * rng.uniform(-0.3, 1))  # HU by which the white matter is darker
         self.lump = place_on_vault(rng, self) if rng.random() < 0.15 else None  # scalp swelling
         self.bleeds = []  # of hemorrhages.Bleed
 
@@ -166,18 +166,18 @@ def _old_strokes(rng: np.random.Generator) -> list[tuple]:
 
 
 def place_on_vault(rng: np.random.Generator, head: Head) -> np.ndarray:
-    """Return a point of the skull's outside, clear of its base and its top."""
+    """Return a point on the outside of the skull, away from its base and its top."""
     azimuth, up = rng.uniform(0, 2 * np.pi), rng.uniform(-0.1, 0.8)
     around = np.sqrt(1 - up**2)
     return head.half * np.float32([np.sin(azimuth) * around, -np.cos(azimuth) * around, up])
 
 
 class Fields:
-    """What shapes are made of, at the points of one slice: float32 (2, h, w), mm.
+    """The coordinates and distances that shapes are made of, at the points of one slice: float32 (2, h, w), mm.
 
-    `p` and `mirror` are their coordinates, the latter of the left half for both; `vault` and `inside` the distances
-    to the skull's outer and inner surface, `cavity` that to the room for the brain, `stem` that to the brain stem;
-    `floor` the height of the skull's base, `tent` that above the tentorium.
+    `p` and `mirror` are coordinates, in `mirror` with both halves folded onto the left one; `vault` and `inside` are
+    the distances to the outer and inner surface of the skull, `cavity` that to the space of the brain, `stem` that to
+    the brain stem; `floor` is the height of the base of the skull, `tent` the height above the tentorium.
     """
 
     def __init__(self, head: Head, gantry: Gantry, z: float):
@@ -207,12 +207,12 @@ class Fields:
         return self.texture(x * stretch, y * stretch, self.depths, wavelength)
 
     def reaches(self, center, radius: float) -> bool:
-        """Tell whether a ball may touch the slice."""
+        """Return whether a ball may touch the slice."""
         near = [np.abs(v - np.float32(c)) for v, c in zip(self.p, center, strict=True)]
         return bool((both(*near) < radius + 4).any())
 
 
-# The numbers from here on are places and sizes (mm) in an average head.
+# All numbers below are positions and sizes (mm) in an average head.
 
 
 def _vault(head: Head, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -296,7 +296,7 @@ def cisterns(f: Fields, head: Head) -> np.ndarray:
 
 
 def sulci(f: Fields, head: Head) -> np.ndarray:
-    """Return the distance (mm) to the nearest sulcus, growing past the cortex's depth."""
+    """Return the distance (mm) to the nearest sulcus, increased below the depth of the cortex."""
     x, y = f.outline
     rho = np.sqrt(x**2 + y**2) + 1
     out = rho - f.inside
@@ -306,7 +306,7 @@ def sulci(f: Fields, head: Head) -> np.ndarray:
 
 
 def midline(f: Fields) -> np.ndarray:
-    """Return the signed distance to where, on the midline, the falx is."""
+    """Return the signed distance to the falx, on the midline."""
     _, y, z = f.p
     edge = np.sqrt(((y - 6) / 62) ** 2 + ((z + 4) / 36) ** 2)
     return (1 - edge) * 36

@@ -1,4 +1,4 @@
-"""How CT scanners put HU into DICOM files: the ways found in the competition, with headers as sparse as its own."""
+"""Synthetic DICOM files: the pixel formats found in the competition, with headers as sparse as its own."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -12,14 +12,14 @@ IMPLEMENTATION = "2.25.20191104"  # a fixed one: pydicom's own changes with its 
 
 
 class Format(NamedTuple):
-    """A scanner's way to store HU. An unsigned one without an intercept wraps what is below 0 round to the top."""
+    """A pixel format for HU. An unsigned one without an intercept wraps values below 0 around to the top."""
 
-    share: float  # of the studies
+    share: float  # of studies
     bits: int
     signed: int
     intercept: int
     implicit: bool  # VR
-    padding: int | None  # raw value outside the circle that is measured
+    padding: int | None  # raw value outside the field of view
     center: str
     width: str
 
@@ -51,7 +51,7 @@ def store(hu: np.ndarray, form: Format) -> np.ndarray:
 
 
 def header(form: Format, patient_id: str, study_id: str, series_id: str) -> FileDataset:
-    """Return what the slices of a study have in common, but for its geometry."""
+    """Return the header that the slices of a study share, without its geometry."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
     meta.TransferSyntaxUID = ImplicitVRLittleEndian if form.implicit else ExplicitVRLittleEndian
@@ -68,14 +68,14 @@ def header(form: Format, patient_id: str, study_id: str, series_id: str) -> File
 
 
 def geometry(dicom: FileDataset, shape: tuple[int, int], pixel: float, tilt: float) -> None:
-    """Set matrix (rows, columns), pixel size (mm) and orientation; rows go back and, by `tilt` (radians), down."""
+    """Set matrix (rows, columns), pixel size (mm) and orientation; rows run backward and, by `tilt` (radians), down."""
     dicom.Rows, dicom.Columns = shape
     dicom.PixelSpacing = _decimals(pixel, pixel)
     dicom.ImageOrientationPatient = _decimals(1, 0, 0, 0, np.cos(tilt), -np.sin(tilt))
 
 
 def write(path: Path, dicom: FileDataset, slice_id: str, corner: tuple[float, float, float], data: bytes) -> None:
-    """Write one slice: its first pixel is at `corner` (mm), its raw pixels are `data`."""
+    """Write one slice with its first pixel at `corner` (mm) and the raw pixels `data`."""
     dicom.SOPInstanceUID = slice_id
     dicom.file_meta.MediaStorageSOPInstanceUID = f"2.25.{int(slice_id[3:], 16) + 1}"
     dicom.ImagePositionPatient = _decimals(*corner)
@@ -88,5 +88,5 @@ def _decimals(*values: float) -> list[str]:
 
 
 def allow_short_ids() -> None:
-    """Keep pydicom from warning that `ID_0123abcd` is no UID: the competition's are none."""
+    """Keep pydicom from warning that ids like `ID_0123abcd`, which the competition has, are not UIDs."""
     config.settings.reading_validation_mode = config.settings.writing_validation_mode = config.IGNORE

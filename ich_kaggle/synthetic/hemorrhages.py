@@ -1,6 +1,6 @@
-"""Hemorrhages of the five kinds: where in a head they lie, and their shapes.
+"""Hemorrhages of the five kinds: their positions in a head and their shapes.
 
-A bleed's shape is a function of the fields of a slice, so that one drawing serves every slice of every study.
+The shape of a bleed is a function of the fields of a slice, so that it is drawn once for all slices of all studies.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ class Bleed:
     kind: str  # one of LABELS
     hu: float
     shape: Callable[[Fields, Head], np.ndarray]
-    soft: float = 0.6  # mm over which its edge blurs
-    edema: float = 0  # mm of swollen tissue around
+    soft: float = 0.6  # mm, width of its edge
+    edema: float = 0  # mm of swollen tissue around it
 
 
 def _blood(rng: np.random.Generator) -> float:
-    """Return HU: mostly fresh, sometimes days old and nearly as dark as the brain."""
+    """Return the HU of blood: mostly fresh, sometimes days old and nearly as dark as the brain."""
     return rng.uniform(60, 82) if rng.random() < 0.85 else rng.uniform(46, 60)
 
 
@@ -36,7 +36,7 @@ def _sheet(rng, head: Head, thick: float, length: float, height: float, power: f
     at = place_on_vault(rng, head)
     a, b, _ = head.half
     side = 1 if at[0] > 0 else -1
-    toward = np.float32([side * max(abs(at[0]) / a, 0.55), at[1] / b])  # the falx holds it to one side
+    toward = np.float32([side * max(abs(at[0]) / a, 0.55), at[1] / b])  # the falx keeps it on one side
     toward /= np.hypot(*toward)
 
     def shape(f: Fields, _: Head) -> np.ndarray:
@@ -53,7 +53,7 @@ def _sheet(rng, head: Head, thick: float, length: float, height: float, power: f
 
 def _epidural(rng: np.random.Generator, head: Head) -> list[Bleed]:
     thick = rng.uniform(6, 24)
-    length = min(40, thick * rng.uniform(1.6, 2.6) + 10)  # sutures hold it
+    length = min(40, thick * rng.uniform(1.6, 2.6) + 10)  # sutures stop it
     return [Bleed("epidural", rng.uniform(56, 80), _sheet(rng, head, thick, length, length * rng.uniform(0.6, 1), 1.0))]
 
 
@@ -131,7 +131,7 @@ def _intraventricular(rng: np.random.Generator, head: Head) -> list[Bleed]:
 
 
 def _subarachnoid(rng: np.random.Generator, head: Head) -> list[Bleed]:
-    """Return the regions whose CSF is bloody; the shape is the region alone."""
+    """Return bleeds whose shapes are regions: blood replaces the CSF in them."""
     bleeds = []
     basal, hu = rng.random() < 0.4, rng.uniform(54, 76)
     for _ in range(rng.integers(1, 3)):
@@ -151,7 +151,7 @@ _DRAW = dict(
 
 
 def bleed(rng: np.random.Generator, head: Head, kinds: list[str]) -> None:
-    """Give `head` hemorrhages of `kinds` and, at times, the mass effect they have."""
+    """Add hemorrhages of `kinds` to `head` and, sometimes, their mass effect."""
     for kind in kinds:
         head.bleeds += _DRAW[kind](rng, head)
     if {"epidural", "subdural", "intraparenchymal"} & set(kinds) and rng.random() < 0.5:

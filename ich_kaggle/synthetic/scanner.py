@@ -1,4 +1,4 @@
-"""A CT scanner: slices of a head in HU, each shape of it painted over those it lies in, then blur and noise."""
+"""A CT scanner: slices of a head in HU, painted shape by shape from the outside in, then blurred and noisy."""
 
 import cv2
 import numpy as np
@@ -21,8 +21,8 @@ from ich_kaggle.synthetic.anatomy import (
 
 AIR, FAT, MUSCLE, SKIN, DIPLOE = -1000, -95, 52, 40, 700  # HU
 KINDS = LABELS[:ANY]
-COVERED = 0.35  # a pixel counts as blood from this share on
-UNDER = 3.5  # mm: what lies against the skull is painted on below it, and the skull over that
+COVERED = 0.35  # share of blood from which a pixel counts as blood
+UNDER = 3.5  # mm by which shapes at the skull extend below it: the skull is painted over them
 
 
 class Canvas:
@@ -33,7 +33,7 @@ class Canvas:
         self.hu = np.full(gantry.shape, AIR, np.float32)
 
     def cover(self, shape: np.ndarray, soft: float = 0) -> tuple[tuple[slice, slice], np.ndarray] | None:
-        """Return the window that `shape` touches and its share of every pixel there; None if it touches none.
+        """Return the window of pixels that `shape` touches and its share of each; None if it touches none.
 
         `soft` (mm) widens the edge.
         """
@@ -57,7 +57,7 @@ class Canvas:
         return window, fine[: window[0].stop - window[0].start, : window[1].stop - window[1].start].copy()
 
     def paint(self, shape: np.ndarray, hu: float | np.ndarray, opacity: float = 1, soft: float = 0):
-        """Paint `shape` with `hu`, a number or coarse (h, w); return what `cover` does."""
+        """Paint `shape` with `hu`, a number or coarse (h, w), and return the result of `cover`."""
         if (found := self.cover(shape, soft)) is None:
             return None
         window, share = found
@@ -79,7 +79,7 @@ class Canvas:
 
 
 def _span(hit: np.ndarray) -> slice:
-    """Return where `hit` is true, from first to last, and two more on either side."""
+    """Return the range from the first to the last true value of `hit`, widened by two on either side."""
     where = np.flatnonzero(hit)
     return slice(max(0, where[0] - 2), min(len(hit), where[-1] + 3))
 
@@ -168,7 +168,7 @@ def _paint_face(canvas: Canvas, f: Fields) -> None:
 
 
 def _paint_brain(canvas: Canvas, f: Fields, head: Head, cavity) -> np.ndarray:
-    """Paint CSF, on to below the bone, and brain; return the share of CSF outside the ventricles: (h, w)."""
+    """Paint CSF, extended below the bone, and brain; return the share of CSF outside the ventricles: (h, w)."""
     csf = np.zeros_like(canvas.hu)
     csf[cavity[0]] = cavity[1]
     canvas.paint(f.cavity - UNDER, head.csf)
@@ -249,11 +249,11 @@ def _beam_hardening(canvas: Canvas, f: Fields) -> None:
 
 
 def _acquire(canvas: Canvas, f: Fields, rng: np.random.Generator) -> None:
-    """Blur the slice as its kernel does; add the noise of its dose, and streaks from dense bone or a moving head."""
+    """Apply the blur of the kernel, the noise of the dose, and streaks of dense bone or of motion."""
     gantry = canvas.gantry
     sigma = gantry.kernel / gantry.pixel
     noise = rng.standard_normal(gantry.shape, np.float32)
-    noise *= np.float32(gantry.noise * 2 * np.sqrt(np.pi) * sigma)  # what the blur will leave of it is gantry.noise
+    noise *= np.float32(gantry.noise * 2 * np.sqrt(np.pi) * sigma)  # gantry.noise is left after the blur
     canvas.hu += noise
     canvas.hu = cv2.GaussianBlur(canvas.hu, (0, 0), sigma)
     streaks = rng.standard_normal(f.vault.shape[1:], np.float32)

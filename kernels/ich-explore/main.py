@@ -1,6 +1,6 @@
 # %% [markdown]
 # # Hemorrhage in head CT: windows, one study, its predictions
-# What a model of `ich_kaggle` sees of a slice, and what it says of each slice of a study.
+# The pixels that a model of `ich_kaggle` gets of a slice, and its predictions for every slice of a study.
 # Attach the competition and the dataset `ich-models`.
 
 # %%
@@ -40,7 +40,7 @@ plt.show()
 
 # %% [markdown]
 # ## The same slice through three windows
-# A window spreads a few HU over the whole gray scale. The model gets the three as channels.
+# A window maps a small range of HU to the whole gray scale. The three are the channels of the model's input.
 
 # %%
 image = windows.apply(hu, windows.CACHED)
@@ -65,7 +65,7 @@ for axis, picture, position in zip(axes.flat, images, study.position, strict=Fal
 plt.show()
 
 # %% [markdown]
-# ## What the first model of the dataset says of each slice
+# ## Predictions of the dataset's first model, per slice
 
 # %%
 dataset = paths.dataset(DATASET)

@@ -1,4 +1,4 @@
-"""Predict the test slices with the models of the dataset ich-models. Leaves submission.csv."""
+"""Predict the test slices with the models of the dataset ich-models, and write submission.csv."""
 
 import tempfile
 from pathlib import Path

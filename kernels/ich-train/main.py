@@ -1,6 +1,6 @@
-"""Fit one fold of a run, and predict with it. Leaves runs/<run>/, which belongs into work/ at home.
+"""Train one fold of a run, predict with it, and write runs/<run>/, to be copied into work/ at home.
 
-The weights to start from are a file of the dataset ich-models: `kernel weights --extra <arch>.safetensors`.
+The initial weights are a file of the dataset ich-models: `kernel weights --extra <arch>.safetensors`.
 """
 
 import shutil
