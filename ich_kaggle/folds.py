@@ -1,10 +1,11 @@
-"""Split the patients into folds that look alike.
+"""Split the patients into folds, balanced by slices and labels.
 
---check fails on patients, studies and identical pixels that two folds, or train and test, share, and lists slices that
-look the same. --from takes the folds of a CSV with a column `fold` and one of patient or slice ids.
+--check fails if two folds, or train and test, share a patient, a study or identical pixels, and lists slices that look
+alike. --from reads the folds from a CSV with a column `fold` and a column of patient or slice ids.
 
-Reads:   work/slices.parquet, with --check every DICOM once
-Writes:  work/folds.csv  (patient_id, fold), work/folds.json; with --repeats also folds1.csv, ... for --from
+Reads:   work/slices.parquet; with --check the pixels of every DICOM file, once
+Writes:  work/folds.csv  (patient_id, fold), work/folds.json
+         work/folds1.csv, ... with --repeats; each can be given to --from
          work/fingerprints.parquet with --check
 Example: python -m ich_kaggle.folds --folds 5 --seed 0
          python -m ich_kaggle.folds --check
@@ -34,10 +35,10 @@ def folds(
 def build_parser():
     flags = ("--data-dir", "--work-dir", "--folds", "--seed", "--workers", "--overwrite")
     parser = cli.command(__doc__, *flags)
-    parser.add_argument("--repeats", type=int, default=1, help="as many splits, each of another draw")
-    parser.add_argument("--from", dest="source", type=Path, help="CSV of folds to take instead")
-    parser.add_argument("--check", action="store_true", help="look for leaks in the folds that are there, and stop")
-    parser.add_argument("--picture", type=Path, help="also draw the label rates per fold as this PNG")
+    parser.add_argument("--repeats", type=cli.POSITIVE, default=1, help="number of splits, each of another draw")
+    parser.add_argument("--from", dest="source", type=Path, help="CSV of folds to use instead of a new split")
+    parser.add_argument("--check", action="store_true", help="look for leaks between the existing folds, and stop")
+    parser.add_argument("--picture", type=Path, help="PNG to draw of the label rates per fold")
     return parser
 
 

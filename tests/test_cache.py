@@ -101,11 +101,11 @@ def test_the_size_of_the_cache_has_its_own_flag_and_no_other(data_dir, work, cap
 
 def disk_of(monkeypatch, free: float) -> None:
     usage = shutil.disk_usage("/")._replace(free=int(free))
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
 
 
 def test_a_disk_without_room_is_refused_with_both_numbers_before_anything_is_cached(data_dir, work, monkeypatch):
-    slice_table.ensure(data_dir, work, 1)
+    slice_table.ensure(Project(data_dir, work, 1))
     n = len(tables.read_slices(work))
     disk_of(monkeypatch, 1e6)
     with pytest.raises(SystemExit) as stopped:

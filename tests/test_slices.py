@@ -11,7 +11,7 @@ from ich_kaggle import slices
 from ich_kaggle.common import cli, paths, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
-from ich_kaggle.dicom import slice_table
+from ich_kaggle.dicom import pixels, slice_table
 
 HEAD = (head((32, 32), 12, (16, 16)) + 1024).astype(np.uint16)
 
@@ -85,6 +85,19 @@ def test_the_zip_gives_the_same_table_as_the_folder(data_dir):
     where = list(paths.Member._fields)
     pd.testing.assert_frame_equal(unpacked.drop(columns=where), packed.drop(columns=where))
     assert (packed["size"] == unpacked["size"]).all() and (packed.packed < packed["size"]).all()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_places_of_a_table_lead_to_the_bytes_and_the_pixels_of_its_slices(data_dir, packed):
+    data = paths.find_data(zipped(data_dir) if packed else data_dir)
+    table = slice_table.build(data, workers=1)[0].iloc[2:8]
+    found = slice_table.places(table)
+    assert [place.slice_id for place in found] == table.slice_id.tolist()
+    for _, member, plain in found:
+        stored = data.read(member)
+        assert stored == (data_dir / member.path.removeprefix(f"{paths.SLUG}/")).read_bytes()
+        assert np.array_equal(pixels.read_words(stored, member.path, plain)[0], HEAD)
+        assert plain.code == pixels.read_words(stored, member.path)[1]
 
 
 def test_header_facts_are_kept(data_dir):

@@ -56,6 +56,12 @@ def fits(code: dict, words: np.ndarray = NOISE) -> np.ndarray:
     return ((words << shift).view(kind) >> shift).view(np.uint16)
 
 
+def test_a_path_may_be_text(tmp_path):
+    path = write(tmp_path / "one.dcm", ct(NOISE))
+    for given in (path, str(path)):
+        assert np.array_equal(pixels.read_hu(given), hu_of(ct(NOISE)))
+
+
 @pytest.mark.parametrize("code", ENCODINGS)
 @pytest.mark.parametrize("syntax", UNCOMPRESSED)
 def test_hu_equals_pydicoms_modality_lut_in_every_uncompressed_syntax(code, syntax, tmp_path):
