@@ -83,7 +83,7 @@ def summary(demo_dir: Path, submission: Path) -> str:
         f"second level {second}",
         f"ensemble {scores['nested_log_loss']:.4f}, best member {best} {single[best]:.4f}: better by {gain:.4f} "
         f"(95 % interval {low:.4f} to {high:.4f} over {scores['n_patients']} patients)",
-        f"test log loss of the submission {ours:.4f}, of the prevalence in train {constant:.4f} ({n_patients} patients)",
+        f"test log loss of the submission {ours:.4f}, of the prevalence alone {constant:.4f}, on {n_patients} patients",
         f"submission   {submission}",
         f"predictions  {folder}",
         f"models       {work / 'runs'}",

@@ -188,10 +188,11 @@ def study_section(data: paths.Data, slices: pd.DataFrame, rng: np.random.Generat
         caption = f"patient {patient}, {split}, {len(study)} slices; labels on slices: {labels}"
         alt = f"The slices of study {study_id} in the brain window, {COLUMNS} in a row; {caption}"
         figures.append(static.shown(contact_sheet(data, study), study_id, caption, alt))
-    note = f"One with each label, one without, one of test, drawn with --seed {seed}. Slices are ordered from the lowest, at the top "
-    return static.section(
-        "Sample studies", f"{note}left; those with a label are framed.", static.grid(figures, is_wide=True)
+    note = (
+        f"One with each label, one without, one of test, drawn with --seed {seed}. Slices are ordered from the lowest, "
     )
+    note += "at the top left; those with a label are framed."
+    return static.section("Sample studies", note, static.grid(figures, is_wide=True))
 
 
 def make(data: paths.Data, slices: pd.DataFrame, defects: pd.DataFrame, *, seed: int) -> str:

@@ -77,7 +77,7 @@ def spread(probabilities: list[np.ndarray], study: np.ndarray) -> np.ndarray:
 
 
 def worst(target: np.ndarray, loss: np.ndarray, shown: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-    """Return per label the rows of highest loss among those `shown`, bool (n,): `missed` positives, `called` negatives."""
+    """Return per label the rows of highest loss among `shown`, bool (n,): `missed` positives, `called` negatives."""
 
     def greatest(i: int, kind: int) -> np.ndarray:
         rows = np.flatnonzero(shown & (target[:, i] == kind) & ~np.isnan(loss[:, i]))
