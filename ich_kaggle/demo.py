@@ -76,11 +76,11 @@ def summary(demo_dir: Path, submission: Path) -> str:
     best = min(single, key=single.get)
     gain, low, high = scores["differences"][f"{best} - nested"]
     ours, constant, n_patients = test_scores(demo_dir, submission)
-    second = ", ".join(f"{single[f'smooth-{run}']:.4f} on {run} ({single[run]:.4f})" for run in NETWORKS)
+    second = ", ".join(f"{run} {single[run]:.4f} to {single[f'smooth-{run}']:.4f}" for run in NETWORKS)
     lines = [
         ensembling.describe("ensemble", scores),
         "",
-        f"second level {second}",
+        f"log loss by the second level: {second}",
         f"ensemble {scores['nested_log_loss']:.4f}, best member {best} {single[best]:.4f}: better by {gain:.4f} "
         f"(95 % interval {low:.4f} to {high:.4f} over {scores['n_patients']} patients)",
         f"test log loss of the submission {ours:.4f}, of the prevalence alone {constant:.4f}, on {n_patients} patients",
