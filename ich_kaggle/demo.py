@@ -91,11 +91,11 @@ def summary(demo_dir: Path, submission: Path) -> str:
     gain = total[:, names.index(best)] - total[:, -1]
     error = patient_bootstrap.standard_error(gain, size)
     ours, constant, n_patients = test_scores(demo_dir, submission)
-    second = ", ".join(f"{loss[f'smooth-{run}']:.4f} on {run} ({loss[run]:.4f})" for run in NETWORKS)
+    second = ", ".join(f"{run} {loss[run]:.4f} to {loss[f'smooth-{run}']:.4f}" for run in NETWORKS)
     lines = [
         ensembling.describe("ensemble", storage.read_json(folder / "weights.json")),
         "",
-        f"second level {second}",
+        f"log loss by the second level: {second}",
         f"ensemble {loss[NAME]:.4f}, best member {best} {loss[best]:.4f}: better by {gain.sum() / size.sum():.4f} +- "
         f"{error:.4f} (standard error over {len(size)} patients)",
         f"test log loss: submission {ours:.4f}, training prevalence {constant:.4f} ({n_patients} patients)",

@@ -155,6 +155,15 @@ def test_an_ensemble_is_scored_on_its_nested_predictions(work_dir):
     assert scores["log_loss"]["total"][0] == pytest.approx(nested, abs=1e-6)
 
 
+def test_an_ensemble_is_scored_anew_on_other_folds(work_dir, capsys):
+    run(work_dir, "--ensemble", "both")
+    capsys.readouterr()
+    run(work_dir, "--ensemble", "both", "--fold", "0", "1")
+    assert "scored anew (no longer read: fold2)" in capsys.readouterr().out
+    path = paths.ensemble(work_dir, "both") / "evaluation" / "metrics.json"
+    assert set(storage.read_json(path)["log_loss"]["folds"]) == {"0", "1"}
+
+
 def test_running_again_does_nothing_and_other_wishes_are_refused(work_dir, capsys):
     before = (folder_of(work_dir) / "metrics.json").stat().st_mtime_ns
     run(work_dir, "--run", "fine")

@@ -228,4 +228,4 @@ def test_the_demo_runs_from_nothing_to_a_scored_submission_and_the_report(tmp_pa
     assert float(better) == pytest.approx(float(alone) - float(loss), abs=2e-4)
     report = tmp_path / "work" / "report" / "index.html"
     assert report.is_file() and said.rstrip().endswith(f"report       {report}")
-    assert f"second level {scores['single']['smooth-cpu']:.4f} on cpu" in said
+    assert f"to {scores['single']['smooth-cpu']:.4f}, cpu_both" in said

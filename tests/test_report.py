@@ -245,8 +245,8 @@ def test_the_bone_window_of_a_cropped_cache_shows_the_same_part(work_dir, compet
 def test_a_ledger_that_lost_slices_is_named_with_the_command_that_mends_it(work_dir, capsys):
     (path,) = (work_dir / "cache").glob("*/ledger.csv")
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
-    assert f"{path}: ID_" in (told := refusal(capsys, work_dir))
-    assert "is not in it" in told and "run python -m ich_kaggle.cache --verify" in told
+    assert f"{path}: it lacks slice ID_" in (told := refusal(capsys, work_dir))
+    assert "run python -m ich_kaggle.cache --verify" in told
 
 
 def test_without_the_dicom_files_there_is_no_bone_window(work_dir):
@@ -336,7 +336,7 @@ def test_a_run_without_predictions_is_named(work_dir, capsys):
 
 
 def test_a_cache_that_is_not_there_is_named(work_dir, capsys):
-    assert "cache/512: no whole cache of the slices" in refusal(capsys, work_dir, "--cache", "512")
+    assert "cache/512: no complete cache of the slices" in refusal(capsys, work_dir, "--cache", "512")
 
 
 def test_explanations_of_other_labels_are_refused(work_dir, capsys):

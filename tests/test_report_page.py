@@ -242,7 +242,7 @@ def test_keys_of_the_search_field_are_its_own(viewer):
 
 def test_the_keys_are_told_and_all_is_reached_by_keyboard(viewer):
     viewer.keyboard.press("?")
-    assert "slice before or behind" in viewer.locator("#help").inner_text()
+    assert "previous or next slice" in viewer.locator("#help").inner_text()
     viewer.keyboard.press("Escape")
     assert not viewer.locator("#help").is_visible()
     first = shown_study(viewer)
@@ -383,7 +383,7 @@ def test_without_predictions_the_page_says_what_makes_them(browser, prepared, tm
         assert not page.locator("nav >> text=Worst slices").is_visible()
         page.locator("nav >> text=Studies").click()
         page.wait_for_selector("#stage img.on")
-        assert "--explain gradcam" in page.locator("#no-maps").inner_text()
+        assert "python -m ich_kaggle.explain" in page.locator("#no-maps").inner_text()
 
 
 def test_without_the_dicom_files_the_bone_window_says_why_not(browser, made, tmp_path):

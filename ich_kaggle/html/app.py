@@ -1,7 +1,7 @@
-"""A page folder that a browser opens from disk: plain data, pictures, and the scripts in `web/` that show them.
+"""A page that a browser opens from the disk: a folder of plain data, pictures, and the scripts in `web/`.
 
-Nothing that is shown may run: data are JSON with `<` escaped, the scripts write text only, and a
-Content-Security-Policy lets in no script but the page's own.
+No data can run as code: data are JSON with `<` escaped, the scripts write text only, and a Content-Security-Policy
+allows only the scripts of the page.
 """
 
 import base64
@@ -24,59 +24,59 @@ from ich_kaggle.common import locks, storage
 WEB = Path(__file__).parent / "web"
 SCRIPTS = ("core.js", "charts.js", "overview.js", "strips.js", "viewer.js", "worst.js", "start.js")
 DIGITS = 5
-LARGEST = 400 << 20  # bytes: browsers hold no string of 512 MB, and few open half of that
-POLICY = "script-src 'self' file:"  # of web/index.html: what --embed replaces by the hashes of its scripts
+LARGEST = 400 << 20  # bytes of embedded pictures: browsers hold no string of 512 MB
+POLICY = "script-src 'self' file:"  # in web/index.html: --embed replaces it by the hashes of its scripts
 
 
 class Study(NamedTuple):
-    """One study of the page. A Path or bytes anywhere in `data` is an 8-bit PNG, shown in its place."""
+    """One study of the page. A Path or bytes anywhere in `data` is an 8-bit PNG."""
 
     study_id: str
     data: dict
 
 
 def numbers(values):
-    """Return `values` as nested lists of numbers, rounded for JSON: None where there is none."""
+    """Return `values` as nested lists of rounded numbers for JSON, None in place of NaN and infinity."""
     values = np.asarray(values, float).round(DIGITS)
     return np.where(np.isfinite(values), values.astype(object), None).tolist()
 
 
 def to_json(content, place: Callable = repr) -> str:
-    """Return `content` as JSON that may stand in a script: no `<`, ASCII only; `place` names what is no plain data.
+    """Return `content` as JSON that is safe in a script: ASCII without `<`; `place` converts other objects.
 
-    Raises ValueError for a number that JSON has not.
+    Raises ValueError for NaN and infinity, which JSON lacks.
     """
     text = json.dumps(content, default=place, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def file_name(study_id: str) -> str:
-    """Return the name of a study's file: its id, or, for an id that can't safely be one, a hash of it."""
+    """Return the name of a study's file: its id, or a hash of an id that is not a safe file name."""
     if re.fullmatch(r"\w[\w.-]{0,99}", study_id, re.ASCII):
         return study_id
     return "x-" + hashlib.sha256(study_id.encode()).hexdigest()[:16]
 
 
 def plotly_script() -> str:
-    """Return Plotly's script. Raises ImportError naming the extra that brings it."""
+    """Return Plotly's script. Raises ImportError naming the extra that installs it."""
     if find_spec("plotly") is None:
-        raise ImportError("the report's plots take one more package: pip install 'ich_kaggle[report]'")
+        raise ImportError("the plots of the report need Plotly: pip install 'ich_kaggle[report]'")
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs()
 
 
 def write(folder: Path, content: dict, studies: Iterable[Study], *, images: str = "link", plots: bool = True) -> None:
-    """Write the page of `content` and `studies` in place of `folder`; it stays as it was until the new one is whole.
+    """Write the page of `content` and `studies` into `folder`; the previous page stays until the new one is complete.
 
-    `content` and each study's data are plain data for the scripts in `web/`. Pictures that are files are linked by
-    relative path, copied into the folder, or embedded, as all else, in one index.html. Raises ValueError if that
-    would be larger than browsers open. A page without `plots` does without Plotly.
+    `content` and the data of each study are plain data for the scripts in `web/`. By `images`, pictures that are files
+    are linked by relative path ("link"), copied into the folder ("copy"), or embedded with everything else in one
+    index.html ("embed"). Raises ValueError if that file would be too large for browsers. Plotly is needed for `plots`.
     """
     plotly = plotly_script() if plots else ""
     with locks.locked(folder), storage.replacing(folder) as new:
         (_embed if images == "embed" else _unfold)(new, content, studies, plotly, images)
-        for other in folder.glob("*.html"):  # the data report, which another command wrote
+        for other in folder.glob("*.html"):  # of other commands, as the page on the data
             if other.name != "index.html":
                 shutil.copyfile(other, new / other.name)
 
@@ -110,7 +110,7 @@ def _unfold(new: Path, content: dict, studies: Iterable[Study], plotly: str, ima
 
 
 def _embed(new: Path, content: dict, studies: Iterable[Study], plotly: str, _images: str) -> None:
-    inert = {"plotly": plotly}  # by id: what the page reads when it needs it
+    inert = {"plotly": plotly}  # by id: texts that the page reads on demand
     size = 0
 
     def place(picture: Path | bytes) -> str:
@@ -132,7 +132,7 @@ def _embed(new: Path, content: dict, studies: Iterable[Study], plotly: str, _ima
 
 
 def _one_file(scripts: dict[str, str], inert: dict[str, str]) -> str:
-    """Return index.html with its style, its `scripts`, by name, and its `inert` texts, by id, inside."""
+    """Return index.html with its style, its `scripts` by name and its `inert` texts by id embedded."""
     texts = [*scripts.values(), inert["plotly"]]
     digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts)
     parts = {
@@ -144,5 +144,5 @@ def _one_file(scripts: dict[str, str], inert: dict[str, str]) -> str:
         **{f'<script defer src="{name}"></script>': f"<script>{text}</script>" for name, text in scripts.items()},
     }
     page = (WEB / "index.html").read_text(encoding="utf-8")
-    # In one pass, so that nothing is replaced inside of what was put in.
+    # In one pass, so that nothing is replaced inside embedded texts.
     return re.sub("|".join(map(re.escape, parts)), lambda found: parts[found[0]], page)

@@ -1,4 +1,4 @@
-"""The figures of the data report, drawn on the axes that are given."""
+"""Figures of the page on the data, drawn on given axes."""
 
 from typing import NamedTuple
 
@@ -8,12 +8,12 @@ import pandas as pd
 from ich_kaggle.common import windows
 from ich_kaggle.common.labels import LABELS
 
-LEVELS = 8  # a fact with no more different values is drawn value by value
+LEVELS = 8  # a fact with at most this many values is drawn value by value
 SPLIT_COLORS = {"train": "#0a84c6", "test": "#e0761f"}
 
 
 class Fact(NamedTuple):
-    """What headers say, by split; `of` is what is counted."""
+    """One property of the headers, by split, counted in slices or series."""
 
     name: str
     of: str  # slices or series
@@ -21,7 +21,7 @@ class Fact(NamedTuple):
 
 
 class Pixels(NamedTuple):
-    """How many pixels of sampled slices have each HU from windows.LOWEST to windows.HIGHEST, by split."""
+    """Histograms of sampled slices, by split: pixels per HU from windows.LOWEST to windows.HIGHEST."""
 
     n_slices: dict[str, int]
     counts: dict[str, np.ndarray]  # (8192,)
@@ -43,7 +43,7 @@ def _legend(ax) -> None:
 
 
 def share_of_row(both: np.ndarray) -> np.ndarray:
-    """Return the share of the slices with label i that have label j, (6, 6); NaN where no slice has i."""
+    """Return the share of slices with label i that also have label j, (6, 6); NaN if no slice has i."""
     n = np.diag(both)[:, None]
     return np.divide(both, n, out=np.full(both.shape, np.nan), where=n > 0)
 
@@ -59,7 +59,7 @@ def draw_together(ax, share: np.ndarray) -> None:
 
 
 def draw_fact(ax, fact: Fact) -> None:
-    """Draw the values one by one, if they are few, or their histogram, as shares of each split."""
+    """Draw the values one by one if there are few, else their histogram, as shares of each split."""
     levels = levels_of(fact)
     edges = edges_of(fact) if levels is None else None
     for k, (split, values) in enumerate(fact.values.items()):
@@ -81,13 +81,13 @@ def _stairs(ax, share: np.ndarray, edges: np.ndarray, k: int, split: str) -> Non
 
 
 def levels_of(fact: Fact) -> list | None:
-    """Return the different values of a fact, sorted; None if they are more than LEVELS."""
+    """Return the distinct values of a fact, sorted; None if there are more than LEVELS."""
     levels = sorted(set().union(*(values.unique() for values in fact.values.values())))
     return levels if len(levels) <= LEVELS else None
 
 
 def edges_of(fact: Fact) -> np.ndarray:
-    """Return the edges of about 40 bins of a fact's values; round whole numbers they lie between them."""
+    """Return the edges of about 40 bins of a fact's values; for integers, edges lie between them."""
     values = pd.concat(fact.values.values())
     low, high = values.min(), values.max()
     if pd.api.types.is_integer_dtype(values):
@@ -101,7 +101,7 @@ def _short(level) -> str:
 
 
 def describe_fact(fact: Fact) -> str:
-    """Return the numbers behind a fact's picture, by split."""
+    """Return the numbers of a fact's figure, by split, in words."""
     parts = []
     for split, values in fact.values.items():
         if levels_of(fact) is None:
@@ -113,7 +113,7 @@ def describe_fact(fact: Fact) -> str:
 
 
 def shares(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """Return the shares of the pixels below `low` HU and above `high` HU, which a window shows black and white."""
+    """Return the shares of pixels below `low` and above `high` HU, which a window shows as black and white."""
     hu = np.arange(windows.LOWEST, windows.HIGHEST + 1)
     return float(counts[hu < low].sum() / counts.sum()), float(counts[hu > high].sum() / counts.sum())
 
@@ -124,5 +124,5 @@ def draw_hu(ax, pixels: Pixels, low: float, high: float, width: int, scale: str 
     for k, (split, counts) in enumerate(pixels.counts.items()):
         share = 100 * np.histogram(hu, edges, weights=counts)[0] / counts.sum()
         _stairs(ax, share, edges, k, split)
-    ax.set(xlabel="HU", yscale=scale, ylabel=f"pixels, % in {width} HU" if width > 1 else "pixels, % a HU")
+    ax.set(xlabel="HU", yscale=scale, ylabel=f"pixels, % per {width} HU" if width > 1 else "pixels, % per HU")
     _legend(ax)

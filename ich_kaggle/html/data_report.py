@@ -1,4 +1,4 @@
-"""A page that shows the data before anything is learned: counts, labels, headers, gray values, defects, studies."""
+"""The page on the data, before any training: counts, labels, headers, gray values, defects and studies."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -12,12 +12,12 @@ from ich_kaggle.common.labels import ANY, LABELS
 from ich_kaggle.dicom import pixels, png
 from ich_kaggle.html import data_figures, static
 
-N_SAMPLED = 200  # slices of a split whose pixels are read
-TILE, COLUMNS = 96, 8  # px of a slice on a contact sheet, slices in a row of it
+N_SAMPLED = 200  # slices per split whose pixels are read
+TILE, COLUMNS = 96, 8  # px of a slice on a contact sheet, slices per row
 
 
 def counts(slices: pd.DataFrame) -> pd.DataFrame:
-    """Return how many slices, series, studies and patients each split has."""
+    """Return the numbers of slices, series, studies and patients, by split."""
     grouped = slices.groupby("split", sort=False)
     unique = grouped[["series_id", "study_id", "patient_id"]].nunique()
     unique.insert(0, "slices", grouped.size())
@@ -25,7 +25,7 @@ def counts(slices: pd.DataFrame) -> pd.DataFrame:
 
 
 def prevalence(train: pd.DataFrame) -> pd.DataFrame:
-    """Return how many slices, studies and patients have each label, and what share of all they are."""
+    """Return the number of slices, studies and patients with each label, and their share of all."""
     target = train[list(LABELS)] > 0
     found = {}
     for name, has in (
@@ -38,13 +38,13 @@ def prevalence(train: pd.DataFrame) -> pd.DataFrame:
 
 
 def together(target: np.ndarray) -> np.ndarray:
-    """Return how many slices have both label i and label j: int (6, 6)."""
+    """Return the number of slices with both label i and label j: int (6, 6)."""
     target = np.asarray(target, float)
     return (target.T @ target).astype(int)
 
 
 def facts(slices: pd.DataFrame) -> list[data_figures.Fact]:
-    """Return what the headers of `slices`, a slice table, say."""
+    """Return the properties of the headers of `slices`, a slice table."""
     gap = slices.position.diff().where(slices.series_id == slices.series_id.shift())
     by_series = slices.assign(gap=gap).groupby(["split", "series_id"], sort=False).gap
     stored = slices.bits.astype(str) + slices.signed.map({True: " signed", False: " unsigned"})
@@ -68,7 +68,7 @@ def facts(slices: pd.DataFrame) -> list[data_figures.Fact]:
 
 
 def read_hu(data: paths.Data, slices: pd.DataFrame, what: str) -> Iterable[np.ndarray]:
-    """Yield the slices of a slice table in HU, whole numbers: int16 (rows, columns)."""
+    """Yield the slices of a slice table in HU: int16 (rows, columns)."""
     places = slices[list(paths.Member._fields)].itertuples(index=False, name=None)
     for place in cli.progress(places, len(slices), what):
         member = paths.Member(*place)
@@ -77,7 +77,7 @@ def read_hu(data: paths.Data, slices: pd.DataFrame, what: str) -> Iterable[np.nd
 
 
 def sample_pixels(data: paths.Data, slices: pd.DataFrame, rng: np.random.Generator) -> data_figures.Pixels:
-    """Return the HU of up to N_SAMPLED slices of each split, drawn by `rng`."""
+    """Return histograms of the HU of up to N_SAMPLED slices per split, drawn by `rng`."""
     found = data_figures.Pixels({}, {})
     for split, part in slices.groupby("split", sort=False):
         rows = np.sort(rng.permutation(len(part))[:N_SAMPLED])
@@ -88,7 +88,7 @@ def sample_pixels(data: paths.Data, slices: pd.DataFrame, rng: np.random.Generat
 
 
 def sample_studies(slices: pd.DataFrame, rng: np.random.Generator) -> list[str]:
-    """Return a study with each label, one without any, and a test study, drawn by `rng` from those there are."""
+    """Return a study with each label, one without any, and a test study, as far as they exist, drawn by `rng`."""
     train = slices.split == "train"
     has_any = (slices["any"] > 0).groupby(slices.study_id).transform("any")
     groups = [train & (slices[label] > 0) for label in LABELS[:ANY]] + [train & ~has_any, ~train]
@@ -97,7 +97,7 @@ def sample_studies(slices: pd.DataFrame, rng: np.random.Generator) -> list[str]:
 
 
 def tile(hu: np.ndarray, is_positive: bool) -> np.ndarray:
-    """Return a slice in the brain window, padded to a square and framed if it has a label: uint8 (TILE, TILE, 3)."""
+    """Return a slice in the brain window, padded to a square and framed if positive: uint8 (TILE, TILE, 3)."""
     gray, side = windows.apply(hu, (windows.BRAIN,))[..., 0], max(hu.shape)
     square = np.zeros((side, side), np.uint8)
     top, left = ((side - n) // 2 for n in hu.shape)
@@ -107,14 +107,14 @@ def tile(hu: np.ndarray, is_positive: bool) -> np.ndarray:
 
 
 def contact_sheet(data: paths.Data, study: pd.DataFrame) -> bytes:
-    """Return the slices of a study, in their order from left to right, as a PNG."""
+    """Return the slices of a study, in order from left to right, as a PNG."""
     images = [tile(hu, any_ > 0) for hu, any_ in zip(read_hu(data, study, "sample study"), study["any"], strict=True)]
     images += [np.zeros_like(images[0])] * (-len(images) % COLUMNS)
     return png.encode(np.vstack([np.hstack(images[i : i + COLUMNS]) for i in range(0, len(images), COLUMNS)]))
 
 
 def runs_of(target: np.ndarray) -> str:
-    """Return which slices, counted from 1, have each label, as 3 to 7, 9; `target` is (n, 6)."""
+    """Return the ranges of slices with each label, counted from 1, as `subdural 3 to 7, 9`; `target` is (n, 6)."""
     found = []
     for label, has in zip(LABELS[:ANY], (target > 0).T, strict=False):
         edges = np.flatnonzero(np.diff(has.astype(int), prepend=0, append=0))
@@ -130,7 +130,7 @@ def label_section(train: pd.DataFrame) -> str:
     rates = ", ".join(f"{label} {found['share of slices'][label]:.2%} of the slices" for label in LABELS)
     pairs = [(share[i, j], i, j) for i in range(ANY) for j in range(ANY) if i != j and share[i, j] > 0]
     most = [f"{value:.0%} of {LABELS[i]} slices have {LABELS[j]}" for value, i, j in sorted(pairs, reverse=True)[:4]]
-    meaning = "of a hundred slices with the label of the row, how many have that of the column. Most: "
+    meaning = "percentage of the slices with the label of the row that also have that of the column. Highest: "
     figures = (
         static.drawn(partial(data_figures.draw_prevalence, found=found), "Prevalence", rates, (5, 3.2)),
         static.drawn(
@@ -144,7 +144,7 @@ def label_section(train: pd.DataFrame) -> str:
         static.table_of(numbers, "label"),
         static.table_of(pd.DataFrame(both, LABELS, LABELS).map("{:,}".format), "slices with both"),
     )
-    note = "Of the training slices. A study or a patient has a label that one of their slices has."
+    note = "Training slices. A study or a patient has a label if one of its slices has it."
     return static.section("Labels", note, *counted, static.grid(figures, is_wide=True))
 
 
@@ -155,7 +155,7 @@ def header_section(slices: pd.DataFrame) -> str:
         )
         for f in facts(slices)
     )
-    return static.section("Headers", "Train filled, test as a line; of each split its share.", static.grid(figures))
+    return static.section("Headers", "Shares within each split: train filled, test as a line.", static.grid(figures))
 
 
 def window_section(pixels: data_figures.Pixels, seed: int) -> str:
@@ -170,7 +170,7 @@ def window_section(pixels: data_figures.Pixels, seed: int) -> str:
         draw = partial(data_figures.draw_hu, pixels=pixels, low=low, high=high, width=width)
         figures.append(static.drawn(draw, name, caption))
     sampled = " and ".join(f"{n} {split} slices" for split, n in pixels.n_slices.items())
-    return static.section("Windows", f"Of {sampled}, drawn with --seed {seed}.", static.grid(figures))
+    return static.section("Windows", f"Pixels of {sampled}, drawn with --seed {seed}.", static.grid(figures))
 
 
 def defect_section(defects: pd.DataFrame) -> str:
@@ -188,16 +188,17 @@ def study_section(data: paths.Data, slices: pd.DataFrame, rng: np.random.Generat
         caption = f"patient {patient}, {split}, {len(study)} slices; labels on slices: {labels}"
         alt = f"The slices of study {study_id} in the brain window, {COLUMNS} in a row; {caption}"
         figures.append(static.shown(contact_sheet(data, study), study_id, caption, alt))
-    note = f"One with each label, one without, one of test, drawn with --seed {seed}. Slices run upwards from the top "
-    return static.section(
-        "Sample studies", f"{note}left; those with a label are framed.", static.grid(figures, is_wide=True)
+    note = (
+        f"One with each label, one without, one of test, drawn with --seed {seed}. Slices are ordered from the lowest, "
     )
+    note += "at the top left; those with a label are framed."
+    return static.section("Sample studies", note, static.grid(figures, is_wide=True))
 
 
 def make(data: paths.Data, slices: pd.DataFrame, defects: pd.DataFrame, *, seed: int) -> str:
-    """Return the page on a slice table and the pixels of some of its slices and studies, drawn by `seed`.
+    """Return the page on a slice table and the pixels of a sample of its slices and studies, drawn by `seed`.
 
-    `defects` has a row a kind: defect, action, slices, first.
+    `defects` has a row per kind: defect, action, slices, first.
     """
     rng = np.random.default_rng(seed)
     sections = [

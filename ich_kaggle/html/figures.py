@@ -1,4 +1,4 @@
-"""The pictures of folds and of predictions, as PNG. Matplotlib is imported where one is drawn."""
+"""Figures of folds and of predictions, as PNG. Matplotlib is imported only when one is drawn."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ COLORS = dict(zip(LABELS, ("#d55e00", "#0072b2", "#56b4e9", "#009e73", "#cc79a7"
 
 @contextlib.contextmanager
 def drawing(path: Path, rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.4, 5.6)) -> Iterator:
-    """Give the axes of a new figure, (rows, columns); save it to `path` if all went well."""
+    """Yield the axes of a new figure, (rows, columns), and save it to `path` if no error occurs."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -63,7 +63,7 @@ def precision_recall(path: Path, target: np.ndarray, probability: np.ndarray, ar
 
 
 def reliability(path: Path, target: np.ndarray, probability: np.ndarray) -> None:
-    """Draw, for each label, how often slices predicted alike are positive, over how many there are."""
+    """Draw, per label, the observed rate against the predicted probability, over a histogram of the latter."""
     from sklearn.calibration import calibration_curve
 
     with drawing(path, 2, 3, (10, 7)) as axes:
@@ -71,7 +71,7 @@ def reliability(path: Path, target: np.ndarray, probability: np.ndarray) -> None
             found, meant = calibration_curve(t, p, n_bins=10, strategy="uniform")
             ax.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
             ax.plot(meant, found, "o-", color=COLORS[label], linewidth=1.4, markersize=4)
-            ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="predicted", ylabel="found", title=label)
+            ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="predicted", ylabel="observed", title=label)
             counts = ax.twinx()
             counts.hist(p, bins=10, range=(0, 1), color=COLORS[label], alpha=0.15, log=True)
             counts.set_ylabel("slices", color="#888888")
@@ -104,7 +104,7 @@ def threshold_curves(path: Path, target: np.ndarray, probability: np.ndarray, ch
 
 
 def folds(path: Path, target: np.ndarray, fold: np.ndarray) -> None:
-    """Draw by how much each label's rate, and the number of slices, of each fold differ from the whole."""
+    """Draw the label rates of each fold, and their and the fold sizes' relative difference from all."""
     numbers = np.unique(fold)
     rates = np.array([target[fold == k].mean(axis=0) for k in numbers])
     with drawing(path, 1, 2, (12, 4.2)) as axes:
@@ -123,12 +123,12 @@ def folds(path: Path, target: np.ndarray, fold: np.ndarray) -> None:
             right.plot(numbers, values, "o-", color=COLORS[label], linewidth=1, markersize=4, label=label)
         right.plot(numbers, 100 * (sizes / sizes.mean() - 1), "s--", color="#e69f00", linewidth=1, label="slices")
         right.set_xticks(numbers)
-        right.set(xlabel="fold", ylabel="difference from the whole, %", title="Balance")
+        right.set(xlabel="fold", ylabel="difference from all, %", title="Balance")
         right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _both(target: np.ndarray, probability: np.ndarray, areas: dict[str, float]) -> Iterator[tuple]:
-    """Yield target and probability of each label that has both classes, and how its curve is drawn and named."""
+    """Yield target, probability and style of the curve of each label that has both classes."""
     for label, t, p in zip(LABELS, target.T, probability.T, strict=True):
         if 0 < t.sum() < len(t):
             yield t, p, dict(color=COLORS[label], linewidth=1.6, label=f"{label}  {areas[label]:.3f}")

@@ -19,9 +19,9 @@ from ich_kaggle.scoring import ensembling, evaluation, patient_bootstrap
 SHOWN = ("time", "name", "runs", "oof", "public", "private", "status", "note")  # of a submission
 
 
-def score(source: report_scores.Source, target: np.ndarray, patient: np.ndarray, fold: np.ndarray, seed: int) -> dict:
-    """Return the log losses of `source` with intervals, and of each label its areas, calibration, and counts at
-    THRESHOLDS; on the slices that it predicts."""
+def score(source: report_scores.Entry, target: np.ndarray, patient: np.ndarray, fold: np.ndarray, seed: int) -> dict:
+    """Return the log losses of `source` with intervals, and per label the areas, the calibration and the counts at
+    THRESHOLDS, all on the slices that it predicts."""
     there = ~np.isnan(source.probability[:, 0])
     target, probability, fold = target[there], source.probability[there], fold[there]
     patient = np.unique(patient[there], return_inverse=True)[1]
@@ -30,6 +30,7 @@ def score(source: report_scores.Source, target: np.ndarray, patient: np.ndarray,
     return {
         "name": source.name,
         "kind": source.kind,
+        "on": source.on,
         "n_slices": len(target),
         "n_patients": int(patient.max()) + 1,
         "loss": found.pop("total"),
@@ -40,7 +41,7 @@ def score(source: report_scores.Source, target: np.ndarray, patient: np.ndarray,
 
 
 def describe_ensemble(work_dir: Path, name: str) -> dict:
-    """Return what weights.json says, and whether the predictions it was made from are still those of its runs."""
+    """Return the scores of weights.json, and whether the predictions of its runs have changed since."""
     found = storage.read_json(storage.require(paths.ensemble(work_dir, name) / "weights.json", f"--name {name}"))
     files = {paths.run(work_dir, "any").parent / file: digest for file, digest in found.get("made_from", {}).items()}
     is_stale = any(not path.exists() or storage.file_hash(path) != digest for path, digest in files.items())
@@ -48,7 +49,7 @@ def describe_ensemble(work_dir: Path, name: str) -> dict:
     return {
         "name": name,
         "is_stale": is_stale,
-        "recipe": ensembling.recipe_line(found["pipeline"]),
+        "pipeline": ensembling.describe_pipeline(found["pipeline"]),
         "by_label": found["pipeline"]["weights"],
         "methods": found.get("methods", {}),
         **{key: found[key] for key in kept},
@@ -56,9 +57,9 @@ def describe_ensemble(work_dir: Path, name: str) -> dict:
 
 
 def find_cache(work_dir: Path, name: str | None, table: pd.DataFrame) -> Path | None:
-    """Return the folder of the cache `name`, or of the one with most px, uncropped before cropped; None without one.
+    """Return the folder of the cache `name`, or of the one with the most px, uncropped first; None if none exists.
 
-    Only whole caches of the slices in `table` count. Raises ValueError if `name` is none of them.
+    Only complete caches of the slices in `table` count. Raises ValueError if `name` is not one of them.
     """
     states = {path.parent: storage.read_json(path) for path in paths.cache(work_dir, "any").parent.glob("*/cache.json")}
     wanted = {"slices": cache_index.sources_hash(table), "n_slices": len(table)}
@@ -66,7 +67,9 @@ def find_cache(work_dir: Path, name: str | None, table: pd.DataFrame) -> Path | 
         folder: (s["image_size"], s["crop"] == "none") for folder, s in states.items() if wanted.items() <= s.items()
     }
     if name is not None and paths.cache(work_dir, name) not in whole:
-        raise ValueError(f"{paths.cache(work_dir, name)}: no whole cache of the slices: run python -m ich_kaggle.cache")
+        raise ValueError(
+            f"{paths.cache(work_dir, name)}: no complete cache of the slices: run python -m ich_kaggle.cache"
+        )
     return paths.cache(work_dir, name) if name is not None else max(whole, key=whole.get, default=None)
 
 
@@ -75,7 +78,7 @@ def cache_state(cache_dir: Path | None) -> dict:
 
 
 def render_bone(data: paths.Data, number: int, batch: list, boxes: np.ndarray, size: int) -> tuple:
-    """Return `number` and the slices of `batch`, cut to `boxes` (n, 4), in the bone window: PNGs of `size` px."""
+    """Return `number` and the slices of `batch`, cut to `boxes` (n, 4), as PNGs of `size` px in the bone window."""
     images = []
     for (_, member, plain), box in zip(batch, boxes, strict=True):
         words, code = pixels.read_words(data.read(member), member.path, plain)
@@ -86,11 +89,13 @@ def render_bone(data: paths.Data, number: int, batch: list, boxes: np.ndarray, s
 def render_studies(
     data: paths.Data, parts: dict[int, pd.DataFrame], cache_dir: Path, size: int, workers: int
 ) -> Iterator[tuple[int, list[bytes]]]:
-    """Yield the number of each of `parts`, the slices of a study, and its bone window, as they are ready."""
+    """Yield the number of each study of `parts` and its slices in the bone window, as they are ready."""
     held = cache_index.read(cache_dir)[list(head_crop.Box._fields)]
     if lost := [one for part in parts.values() for one in part.slice_id[~part.slice_id.isin(held.index)]]:
-        again = "run python -m ich_kaggle.cache --verify, then without it"
-        raise ValueError(f"{cache_index.path_of(cache_dir)}: {lost[0]} is not in it ({len(lost)} such slices): {again}")
+        again = "run python -m ich_kaggle.cache --verify, then again without --verify"
+        raise ValueError(
+            f"{cache_index.path_of(cache_dir)}: it lacks slice {lost[0]} ({len(lost)} slices are missing): {again}"
+        )
     tasks = (
         (data, number, picture_cache.batch_of(part), held.loc[part.slice_id].to_numpy(), size)
         for number, part in parts.items()
@@ -99,7 +104,7 @@ def render_studies(
 
 
 def find_pixels(project: Project) -> paths.Data | None:
-    """Return the competition's data if the DICOM files that the slice table lists are there."""
+    """Return the competition's data, None if the DICOM files of the slice table do not exist."""
     try:
         data = slice_table.data_of(project)
         data.read(picture_cache.batch_of(project.slices.iloc[:1])[0][1], 1)
@@ -109,7 +114,7 @@ def find_pixels(project: Project) -> paths.Data | None:
 
 
 def overview(work_dir: Path, submissions_dir: Path, table: pd.DataFrame, fold: np.ndarray) -> dict:
-    """Return what the page says of the data, of training and of submissions."""
+    """Return the parts of the page on the data, on training and on submissions."""
     history = submission_log.read(submissions_dir / "history.csv")
     data = report_scores.describe_data(table, fold if paths.folds(work_dir).exists() else None)
     return {
@@ -121,9 +126,9 @@ def overview(work_dir: Path, submissions_dir: Path, table: pd.DataFrame, fold: n
     }
 
 
-def scores_of(sources: list[report_scores.Source], train: pd.DataFrame, fold: np.ndarray, seed: int) -> tuple:
-    """Return `sources` and their scores in the order of the page: those of most slices first, then ensembles, then
-    the least loss."""
+def scores_of(sources: list[report_scores.Entry], train: pd.DataFrame, fold: np.ndarray, seed: int) -> tuple:
+    """Return `sources` and their scores in the order of the page: by most slices, then ensembles first, then by least
+    loss."""
     target, patient = tables.targets(train), np.unique(train.patient_id, return_inverse=True)[1]
     scores = [score(source, target, patient, fold, seed) for source in cli.progress(sources, len(sources), "score", "")]
     order = sorted(
@@ -133,8 +138,8 @@ def scores_of(sources: list[report_scores.Source], train: pd.DataFrame, fold: np
     return [sources[i] for i in order], [scores[i] for i in order]
 
 
-def compared(work_dir: Path, sources: list[report_scores.Source], target: np.ndarray, fold: np.ndarray) -> dict:
-    """Return what the page says of `sources` beside each other."""
+def compared(work_dir: Path, sources: list[report_scores.Entry], target: np.ndarray, fold: np.ndarray) -> dict:
+    """Return the parts of the page that compare `sources`."""
     return {
         "constant": metric.log_loss(target, ensembling.constant(target, fold)) if len(np.unique(fold)) > 1 else None,
         "correlation": report_scores.correlation(sources, target),
@@ -151,9 +156,9 @@ def pages_of(
     data: paths.Data | None,
     workers: int,
 ) -> tuple[dict, Iterator[app.Study]]:
-    """Return what the page says of the `chosen` studies, and each of them as it is ready.
+    """Return the parts of the page on the `chosen` studies, and an iterator over their data.
 
-    Without `data` there is no bone window.
+    Without `data` the page has no bone window.
     """
     state = cache_state(cache_dir)
     content = {

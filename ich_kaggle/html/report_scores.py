@@ -1,5 +1,6 @@
-"""What a report says of runs and ensembles: their predictions, curves and logs, and how the data are split."""
+"""The numbers of a report: predictions, curves and logs of runs and ensembles, and the split of the data."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,16 +12,17 @@ from ich_kaggle.common import paths, runs, storage, tables
 from ich_kaggle.html import app
 from ich_kaggle.scoring import blending, comparison, curves
 
-# In steps of about 0.05 in logit, so that both ends of a curve are fine.
+# In steps of about 0.05 in logit: fine at both ends of a curve.
 THRESHOLDS = np.unique(expit(np.linspace(-9.2, 9.2, 369)).round(4))
 
 
-class Source(NamedTuple):
-    """Out-of-fold predictions of a run, or the nested ones of an ensemble."""
+class Entry(NamedTuple):
+    """A run or an ensemble of the report, with its out-of-fold or nested predictions."""
 
     name: str
     kind: str  # "run" or "ensemble"
     probability: np.ndarray  # float32 (n_train, 6), NaN where nothing is predicted
+    on: Sequence[str] = ()  # runs that a second level reads
 
 
 def read_sources(
@@ -30,30 +32,42 @@ def read_sources(
     table: pd.DataFrame,
     fold: np.ndarray,
     wanted: list[int] | None = None,
-) -> list[Source]:
-    """Return the ensembles and the runs that have predictions, or those asked for.
+) -> list[Entry]:
+    """Return the ensembles and the runs with predictions, or those named, in the folds `wanted`, None for all.
 
-    Raises FileNotFoundError naming one that was asked for and has none.
+    Raises FileNotFoundError for one that was named and has no predictions.
     """
-    found = []
-    ids = table.slice_id[fold >= 0].to_numpy()
-    for one in paths.ensemble_names(work_dir) if name is None else [name]:
-        path = storage.require(paths.ensemble(work_dir, one) / "nested.parquet", f"--name {one}")
-        found.append(Source(one, "ensemble", tables.read_predictions(path, ids, partial=True)))
-    for one in names or paths.run_names(work_dir):
-        run = runs.Run(work_dir, one)
+    return [
+        *read_ensembles(work_dir, paths.ensemble_names(work_dir) if name is None else [name], table, fold, wanted),
+        *read_runs(work_dir, names, table, fold, wanted),
+    ]
+
+
+def read_ensembles(work_dir: Path, names: list[str], table: pd.DataFrame, fold: np.ndarray, wanted) -> Iterator[Entry]:
+    ids, of_train = table.slice_id[fold >= 0].to_numpy(), fold[fold >= 0]
+    for name in names:
+        path = storage.require(paths.ensemble(work_dir, name) / "nested.parquet", f"--name {name}")
+        probability = tables.read_predictions(path, ids, partial=True).copy()
+        if wanted is not None:
+            probability[~np.isin(of_train, wanted)] = np.nan
+        if not np.isnan(probability).all():
+            yield Entry(name, "ensemble", probability)
+
+
+def read_runs(work_dir: Path, names, table: pd.DataFrame, fold: np.ndarray, wanted) -> Iterator[Entry]:
+    for name in names or paths.run_names(work_dir):
+        run = runs.Run(work_dir, name)
         predicted = [k for k in run.predicted if wanted is None or k in wanted]
         if predicted:
-            probability = runs.read_oof(run, predicted, table, fold)
-            found.append(Source(one, "run", blending.raise_any(probability)))
+            probability = blending.raise_any(runs.read_oof(run, predicted, table, fold))
+            yield Entry(name, "run", probability, run.settings.get("on", []))
         elif names:
             k = (wanted or [0])[0]
-            storage.require(run.fold(k) / "oof.parquet", f"--run {one} --fold {k}")
-    return found
+            storage.require(run.fold(k) / "oof.parquet", f"--run {name} --fold {k}")
 
 
 def curve(target: np.ndarray, probability: np.ndarray) -> dict:
-    """Return of one label, (n,): areas, calibration, and how many of both classes are at least each of THRESHOLDS."""
+    """Return the areas and the calibration of one label, (n,), and its true and false positives at THRESHOLDS."""
     above = {
         name: n - np.searchsorted(np.sort(values), THRESHOLDS)
         for name, values in (("tp", probability[target > 0]), ("fp", probability[target == 0]))
@@ -71,7 +85,7 @@ def curve(target: np.ndarray, probability: np.ndarray) -> dict:
 
 
 def describe_data(table: pd.DataFrame, fold: np.ndarray | None) -> dict:
-    """Return how many slices, studies and patients there are, of which labels, and how they are split into folds."""
+    """Return the numbers of slices, studies and patients, the label counts, and both per fold."""
     train = table[table.split == "train"]
     columns = ("slice_id", "series_id", "study_id", "patient_id")
     by_fold = [] if fold is None else [(int(k), table[fold == k]) for k in np.unique(fold[fold >= 0])]
@@ -91,7 +105,7 @@ def describe_data(table: pd.DataFrame, fold: np.ndarray | None) -> dict:
 
 
 def read_log(path: Path) -> pd.DataFrame:
-    """Return a log.csv. Raises ValueError naming it if it is damaged."""
+    """Return the rows of a log.csv. Raises ValueError naming the file if it is damaged."""
     try:
         return pd.read_csv(path, dtype=float)
     except ValueError as error:
@@ -99,7 +113,7 @@ def read_log(path: Path) -> pd.DataFrame:
 
 
 def learning_curves(work_dir: Path) -> list[dict]:
-    """Return the rows of every log.csv there is, with its run, its fold and, of a second level, its seed."""
+    """Return the epochs of every log.csv with its run, its fold and, for a second level, its seed."""
     out = []
     for run in paths.run_names(work_dir):
         for k, folder in paths.run_folds(work_dir, run).items():
@@ -112,8 +126,8 @@ def learning_curves(work_dir: Path) -> list[dict]:
     return out
 
 
-def correlation(sources: list[Source], target: np.ndarray) -> dict | None:
-    """Return how the errors of the runs correlate on the slices that all of them predict."""
+def correlation(sources: list[Entry], target: np.ndarray) -> dict | None:
+    """Return the correlation of the errors of the runs on the slices that all of them predict."""
     of_runs = [source for source in sources if source.kind == "run"]
     if len(of_runs) < 2:
         return None

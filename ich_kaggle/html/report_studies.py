@@ -1,4 +1,4 @@
-"""Which studies a report shows, their worst slices, and what it says of each: the truth, the predictions, the maps."""
+"""The studies of a report: their choice, their worst slices, and the truth, predictions and maps of each."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,11 +12,11 @@ from ich_kaggle.common import metric, paths, runs, series_rows, storage, tables
 from ich_kaggle.common.labels import ANY, LABELS, SHARE
 from ich_kaggle.html.app import Study, numbers
 
-N_WORST = 12  # slices of a label that are missed, and as many called for nothing
+N_WORST = 12  # misses shown per label, and as many false alarms
 
 
 class Maps(NamedTuple):
-    """The explanations of one run by one method: a PNG a slice, six gray maps one below the other."""
+    """The explanations of one run by one method: a PNG per slice, six gray maps stacked vertically."""
 
     run: str
     method: str
@@ -40,11 +40,11 @@ def ranks(values: np.ndarray) -> np.ndarray:
 def choose(
     target: np.ndarray, loss: np.ndarray, study: np.ndarray, *, n_studies: int, seed: int, explained: np.ndarray = ()
 ) -> np.ndarray:
-    """Return the numbers of the studies to show, sorted: all where there are no more than `n_studies`.
+    """Return the numbers of the studies to show, sorted: all if there are no more than `n_studies`.
 
-    Three quarters are the `explained` ones, then those with the worst slices: in turn the worst missed and the worst
-    falsely called slice of each label, and the study of the greatest mean loss. The others are drawn at random.
-    `loss` is (n, 6), NaN where nothing is predicted, `study` (n,) counts from 0 and is sorted.
+    Three quarters are the `explained` studies, then those with the worst slices: in turn the worst miss and the worst
+    false alarm of each label, and the study of highest mean loss. The others are drawn at random.
+    `loss` is (n, 6), NaN where nothing is predicted; `study` (n,) is sorted and counts from 0.
     """
     n = int(study[-1]) + 1 if len(study) else 0
     best = ranks(study_losses(loss, study)[:, 0])
@@ -67,7 +67,7 @@ def study_losses(loss: np.ndarray, study: np.ndarray) -> np.ndarray:
 
 
 def spread(probabilities: list[np.ndarray], study: np.ndarray) -> np.ndarray:
-    """Return how far the runs are apart in each study: the greatest difference on one slice and label; NaN for one."""
+    """Return the largest difference between the runs in each study, on one slice and label; NaN for a single run."""
     if len(probabilities) < 2:
         return np.full(len(np.unique(study)), np.nan)
     stacked = np.stack(probabilities)
@@ -77,7 +77,7 @@ def spread(probabilities: list[np.ndarray], study: np.ndarray) -> np.ndarray:
 
 
 def worst(target: np.ndarray, loss: np.ndarray, shown: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-    """Return for each label the slices (rows) of the greatest loss that are `shown`, bool (n,): `missed`, `called`."""
+    """Return per label the rows of highest loss among `shown`, bool (n,): `missed` positives, `called` negatives."""
 
     def greatest(i: int, kind: int) -> np.ndarray:
         rows = np.flatnonzero(shown & (target[:, i] == kind) & ~np.isnan(loss[:, i]))
@@ -88,12 +88,12 @@ def worst(target: np.ndarray, loss: np.ndarray, shown: np.ndarray) -> dict[str, 
 
 @dataclass(frozen=True)
 class Studies:
-    """The training slices as studies, numbered from 0, with what was predicted of them."""
+    """The training slices as studies, numbered from 0, with their predictions."""
 
     train: pd.DataFrame  # rows of the slice table
     fold: np.ndarray | None  # (n,)
-    probabilities: list[np.ndarray]  # float32 (n, 6), NaN where nothing is predicted; the first is what counts
-    is_run: list[bool]  # and no ensemble
+    probabilities: list[np.ndarray]  # float32 (n, 6), NaN where nothing is predicted; the first ranks the slices
+    is_run: list[bool]  # False for an ensemble
 
     @cached_property
     def number(self) -> np.ndarray:
@@ -127,7 +127,7 @@ class Studies:
 
 
 def summaries(studies: Studies, chosen: np.ndarray) -> list[dict]:
-    """Return what the list of studies says of each of the `chosen`."""
+    """Return the entries of the list of studies, those of the `chosen`."""
     means = [numbers(study_losses(loss, studies.number)) for loss in studies.losses]
     runs = [p for p, is_run in zip(studies.probabilities, studies.is_run, strict=True) if is_run]
     apart = numbers(spread(runs, studies.number))
@@ -148,7 +148,7 @@ def summaries(studies: Studies, chosen: np.ndarray) -> list[dict]:
 
 
 def gallery(studies: Studies, chosen: np.ndarray, cache_dir: Path | None) -> dict:
-    """Return the worst slices of each label in the `chosen` studies, missed and falsely called, by the first source."""
+    """Return the misses and false alarms of each label in the `chosen` studies, by the first predictions."""
     if not studies.probabilities:
         return {}
     found = worst(studies.target, studies.loss, np.isin(studies.number, chosen))
@@ -171,9 +171,9 @@ def gallery(studies: Studies, chosen: np.ndarray, cache_dir: Path | None) -> dic
 
 
 def find_maps(work_dir: Path, crop: str) -> list[Maps]:
-    """Return the explanations of the runs whose models see what a cache with this `crop` shows.
+    """Return the explanations of the runs whose models were trained with this `crop`.
 
-    Raises ValueError naming a file whose labels are not ours.
+    Raises ValueError naming a file with other labels.
     """
     found: dict[tuple[str, str], Maps] = {}
     folds = [(run, *one) for run in paths.run_names(work_dir) for one in paths.run_folds(work_dir, run).items()]
@@ -191,7 +191,7 @@ def find_maps(work_dir: Path, crop: str) -> list[Maps]:
 
 
 def describe(studies: Studies, i: int, maps: list[Maps], images: dict[str, list]) -> Study:
-    """Return study `i` for the page. `images` are lists of pictures, one a slice, by window."""
+    """Return study `i` for the page. `images` are lists of pictures, one per slice, by window."""
     rows = studies.train.iloc[studies.rows(i)]
     data = {
         "slices": rows.slice_id.tolist(),

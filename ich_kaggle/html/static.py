@@ -1,7 +1,6 @@
-"""A self-contained HTML document: it opens from disk and loads nothing, light or dark as the reader's system is.
+"""A self-contained HTML document: one file without scripts, light or dark like the reader's system.
 
-Every text is escaped, and a Content-Security-Policy lets in nothing but the document's own style and embedded
-images: no script at all.
+Every text is escaped, and a Content-Security-Policy allows only the document's own style and embedded images.
 """
 
 import base64
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 import pandas as pd
 
-INK, INK_IN_THE_DARK = "#24292f", "#d5dbe1"  # of a picture's text and axes, which is drawn once
+INK, INK_IN_THE_DARK = "#24292f", "#d5dbe1"  # of the text and the axes of pictures
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #24292f; --faint: #5b6470; --line: #d5dbe1; --wash: #f3f5f7 }
 @media (prefers-color-scheme: dark) {
@@ -35,7 +34,7 @@ th:first-child, td:first-child, .text td, .text th { text-align: left }
 
 
 def svg(draw: Callable, size: tuple[float, float]) -> str:
-    """Return what `draw(ax)` draws, `size` inches, as SVG: the same bytes each time."""
+    """Return the drawing of `draw(ax)`, of `size` inches, as SVG: the same bytes each time."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -53,7 +52,7 @@ def svg(draw: Callable, size: tuple[float, float]) -> str:
 
 
 def drawn(draw: Callable, title: str, caption: str, size: tuple[float, float] = (4.4, 2.5)) -> str:
-    """Return the figure of what `draw(ax)` draws, `size` inches, in the ink of the day and in that of the dark."""
+    """Return a figure with the drawing of `draw(ax)`, of `size` inches, in a light and a dark version."""
     day = svg(draw, size)
     light, dark = (_uri("svg+xml", text.encode()) for text in (day, day.replace(INK, INK_IN_THE_DARK)))
     source = f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
@@ -61,7 +60,7 @@ def drawn(draw: Callable, title: str, caption: str, size: tuple[float, float] = 
 
 
 def shown(png: bytes, title: str, caption: str, alt: str) -> str:
-    """Return the figure of a PNG; `alt` says what it shows to whoever can't see it."""
+    """Return a figure with a PNG; `alt` describes it to readers who cannot see it."""
     return _figure(title, _image(_uri("png", png), alt), caption)
 
 
@@ -99,7 +98,7 @@ def section(title: str, note: str, *parts: str) -> str:
 
 
 def grid(figures: Iterable[str], *, is_wide: bool = False) -> str:
-    """Return `figures` beside each other, as many as there is room for."""
+    """Return `figures` side by side, as many per row as fit."""
     return f'<div class="grid{" wide" * is_wide}">{"".join(figures)}</div>'
 
 

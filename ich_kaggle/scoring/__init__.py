@@ -1,1 +1,1 @@
-"""Blends, calibration, scores with intervals, and thresholds: numpy only."""
+"""Blends, calibration, scores with intervals, and thresholds, without torch."""

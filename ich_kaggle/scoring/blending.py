@@ -1,9 +1,9 @@
-"""Ways to blend runs, each fitted by the competition's log loss with exact gradients.
+"""Methods to blend runs, fitted by the competition's log loss with exact gradients.
 
-Every way ends in one closed form, a `Blend`, so that test predictions are combined exactly as the fitted ones:
+Every method results in a `Blend`, so that test predictions are combined exactly like the out-of-fold predictions:
     probability = inverse(sum over runs of weights * space(probability of the run) + bias)
-`probabilities` is always a sequence of n_runs arrays (n, 6), which is never copied whole; `weight` (n,) is how much
-a slice counts, 0 for the slices that are held out.
+`probabilities` is always a sequence of n_runs arrays (n, 6), never copied as a whole; `weight` (n,) is the weight of
+each slice, 0 for slices that are held out.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +17,11 @@ from threadpoolctl import threadpool_limits
 from ich_kaggle.common.labels import ANY, LABELS, SHARE
 from ich_kaggle.common.metric import FLOOR, floored
 
-CHUNK = 1 << 13  # slices that are worked on at a time: 4 MB for 20 runs, about a core's cache
-CLOSE = 1e-8  # log loss that one more step of the fit would gain
-PRIOR = 35.0  # slices, those of a study: how much the stacker trusts equal weights
+CHUNK = 1 << 13  # slices per block: 4 MB for 20 runs, about the cache of a core
+CLOSE = 1e-8  # the fit stops if one more step would gain less log loss than this
+PRIOR = 35.0  # weight of the ridge to equal weights, in slices: those of one study
 
-# The blocks are small: threads would only wait for each other, several times as long as the work takes.
+# The blocks are so small that threads would wait several times as long as they work.
 one_thread = threadpool_limits.wrap(limits=1, user_api="blas")
 
 
@@ -34,7 +34,8 @@ class Blend(NamedTuple):
 def raise_any(probability: np.ndarray) -> np.ndarray:
     """Return `probability` (n, 6) with `any` raised to the largest subtype, in place.
 
-    Raised in every run first, `any` stays on top in every blend with one set of weights: the fit stays convex.
+    If it is raised in every run first, `any` stays the largest in every blend with one set of weights, and the fit
+    stays convex.
     """
     np.maximum(probability[:, ANY], probability.max(axis=1), out=probability[:, ANY])
     return probability
@@ -51,7 +52,7 @@ def features(probabilities: Sequence[np.ndarray], rows, space: str) -> np.ndarra
 
 @one_thread
 def combine(blend: Blend, probabilities: Sequence[np.ndarray], rows: np.ndarray | None = None) -> np.ndarray:
-    """Return the blended probabilities, float32 (n, 6), of all slices or of those that `rows` (indices) names."""
+    """Return the blended probabilities, float32 (n, 6), of all slices or of `rows` (indices)."""
     rows = np.arange(len(probabilities[0])) if rows is None else rows
     out = np.empty((len(rows), len(LABELS)), np.float32)
     weights = blend.weights.T[:, None].astype(np.float32)
@@ -65,7 +66,7 @@ def combine(blend: Blend, probabilities: Sequence[np.ndarray], rows: np.ndarray 
 def moments(target, probabilities, weight, space: str, weights: np.ndarray) -> tuple:
     """Return the mean log loss of each label, (6,), its gradient (6, k) and its Hessian (6, k, k) in `weights` (6, k).
 
-    k is the number of runs, and one more, the bias, in logits.
+    k is the number of runs, plus one for the bias in logit space.
     """
     k = weights.shape[1]
     loss, gradient, hessian = np.zeros(len(LABELS)), np.zeros((len(LABELS), k)), np.zeros((len(LABELS), k, k))
@@ -103,9 +104,9 @@ def _logit_loss(target: np.ndarray, logit: np.ndarray) -> tuple[np.ndarray, np.n
 
 @one_thread
 def newton(evaluate: Callable, step: Callable, weights: np.ndarray) -> np.ndarray:
-    """Return `weights` (n_groups, k) moved by Newton's method, each group on its own, to where `evaluate` is least.
+    """Return the weights (n_groups, k) that minimise `evaluate`, each group on its own, by Newton's method.
 
-    `evaluate(weights)` gives values (n_groups,), gradients and Hessians; `step` a group's best way on.
+    `evaluate(weights)` returns values (n_groups,), gradients and Hessians; `step` returns the step of one group.
     """
     here = evaluate(weights)
     for _ in range(50):
@@ -122,8 +123,8 @@ def newton(evaluate: Callable, step: Callable, weights: np.ndarray) -> np.ndarra
 
 
 def simplex_step(weights: np.ndarray, gradient: np.ndarray, hessian: np.ndarray) -> np.ndarray:
-    """Return the way from `weights` to where the quadratic model is least on the simplex (Lawson-Hanson NNLS)."""
-    # Runs that are nearly alike leave the float32 sums a little short of positive definite.
+    """Return the step from `weights` to the minimum of the quadratic model on the simplex (Lawson-Hanson NNLS)."""
+    # The float32 sums of nearly identical runs may not be positive definite.
     hessian = hessian + np.eye(len(weights)) * 1e-6 * (np.trace(hessian) + 1e-12)
     root = np.linalg.cholesky(hessian)
     sum_is_one = 1e3 * np.abs(root).max()
@@ -143,7 +144,7 @@ def equal(target, probabilities, weight) -> Blend:
 
 
 def simplex(target, probabilities, weight) -> Blend:
-    """Return the weighted mean, the same for all labels, with the least log loss: convex, so there is one minimum."""
+    """Return the weighted mean, with the same weights for all labels, of least log loss: a convex problem."""
 
     def evaluate(weights: np.ndarray) -> tuple:
         parts = moments(target, probabilities, weight, "probability", np.repeat(weights, len(LABELS), axis=0))
@@ -155,7 +156,7 @@ def simplex(target, probabilities, weight) -> Blend:
 
 
 def stack(target, probabilities, weight) -> Blend:
-    """Return a logistic regression per label on the logits of the runs, drawn (ridge) to equal weights."""
+    """Return a logistic regression per label on the logits of the runs, with a ridge to equal weights."""
     n_runs = len(probabilities)
     prior = np.append(np.full(n_runs, 1 / n_runs), 0)
     ridge = np.append(np.full(n_runs, PRIOR), 1e-3) / weight.sum(dtype=float)
@@ -169,5 +170,5 @@ def stack(target, probabilities, weight) -> Blend:
     return Blend("logit", weights[:, :-1].T, weights[:, -1])
 
 
-# Five more, in logits, per label and greedy, gained nothing over these: tests/benchmarks/RESULTS.md.
+# Five other methods, in logits, per label and greedy, gained nothing over these: tests/benchmarks/RESULTS.md.
 METHODS = {"equal": equal, "simplex": simplex, "stack": stack}

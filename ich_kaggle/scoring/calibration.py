@@ -1,4 +1,4 @@
-"""Calibration of one label's probabilities by log loss: logit q = a ln p - b ln(1 - p) + c.
+"""Calibration of the probabilities of a label by log loss: logit q = a ln p - b ln(1 - p) + c.
 
 Beta calibration fits a, b >= 0 and c (Kull, Silva Filho, Flach, AISTATS 2017); temperature scaling is a = b, c = 0
 (Guo et al., ICML 2017).
@@ -12,15 +12,15 @@ from ich_kaggle.common import metric
 
 IDENTITY = (1.0, 1.0, 0.0)
 KINDS = ("none", "temperature", "beta")
-BINS = 100  # a unit of logit: slices this alike are fitted as one
+BINS = 100  # per unit of logit: slices in one bin are fitted as one
 
 
 def fit(kind: str, target: np.ndarray, probability: np.ndarray) -> tuple[float, float, float]:
-    """Return a, b, c of a label: `target` and `probability` are (n,). With one class only, the identity."""
+    """Return a, b, c of a label from `target` and `probability`, (n,); the identity if one class is missing."""
     if kind == "none" or target.min() == target.max():
         return IDENTITY
     x, n_positive, n_negative = _binned(target, probability)
-    # Rows of `bases` are what multiplies each parameter.
+    # Row i of `bases` is the factor of parameter i.
     bases = np.stack([logit(x)] if kind == "temperature" else [np.log(x), -np.log1p(-x), np.ones_like(x)])
     total = n_positive.sum() + n_negative.sum()
 
@@ -35,7 +35,7 @@ def fit(kind: str, target: np.ndarray, probability: np.ndarray) -> tuple[float, 
 
 
 def _binned(target: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the probabilities there are, to 1 / BINS of a logit, and how many positives and negatives have each."""
+    """Return the mean probability of each bin of 1 / BINS in logit, and its positives and negatives."""
     z = metric.logits(probability.astype(float))
     _, place = np.unique(np.rint(z * BINS), return_inverse=True)
     n_all, n_positive = np.bincount(place), np.bincount(place, target)

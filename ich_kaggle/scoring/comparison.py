@@ -1,4 +1,4 @@
-"""Runs beside each other: scores with patient-bootstrap intervals, paired differences, how alike their errors are."""
+"""Comparison of runs: scores with intervals over patients, paired differences, and the correlation of errors."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -9,11 +9,11 @@ from ich_kaggle.common import metric
 from ich_kaggle.common.labels import SHARE
 from ich_kaggle.scoring import patient_bootstrap
 
-CHUNK = 1 << 14  # slices that are worked on at a time
+CHUNK = 1 << 14  # slices per block
 
 
 def patient_losses(target: np.ndarray, probabilities: Sequence[np.ndarray], patient: np.ndarray) -> np.ndarray:
-    """Return each patient's summed competition loss in every run: (n_patients, n_runs). `patient` counts from 0."""
+    """Return the summed competition loss of each patient and run: (n_patients, n_runs). `patient` counts from 0."""
     total = np.zeros((patient.max() + 1, len(probabilities)))
     for start in range(0, len(target), CHUNK):
         rows = slice(start, start + CHUNK)
@@ -23,9 +23,9 @@ def patient_losses(target: np.ndarray, probabilities: Sequence[np.ndarray], pati
 
 
 def compare(names: list[str], total: np.ndarray, size: np.ndarray, *, n_draws: int, seed: int) -> dict:
-    """Return the 95 % patient-bootstrap interval of each score, and of each pair's difference on the same draws.
+    """Return the 95 % intervals of the scores, and the differences of all pairs with theirs, on the same draws.
 
-    `total` is (n_patients, n_names), `size` (n_patients,) the slices of each patient.
+    `total` (n_patients, n_names) are the summed losses of each patient, `size` (n_patients,) the numbers of slices.
     """
     scores = patient_bootstrap.bootstrap(total, size, n_draws=n_draws, seed=seed)
     mean = total.sum(axis=0) / size.sum()
@@ -43,7 +43,7 @@ def compare(names: list[str], total: np.ndarray, size: np.ndarray, *, n_draws: i
 
 
 def error_correlation(target: np.ndarray, probabilities: Sequence[np.ndarray]) -> np.ndarray:
-    """Return how the runs' errors, probability - target over all slices and labels, correlate: (n_runs, n_runs)."""
+    """Return the correlation of the errors, probability - target over all slices and labels: (n_runs, n_runs)."""
     n_runs = len(probabilities)
     products, total = np.zeros((n_runs, n_runs)), np.zeros(n_runs)
     for start in range(0, len(target), CHUNK):

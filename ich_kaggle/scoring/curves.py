@@ -1,7 +1,7 @@
-"""How well one label's probabilities rank and decide: ROC AUC, average precision, rates at a threshold, calibration.
+"""Metrics of one label: ROC AUC, average precision, rates at a threshold, and calibration error.
 
-Point values are exact. Their bootstrap works on a histogram of the probabilities for each patient, so that a draw of
-patients costs one product.
+Point values are exact. The bootstrap works on histograms of the probabilities per patient, so that a draw of patients
+costs one matrix product.
 """
 
 import numpy as np
@@ -10,14 +10,14 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ich_kaggle.scoring import patient_bootstrap
 
-N_BINS = 2000  # of equal count; ties inside one count half, an error of AUC below 1 / N_BINS
-N_CELLS = 15  # of equal width, of the calibration error
+N_BINS = 2000  # of equal count; ties inside a bin count half, which changes the AUC by less than 1 / N_BINS
+N_CELLS = 15  # bins of equal width, for the calibration error
 
 
 def rates(positive_above, negative_above, n_positive, n_negative) -> dict:
-    """Return sensitivity, specificity, precision and F1 of calling positive what lies above a threshold.
+    """Return sensitivity, specificity, precision and F1 at a threshold, from the counts above it.
 
-    The counts may be numbers or arrays; 0 of 0 is NaN, but F1 without positives called or there is 0.
+    The counts may be numbers or arrays. 0 of 0 is NaN, but F1 is 0 without any positives, true or predicted.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
@@ -29,20 +29,20 @@ def rates(positive_above, negative_above, n_positive, n_negative) -> dict:
 
 
 def at_threshold(target: np.ndarray, probability: np.ndarray, threshold) -> dict:
-    """Return `rates` of one label, (n,); positive is called what is at least `threshold`, a number or (n,)."""
+    """Return the `rates` of one label, (n,), positive from `threshold` up, a number or one per slice."""
     called, is_positive = probability >= threshold, target > 0
     counts = (np.sum(called & is_positive), np.sum(called & ~is_positive), is_positive.sum(), (~is_positive).sum())
     return {name: float(value) for name, value in rates(*counts).items()}
 
 
 def calibration_error(target: np.ndarray, probability: np.ndarray) -> float:
-    """Return the mean distance of predicted and found rates over cells of equal width (Naeini et al., AAAI 2015)."""
+    """Return the mean distance of predicted and observed rates over bins of equal width (Naeini et al., AAAI 2015)."""
     found, meant, count = reliability(target, probability)
     return float((np.abs(found - meant) * count).sum() / len(target))
 
 
 def reliability(target: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the found rate, the mean probability and the number of slices of each cell that has any."""
+    """Return the observed rate, the mean probability and the number of slices of each bin that is not empty."""
     cell = np.minimum((probability * N_CELLS).astype(int), N_CELLS - 1)
     count = np.bincount(cell, minlength=N_CELLS)
     there = count > 0
@@ -52,9 +52,9 @@ def reliability(target: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray
 
 
 def exact(target: np.ndarray, probability: np.ndarray, threshold) -> dict:
-    """Return the metrics of one label, (n,), but its log loss; NaN where a class is missing.
+    """Return the metrics of one label, (n,), without its log loss; NaN if a class is missing.
 
-    `threshold` is a number, or one for each slice, (n,).
+    `threshold` is a number, or one per slice, (n,).
     """
     both = 0 < target.sum() < len(target)
     return {
@@ -69,7 +69,7 @@ def exact(target: np.ndarray, probability: np.ndarray, threshold) -> dict:
 def bootstrap(
     target: np.ndarray, probability: np.ndarray, patient: np.ndarray, threshold, *, n_draws: int, seed: int
 ) -> dict:
-    """Return what `exact` returns in each draw of patients, each (n_draws,). `patient` (n,) counts from 0."""
+    """Return the metrics of `exact` in each draw of patients, each (n_draws,). `patient` (n,) counts from 0."""
     n_patients = int(patient.max()) + 1
     edges = np.unique(np.quantile(probability, np.linspace(0, 1, N_BINS)))
     bins = len(edges) - np.searchsorted(edges, probability, side="right")
@@ -97,7 +97,7 @@ def _histogram(patient: np.ndarray, bins: np.ndarray, values: np.ndarray, n_pati
 def areas(negative: np.ndarray, positive: np.ndarray) -> dict:
     """Return the area under the ROC curve and the average precision of each draw.
 
-    `negative` and `positive` (n_draws, n_bins) count the slices in a bin and those above it.
+    `negative` and `positive` (n_draws, n_bins) count the slices in a bin and above it.
     """
     n_positive, n_negative = positive[:, -1], negative[:, -1]
     steps = np.diff(positive, axis=1, prepend=0)

@@ -1,7 +1,7 @@
-"""How the test scans differ from the training scans: header facts, gray values, predictions.
+"""Differences between test and training scans: headers, gray values, predictions.
 
-A classifier is fitted to tell test from train on one half of the patients and judged on the other half (classifier
-two-sample test: Lopez-Paz, Oquab, ICLR 2017, arXiv 1610.06545). Where it does no better than chance, p is uniform.
+A classifier learns to tell test from train on one half of the patients and is judged on the other half (classifier
+two-sample test: Lopez-Paz, Oquab, ICLR 2017, arXiv 1610.06545). If the splits do not differ, p is uniform.
 """
 
 from pathlib import Path
@@ -15,20 +15,20 @@ from ich_kaggle.common.labels import LABELS
 from ich_kaggle.dicom import png
 
 HEADER = ("tilt", "rows", "columns", "row_spacing", "column_spacing")
-FEWEST = 10  # patients of either split that a half needs
+FEWEST = 10  # patients of each split needed in each half
 LEVEL = 0.05
 
 
 def find_cache(work_dir: Path) -> Path | None:
-    """Return the folder of a whole cache of the slices, the smallest, or None."""
+    """Return the folder of the smallest complete cache, or None."""
     states = sorted(paths.cache(work_dir, "any").parent.glob("*/cache.json"), key=lambda path: (len(str(path)), path))
     return next((path.parent for path in states if "n_slices" in storage.read_json(path)), None)
 
 
 def features(table: pd.DataFrame, probability: np.ndarray, cache_dir: Path | None) -> pd.DataFrame:
-    """Return a row a study, by split, patient and study: what the headers, the middle slice and the predictions say.
+    """Return a row per study, by split, patient and study: features of the headers, the middle slice, the predictions.
 
-    `probability` (n, 6) belongs to the rows of `table`; gray values need a cache.
+    `probability` (n, 6) belongs to the rows of `table`. Gray values are left out without a cache.
     """
     keys = ["split", "patient_id", "study_id"]
     known = table[[*keys, "position", *(column for column in HEADER if column in table)]].copy()
@@ -52,9 +52,9 @@ def _gray(path: Path) -> np.ndarray:
 
 
 def two_sample(table: pd.DataFrame, seed: int) -> dict:
-    """Return how well a classifier tells test studies from training studies of patients it has not seen.
+    """Return the AUC, and its p, of a classifier that tells test from training studies of unseen patients.
 
-    `table` is what `features` gives. Too few patients: no area and no p.
+    `table` comes from `features`. With too few patients both are None.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -79,7 +79,7 @@ def _area(test: np.ndarray, train: np.ndarray, alternative: str = "two-sided") -
 
 
 def differences(table: pd.DataFrame) -> list[dict]:
-    """Return each feature's means by patient, the area under the ROC curve of telling test by it, and p after Holm."""
+    """Return per feature the means over patients, the AUC of telling test from train by it, and p after Holm."""
     units = table.groupby(level=["split", "patient_id"]).mean()
     train, test = units.loc["train"], units.loc["test"]
     rows = []
@@ -99,11 +99,11 @@ def describe(test: dict, rows: list[dict]) -> str:
     if test["p"] is None:
         head += "too few for a two-sample test"
     else:
-        verdict = "differ" if test["p"] < LEVEL else "are not told apart"
-        head += f"they {verdict}, area {test['auc']:.3f} on unseen patients, p {test['p']:.2g}"
+        verdict = "differ" if test["p"] < LEVEL else "cannot be told apart"
+        head += f"they {verdict}, AUC {test['auc']:.3f} on unseen patients, p {test['p']:.2g}"
     found = [row for row in rows if row["p"] < LEVEL]
     lines = [
-        f"  {row['feature']:28} train {row['train']:10.4g}  test {row['test']:10.4g}  area {row['auc']:.3f}  "
+        f"  {row['feature']:28} train {row['train']:10.4g}  test {row['test']:10.4g}  AUC {row['auc']:.3f}  "
         f"p {row['p']:.2g}"
         for row in found
     ]

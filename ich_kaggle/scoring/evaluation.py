@@ -58,28 +58,33 @@ class Predictions(NamedTuple):
     name: str
     folder: Path
     run: Run | None  # None for an ensemble
-    folds: list[int]  # of the run
+    folds: list[int]  # that are scored
     probability: np.ndarray  # float32 (n_train, 6), NaN where nothing is predicted
     made_from: dict[str, str]  # hashes by file
 
 
-def read(project: Project, run_name: str | None, name: str | None, wanted: list[int] | None) -> Predictions:
-    """Return the predictions of a run, or of the ensemble `name`, in the folds `wanted`, None for all."""
-    train_ids = project.slices.slice_id[project.is_train].to_numpy()
-    if name is not None:
-        run, of_run, folder = None, [], paths.ensemble(project.work_dir, name)
-        files = [storage.require(folder / "nested.parquet", f"--name {name} --overwrite")]
-        probability = tables.read_predictions(files[0], train_ids, partial=True)
-    else:
-        run = project.run(run_name)
-        of_run, folder = project.finished(run, wanted), run.folder
-        cli.say(project.describe(run, of_run))
-        probability = runs.read_oof(run, of_run, project.slices, project.fold)
-        files = [run.fold(k) / "oof.parquet" for k in of_run]
-    if name is not None and wanted is not None:
-        probability[~np.isin(project.fold[project.is_train], project.chosen(wanted))] = np.nan
-    hashes = {str(path.relative_to(folder)): runs.hash_of(path) for path in files}
-    return Predictions(name or run_name, folder, run, of_run, blending.raise_any(probability.copy()), hashes)
+def read(project: Project, run: str | None, ensemble: str | None, wanted: list[int] | None) -> Predictions:
+    """Return the predictions of a run or of an ensemble in the folds `wanted`, None for all."""
+    return read_run(project, run, wanted) if ensemble is None else read_ensemble(project, ensemble, wanted)
+
+
+def read_run(project: Project, name: str, wanted: list[int] | None) -> Predictions:
+    run = project.run(name)
+    folds = project.finished(run, wanted)
+    cli.say(project.describe(run, folds))
+    probability = runs.read_oof(run, folds, project.slices, project.fold)
+    made_from = {f"fold{k}/oof.parquet": runs.hash_of(run.fold(k) / "oof.parquet") for k in folds}
+    return Predictions(name, run.folder, run, folds, blending.raise_any(probability), made_from)
+
+
+def read_ensemble(project: Project, name: str, wanted: list[int] | None) -> Predictions:
+    folder, folds = paths.ensemble(project.work_dir, name), project.chosen(wanted)
+    path = storage.require(folder / "nested.parquet", f"--name {name} --overwrite")
+    ids, of_train = project.slices.slice_id[project.is_train].to_numpy(), project.fold[project.is_train]
+    probability = tables.read_predictions(path, ids, partial=True).copy()
+    probability[~np.isin(of_train, folds)] = np.nan
+    made_from = dict.fromkeys((f"fold{k}/nested.parquet" for k in folds), runs.hash_of(path))
+    return Predictions(name, folder, None, folds, blending.raise_any(probability), made_from)
 
 
 def nested_thresholds(target, probability, patient, fold, **wanted) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What two folds, or train and test, have in common: ids, identical pixels, and slices that look the same."""
+"""Leaks between folds, or between train and test: shared ids, identical pixels, and slices that look the same."""
 
 import hashlib
 from typing import NamedTuple
@@ -8,22 +8,23 @@ import numpy as np
 
 from ich_kaggle.common import windows
 
-SIDE = 16  # of the picture that is compared: SIDE * SIDE bits
-NEAR = 7  # bits that may differ; any two such slices have one of the 8 words of 32 bits in common
-FEWEST_BITS = 24  # set or unset: below, the slice shows next to nothing, and all such slices look the same
-NEIGHBOURS = 64  # slices with the same word that each is compared with
+SIDE = 16  # px of the compared image: SIDE * SIDE bits
+NEAR = 7  # bits that may differ; two such slices share at least one of the 8 words of 32 bits
+FEWEST_BITS = 24  # set or unset; with fewer, a slice is nearly empty, and all such slices look the same
+NEIGHBOURS = 64  # slices with the same word to which each slice is compared
 TEST = -1  # the group of the test slices; the others are folds
 
 
 class Fingerprint(NamedTuple):
-    pixels: bytes  # 16, a hash of the stored values; empty if they are all the same
-    look: bytes  # 32, a bit a pixel of the small picture; empty if it shows next to nothing
+    pixels: bytes  # 16, a hash of the stored values; empty if they are all equal
+    look: bytes  # 32, a bit per pixel of the small image; empty if the slice is nearly empty
 
 
 def fingerprint(words: np.ndarray, hu: np.ndarray) -> Fingerprint:
-    """Return what tells a slice from others: of its stored values `words` and of its `hu`, both (h, w).
+    """Return the fingerprint of a slice from its stored values `words` and its `hu`, both (h, w).
 
-    The look is a difference hash: is a pixel brighter than its left neighbour, in the brain window, made small.
+    The look is a difference hash: whether each pixel of the brain window, scaled down, is brighter than its left
+    neighbour.
     """
     pixels = hashlib.blake2b(repr(words.shape).encode() + np.ascontiguousarray(words).tobytes(), digest_size=16)
     gray = windows.apply(hu, (windows.BRAIN,))[..., 0]
@@ -34,7 +35,7 @@ def fingerprint(words: np.ndarray, hu: np.ndarray) -> Fingerprint:
 
 
 def shared(keys: np.ndarray, group: np.ndarray) -> list[tuple[str, list[int]]]:
-    """Return each of `keys` (n,) that is in more than one `group` (n,), with its groups. Empty keys are nobody's."""
+    """Return each of `keys` (n,) in more than one `group` (n,), with its groups. Empty keys are ignored."""
     _, code = np.unique(keys, return_inverse=True)
     pairs = np.unique(np.stack([code, group], axis=1), axis=0)
     found = np.flatnonzero(np.bincount(pairs[:, 0]) > 1)
@@ -45,8 +46,8 @@ def shared(keys: np.ndarray, group: np.ndarray) -> list[tuple[str, list[int]]]:
 
 
 def near(looks: list[bytes], group: np.ndarray) -> list[tuple[int, int, int]]:
-    """Return the pairs of rows in different groups whose looks differ in at most NEAR bits, and in how many, fewest
-    first. Empty looks are like nothing."""
+    """Return the pairs of rows in different groups whose looks differ in at most NEAR bits, with the number of bits,
+    fewest first. Empty looks are ignored."""
     rows = np.array([i for i, look in enumerate(looks) if look], int)
     bits = np.frombuffer(b"".join(looks), np.uint32).reshape(len(rows), SIDE * SIDE // 32)
     found = {}

@@ -89,7 +89,7 @@ def of_folds(pipeline: Pipeline, of_runs: list[dict[int, np.ndarray]]) -> np.nda
     """Return the ensemble's probabilities, float32 (n, 6): the mean over the folds of its runs.
 
     `of_runs` holds the probabilities (n, 6) of each run by fold. Each fold's models are combined as their out-of-fold
-    predictions were; a run without some fold stands in with the mean of the folds that it has.
+    predictions were; a run that lacks a fold is represented by the mean of its folds.
     """
     means = [blending.raise_any(np.mean(list(of_run.values()), axis=0)) for of_run in of_runs]
     per_fold = []
@@ -100,14 +100,14 @@ def of_folds(pipeline: Pipeline, of_runs: list[dict[int, np.ndarray]]) -> np.nda
 
 
 def nested(data: OutOfFold, choice: Choice, left_out: frozenset = frozenset()) -> Iterator[tuple]:
-    """Yield the rows of each fold not `left_out` and their probabilities, fitted without that fold and those."""
+    """Yield the rows of each fold not `left_out` and their probabilities, fitted without it and those `left_out`."""
     for k in _without(data.fold, left_out):
         rows = np.flatnonzero(data.fold == k)
         yield rows, predict(fit_pipeline(data, choice, left_out | {k}), data.probabilities, rows)
 
 
 def nested_sums(data: OutOfFold, choice: Choice, left_out: frozenset = frozenset()) -> np.ndarray:
-    """Return each patient's summed log loss of each label, nested: (n_patients, 6); 0 in the folds left out."""
+    """Return the summed nested log loss per patient and label: (n_patients, 6), 0 in the folds left out."""
     total = np.zeros((data.patient.max() + 1, len(LABELS)))
     for rows, probability in nested(data, choice, left_out):
         losses = metric.losses(data.target[rows], probability)
@@ -116,7 +116,7 @@ def nested_sums(data: OutOfFold, choice: Choice, left_out: frozenset = frozenset
 
 
 def sizes(data: OutOfFold, left_out: frozenset = frozenset()) -> np.ndarray:
-    """Return how many slices each patient has in the folds not `left_out`: (n_patients,)."""
+    """Return the number of slices per patient in the folds not `left_out`: (n_patients,)."""
     weight = ~np.isin(data.fold, list(left_out))
     return np.bincount(data.patient, weight, data.patient.max() + 1)
 
@@ -129,7 +129,7 @@ def gains(old: np.ndarray, new: np.ndarray, size: np.ndarray) -> bool:
 
 
 def choose_method(data: OutOfFold, left_out: frozenset, size: np.ndarray) -> str:
-    """Return the method with the least nested loss, or "equal" where that gains no more than one standard error."""
+    """Return the method of least nested loss, or "equal" if it gains no more than one standard error."""
     if len(data.probabilities) == 1 or len(_without(data.fold, left_out)) < 2:
         return "equal"
     total = {method: nested_sums(data, Choice(method), left_out) @ blending.SHARE for method in blending.METHODS}

@@ -1,4 +1,4 @@
-"""Folds: the split of the patients, its balance, and the check that folds share nothing."""
+"""Folds: the split of the patients, its balance, and the check for leaks."""
 
 from pathlib import Path
 
@@ -12,15 +12,15 @@ from ich_kaggle.common.zip_reader import Member
 from ich_kaggle.dicom import pixels, slice_table
 from ich_kaggle.scoring import leak_check
 
-BATCH = 64  # slices in a task of one worker
-SHOWN = 10  # pairs that look the same
+BATCH = 64  # slices per task of a worker
+SHOWN = 10  # printed pairs that look the same
 
 
 def assign_folds(slices: pd.DataFrame, *, n_folds: int, seed: int | list[int]) -> pd.DataFrame:
-    """Return one row a patient (patient_id, fold): every label and the number of slices balanced over the folds.
+    """Return the folds (patient_id, fold), one row per patient, balanced in every label and in the number of slices.
 
-    Patients go one by one, those with the largest share of something rare first, to the fold that has least of what
-    they bring. Raises ValueError for fewer patients than folds.
+    Patients with the largest share of a rare label go first, each to the fold that has least of the patient's labels.
+    Raises ValueError for fewer patients than folds.
     """
     counts = slices.assign(n_slices=1).groupby("patient_id")[["n_slices", *LABELS]].sum()
     if not 2 <= n_folds <= len(counts):
@@ -38,14 +38,14 @@ def assign_folds(slices: pd.DataFrame, *, n_folds: int, seed: int | list[int]) -
 
 
 def adopt(path: Path, train: pd.DataFrame) -> pd.DataFrame:
-    """Return the folds (patient_id, fold) of someone else's CSV, numbered from 0; ids not in `train` are let be.
+    """Return the folds (patient_id, fold) of another CSV, numbered from 0; ids that are not in `train` are ignored.
 
-    Raises ValueError naming a patient in two folds, or in none, and a file without ids or folds.
+    Raises ValueError for a patient in two folds or in none, and for a file without ids or folds.
     """
     given = tables.read_csv(path).rename(columns=lambda column: column.strip().lower())
     if "fold" not in given or len(given.columns) < 2:
         raise ValueError(
-            f"{path}: the columns are {', '.join(given.columns)}: one must be fold, one patient or slice ids"
+            f"{path}: the columns are {', '.join(given.columns)}: one must be fold, one must hold patient or slice ids"
         )
     if len(empty := np.flatnonzero(given.fold.str.strip() == "")):
         raise ValueError(f"{path}: row {empty[0] + 2} has no fold")
@@ -55,7 +55,7 @@ def adopt(path: Path, train: pd.DataFrame) -> pd.DataFrame:
     patient = max((column.map(patient_of) for column in columns), key=lambda found: found.notna().sum())
     known = pd.DataFrame({"patient_id": patient, "fold": given.fold})[patient.notna()].drop_duplicates()
     if known.empty:
-        raise ValueError(f"{path}: no id of a training patient or slice in it")
+        raise ValueError(f"{path}: it has no id of a training patient or slice")
     if len(leaked := known[known.patient_id.duplicated()]):
         first = leaked.patient_id.iloc[0]
         where = ", ".join(sorted(known.fold[known.patient_id == first].astype(str)))
@@ -77,12 +77,12 @@ def describe(train: pd.DataFrame, fold: np.ndarray) -> str:
 
 
 def ensure(project: Project) -> np.ndarray:
-    """Return the fold of every slice, int (n,), -1 for test slices; patients not yet split are split by default."""
+    """Return the fold of every slice, int (n,), -1 for test slices, made with the defaults if they do not exist."""
     if not (path := paths.folds(project.work_dir)).exists():
-        made = {"folds": 5, "seed": 0} | tables.folds_settings(project.work_dir)  # of folds that were there, or begun
+        made = {"folds": 5, "seed": 0} | tables.folds_settings(project.work_dir)  # of earlier folds
         if "from" in made:
             raise FileNotFoundError(
-                f"{path} is missing: give the file it was taken from to {storage.MAKERS[path.name]}"
+                f"{path} is missing: run {storage.MAKERS[path.name]} --from with the file that it was taken from"
             )
         make(project, n_folds=made["folds"], seed=made["seed"])
     return project.fold
@@ -97,7 +97,7 @@ def _fingerprints(data: paths.Data, first: int, members: list[Member]) -> tuple:
 
 
 def fingerprints(project: Project, table: pd.DataFrame) -> pd.DataFrame:
-    """Return the fingerprint of every slice in `table`, row by row; those of this very table are read once only."""
+    """Return the fingerprint of every slice in `table`, row by row, read from fingerprints.parquet if it is current."""
     path, settings = project.work_dir / "fingerprints.parquet", {"slices": tables.slices_hash(table)}
     if path.exists() and tables.settings_of(path) == settings:
         return pd.read_parquet(path)
@@ -111,7 +111,7 @@ def fingerprints(project: Project, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def check(table: pd.DataFrame, fold: np.ndarray, prints: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Return a line for each leak between folds or between train and test, and one for each pair that looks alike."""
+    """Return a line per leak between folds or between train and test, and a line per pair that looks alike."""
     places = [f"{slice_id} ({leak_check.name(k)})" for slice_id, k in zip(table.slice_id, fold, strict=True)]
     found = []
     for what, keys in (("patient", table.patient_id), ("study", table.study_id)):
@@ -129,7 +129,7 @@ def check(table: pd.DataFrame, fold: np.ndarray, prints: pd.DataFrame) -> tuple[
 
 
 def run_check(project: Project) -> None:
-    """Print what looks alike. Raises ValueError naming what folds, or train and test, share."""
+    """Print the pairs that look alike. Raises ValueError naming the leaks between folds, or train and test."""
     fold, table, path = ensure(project), project.slices, paths.folds(project.work_dir)
     found, alike = check(table, fold, fingerprints(project, table))
     for line in alike[:SHOWN]:
@@ -157,7 +157,7 @@ def make(
         taken = adopt(source, train)
         settings |= {"folds": int(taken.fold.max()) + 1, "seed": None, "from": storage.file_hash(source)}
     if is_there := path.exists() and not overwrite:
-        remedy = "give the same, or --overwrite: runs made with the old folds are then refused"
+        remedy = "give the same, or --overwrite, after which runs made with the old folds are refused"
         storage.same_settings(path, tables.folds_settings(project.work_dir), settings, remedy)
     else:
         taken = assign_folds(train, n_folds=n_folds, seed=seed) if source is None else taken

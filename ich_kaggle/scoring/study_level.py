@@ -1,5 +1,5 @@
-"""The probability that a study has a label, from those of its slices: a logistic regression for each label on the
-logits of their largest and of their mean."""
+"""Probabilities of studies from those of their slices: a logistic regression per label on the logits of the largest
+and of the mean."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from scipy.special import expit
 from ich_kaggle.common import metric
 from ich_kaggle.common.labels import LABELS
 
-IDENTITY = (1.0, 0.0, 0.0)  # the largest, as it is
+IDENTITY = (1.0, 0.0, 0.0)  # the largest, unchanged
 
 
 def of_studies(study_id: Sequence[str], target: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return the labels of each study, by its id, the largest probability of its slices and their mean.
+    """Return the labels of each study, by id, and the largest and the mean probability of its slices.
 
     `target` and `probability` are (n, 6), each of the three (n_studies, 6).
     """
@@ -28,9 +28,9 @@ def features(largest: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 
 def fit(target: np.ndarray, largest: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Return the weights of the two logits and the bias of each label, (6, 3); all given are (n_studies, 6).
+    """Return the weights of the two logits and the bias of each label, (6, 3), from arrays (n_studies, 6).
 
-    A label that all studies have, or none, gets IDENTITY.
+    A label of all studies, or of none, gets IDENTITY.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -44,6 +44,6 @@ def fit(target: np.ndarray, largest: np.ndarray, mean: np.ndarray) -> np.ndarray
 
 
 def apply(parameters: np.ndarray, largest: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Return the probabilities of studies, (n_studies, 6), by the `parameters` (6, 3) that were fitted."""
+    """Return the probabilities of studies, (n_studies, 6), by fitted `parameters` (6, 3)."""
     parameters = np.asarray(parameters, float)
     return expit((features(largest, mean) * parameters[:, :2]).sum(axis=2) + parameters[:, 2])

@@ -1,8 +1,8 @@
-"""Thresholds of one label: the best F-beta, and recall that is promised for patients not yet seen.
+"""Thresholds of one label: the best F-beta, and a recall that is guaranteed for new patients.
 
-What is controlled is a patient's miss rate, the share of his positive slices below the threshold, averaged over the
-patients who have any. It does not shrink as the threshold rises, which is all that both bounds need besides
-exchangeable patients; neither asks anything of the model.
+The guarantee bounds the miss rate of a patient, the share of positive slices below the threshold, averaged over the
+patients with positive slices. It holds for any model: both bounds need only exchangeable patients and a miss rate that
+does not decrease as the threshold rises.
     expected   E(miss rate of a new patient) <= alpha: conformal risk control
                (Angelopoulos, Bates, Fisch, Lei, Schuster, ICLR 2024, arXiv 2208.02814)
     confident  P(mean miss rate <= alpha) >= confidence over the draw of these patients: the Hoeffding-Bentkus bound
@@ -14,19 +14,19 @@ from scipy.stats import binom
 
 
 def best_f(target: np.ndarray, probability: np.ndarray, beta: float = 1.0) -> float:
-    """Return the threshold with the highest F-beta of a label, (n,); 1 if it has no positives."""
+    """Return the threshold of highest F-beta for a label, (n,); 1 if it has no positives."""
     order = np.argsort(-probability, kind="stable")
     hits, called = np.cumsum(target[order]), np.arange(1, len(order) + 1)
     if not len(hits) or hits[-1] == 0:
         return 1.0
     f = (1 + beta**2) * hits / (called + beta**2 * hits[-1])
-    is_last = np.append(np.diff(probability[order]) != 0, True)  # equal probabilities are called together
+    is_last = np.append(np.diff(probability[order]) != 0, True)  # equal probabilities share a threshold
     return float(probability[order][np.argmax(np.where(is_last, f, -1))])
 
 
 def miss_curve(target: np.ndarray, probability: np.ndarray, patient: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return the thresholds at which a positive slice can be lost, ascending; the mean miss rate over the patients
-    with positives at each of them, called from there up; and how many such patients there are."""
+    """Return the thresholds at which a positive slice can be missed, ascending, the mean miss rate at each of them
+    over the patients with positives, and the number of these patients."""
     is_positive = target > 0
     _, code, n_of_patient = np.unique(patient[is_positive], return_inverse=True, return_counts=True)
     p = probability[is_positive]
@@ -38,25 +38,25 @@ def miss_curve(target: np.ndarray, probability: np.ndarray, patient: np.ndarray)
 
 
 def expected(curve: tuple, alpha: float) -> float:
-    """Return the highest threshold with an expected miss rate of at most `alpha`; 0 if nothing lower will do."""
+    """Return the highest threshold with an expected miss rate of at most `alpha`, or 0."""
     thresholds, rate, n = curve
     return _highest(thresholds, (n * rate + 1) / (n + 1) <= alpha)
 
 
 def confident(curve: tuple, alpha: float, confidence: float) -> float:
-    """Return the highest threshold with a mean miss rate of at most `alpha`, with `confidence`; 0 if none has."""
+    """Return the highest threshold with a mean miss rate of at most `alpha` at `confidence`, or 0."""
     thresholds, rate, n = curve
     return _highest(thresholds, p_value(rate, n, alpha) <= 1 - confidence)
 
 
 def _highest(thresholds: np.ndarray, fine: np.ndarray) -> float:
-    # Up to the first that is not: fixed-sequence testing needs it, and risk control's rate is monotone anyway.
+    # Up to the first that fails: fixed-sequence testing requires it, and the rate of risk control is monotone anyway.
     n_fine = len(fine) if fine.all() else int(fine.argmin())
     return float(thresholds[n_fine - 1]) if n_fine else 0.0
 
 
 def p_value(rate: np.ndarray, n: int, alpha: float) -> np.ndarray:
-    """Return Hoeffding's and Bentkus' bound, the lesser, on P(mean of n losses in [0, 1] <= `rate`) if the risk is
+    """Return the lesser of Hoeffding's and Bentkus' bounds on P(mean of n losses in [0, 1] <= `rate`) if the risk is
     above `alpha`."""
     low = np.minimum(rate, alpha)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -55,7 +55,7 @@ READS = [
 ]
 
 
-IRREPLACEABLE = ("made.zip", "made/phantom.json", "work/defects.csv", "submissions/history.csv")
+IRREPLACEABLE = ("made.zip", "made/phantom.json", "work/defects.csv", "work/runs/a/run.json", "submissions/history.csv")
 
 
 def flip(content: bytes, seed: int) -> bytes:

@@ -1,5 +1,5 @@
 "use strict";
-// Plotly in the page's colours, drawn when it comes into view, and again when the colours change.
+// Plotly charts in the colours of the page, drawn when they come into view and when the theme changes.
 
 const charts = (() => {
   const LABEL_COLORS = { epidural: "#d55e00", intraparenchymal: "#0072b2", intraventricular: "#56b4e9", subarachnoid: "#009e73", subdural: "#cc79a7" };
@@ -7,7 +7,7 @@ const charts = (() => {
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
   const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "x", "star"];
   let reading = null; // Plotly
-  const drawn = new Map(); // by element: the function that says what to draw
+  const drawn = new Map(); // by element: the function that returns its data and layout
   const seen = new IntersectionObserver((entries) => {
     for (const { isIntersecting, target } of entries) if (isIntersecting) draw(target);
   }, { rootMargin: "200px" });
@@ -23,7 +23,7 @@ const charts = (() => {
   const ofLabel = (label) => LABEL_COLORS[label] ?? color("--ink");
   const dashOfLabel = (label) => DASHES[report.content.labels.indexOf(label) % DASHES.length];
   const style = (i) => ({ color: SERIES[i % SERIES.length], dash: DASHES[Math.floor(i / SERIES.length + i) % DASHES.length], symbol: SYMBOLS[i % SYMBOLS.length] });
-  // Plotly reads a little HTML in its texts.
+  // Plotly interprets some HTML in its texts.
   const text = (value) => String(value).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 
   function layout(wanted) {
@@ -42,7 +42,7 @@ const charts = (() => {
     };
   }
 
-  // It is large: read when the first chart comes into view, after the page is painted.
+  // Plotly is large: it is loaded when the first chart comes into view, after the page is painted.
   function load() {
     reading ??= new Promise((resolve) => {
       const script = document.createElement("script");
@@ -84,7 +84,7 @@ const charts = (() => {
   return {
     ofLabel, dashOfLabel, style, text, color,
 
-    // Return an element in which Plotly will draw what `build` returns.
+    // Return an element in which Plotly draws the data and the layout that `build` returns.
     chart(title, build, size = "") {
       const element = h(`div.chart${size}`, { role: "img", "aria-label": title });
       drawn.set(element, build);

@@ -1,5 +1,5 @@
 "use strict";
-// What all pages share: the data, elements that hold text only, numbers in words, the address, the keys.
+// Shared by all pages: the data, elements that hold text only, formatting, the address, the keys.
 
 const report = {
   content: null,
@@ -16,7 +16,7 @@ const report = {
     this.studies.set(id, data);
   },
 
-  // Return a promise of a study's data, read when it is first asked for.
+  // Return a promise of a study's data, loaded on first use.
   study(id) {
     if (this.studies.has(id)) return Promise.resolve(this.studies.get(id));
     const inert = document.getElementById(`study-${id}`);
@@ -33,7 +33,7 @@ const report = {
     });
   },
 
-  // Return where a picture is: a path, or the picture itself where it is embedded.
+  // Return the address of a picture: a path, or a data URI if it is embedded.
   picture(reference) {
     if (!reference.startsWith("#")) return reference;
     return "data:image/png;base64," + document.getElementById(reference.slice(1)).textContent;
@@ -74,18 +74,18 @@ const count = (value) => value.toLocaleString("en");
 const plural = (n, one, many = one + "s") => `${count(n)} ${n === 1 ? one : many}`;
 const chance = (value) => (value == null ? "–" : value > 0 && value < 0.001 ? "<0.001" : value.toFixed(3));
 
-// One choice of several as a row of native radio buttons.
+// A choice of one option, as a row of native radio buttons.
 function choices(name, legend, options, chosen, onchange) {
   return h("fieldset.choices", {}, h("legend", {}, legend), options.map(([value, ...content]) =>
     h("label", {}, h("input", { type: "radio", name, value, checked: value === chosen, onchange: () => onchange(value) }), h("span", {}, ...content))));
 }
 
-// A wide table scrolls by itself, by keyboard too.
+// A wide table scrolls in its own frame, by keyboard as well.
 function scrolling(title, table) {
   return h("div.scroll", { tabindex: "0", role: "region", "aria-label": title }, table);
 }
 
-// Return a table of `rows`, elements; the head of a column of numbers stands over them, to the right.
+// Return a table of `rows`, elements; the heads of numeric columns are aligned to the right.
 function table(head, rows) {
   const heads = head.map((cell, i) => h(rows[0]?.children[i]?.classList.contains("number") ? "th.number" : "th", { scope: "col" }, cell));
   return h("table", {}, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, rows));
@@ -101,7 +101,7 @@ function tags(names) {
   return h("span.tags", {}, kinds.length ? kinds.map((name) => h("span.tag", { title: name }, swatch(name), SHORT[name])) : h("span.tag", {}, names.length ? "any" : "none"));
 }
 
-// The address holds what is looked at: #study=ID&slice=12&window=bone
+// The address holds the state of the page: #study=ID&slice=12&window=bone
 function address() {
   return Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
 }
@@ -118,7 +118,7 @@ function go(changes, { replace = false } = {}) {
   route();
 }
 
-// Return what the address says; null for what it says wrongly, or not.
+// Return the state that the address holds, with null for values that are missing or invalid.
 function state() {
   const { content } = report;
   const said = address();
@@ -160,15 +160,15 @@ function onKey(event) {
 }
 
 const KEYS = [
-  ["Anywhere", [["?", "this help"], ["t", "dark or light"]]],
+  ["Anywhere", [["?", "this help"], ["t", "dark or light theme"]]],
   ["Studies", [
-    ["↑ ↓ or ← →", "slice before or behind; the mouse wheel does it, too"],
-    ["Page ↑ Page ↓", "five slices"],
-    ["Home End", "first, last slice"],
-    ["1 2 3 4", "brain, subdural, soft-tissue, bone window"],
-    ["n p", "next, previous study of the list"],
-    ["l", "next label for the explanation"],
-    ["e", "explanation on or off"],
+    ["↑ ↓ or ← →", "previous or next slice; also the mouse wheel"],
+    ["Page ↑ Page ↓", "five slices back or forward"],
+    ["Home End", "first or last slice"],
+    ["1 2 3 4", "brain, subdural, soft-tissue or bone window"],
+    ["n p", "next or previous study in the list"],
+    ["l", "next label of the explanation"],
+    ["e", "show or hide the explanation"],
     ["/", "search"],
   ]],
 ];
@@ -181,7 +181,7 @@ function openHelp() {
     h("h2", { id: "help-title" }, "Keys"),
     ...KEYS.map(([title, rows]) => h("table", {}, h("caption", {}, title), h("tbody", {}, rows.filter(keys).map(([key, text]) =>
       h("tr", {}, h("th", { scope: "row" }, h("kbd", {}, key)), h("td", {}, text)))))),
-    h("p.note", {}, reading ? reading.intended_use : "Scores are out of fold: each slice is predicted by models that saw no slice of its patient. Those of an ensemble are nested: its weights, too, were fitted without the fold they are scored on. Intervals hold 95 % of 1,000 draws of patients."),
+    h("p.note", {}, reading ? reading.intended_use : "Scores are out of fold: each slice is predicted by models that were not trained on any slice of its patient. Scores of ensembles are nested: the blend, too, was fitted without the fold it is scored on. Intervals are 95 % of 1,000 bootstrap draws of patients."),
     h("form", { method: "dialog" }, h("button.primary", { autofocus: true }, "Close")),
   );
   help.showModal();
@@ -201,6 +201,6 @@ function toggleTheme() {
   const theme = isDark() ? "light" : "dark";
   try {
     localStorage.setItem("theme", theme);
-  } catch {} // some browsers keep nothing for pages on the disk
+  } catch {} // some browsers store nothing for pages on the disk
   setTheme(theme);
 }

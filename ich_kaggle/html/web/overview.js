@@ -1,10 +1,11 @@
 "use strict";
-// Scores, curves and thresholds, training, ensembles, folds, submissions: a card each.
+// The overview: a card each for scores, curves and thresholds, training, ensembles, folds and submissions.
 
 report.pages.overview = (() => {
   let isBuilt = false, threshold = null, shown = { source: 0, label: "any" };
   const parts = {}; // elements that are filled in again
   const curve = () => report.content.sources[shown.source].curves[report.content.labels.indexOf(shown.label)];
+  const kind = (one) => (one.kind === "ensemble" ? "ensemble, nested" : one.on.length ? `second level on ${one.on.join(", ")}` : "run");
   const ratio = (a, b) => (b ? a / b : null);
   const within = ([value, low, high], digits = 4) => [h("b", {}, number(value, digits)), low == null ? null : h("small", {}, ` ${number(low, digits)} to ${number(high, digits)}`)];
   const card = (title, note, ...content) => h("section.card", {}, h("h2", {}, title), note ? h("p.note", {}, note) : null, content);
@@ -18,12 +19,12 @@ report.pages.overview = (() => {
     const test = data.splits.find((one) => one.split === "test");
     const [best] = sources;
     return h("div.tiles", {},
-      best ? tile("Log loss out of fold", number(best.loss[0]), `${best.kind === "ensemble" ? "nested, " : ""}95 %: ${number(best.loss[1])} to ${number(best.loss[2])}`) : null,
-      best ? tile("On", plural(best.n_patients, "patient"), `${plural(best.n_slices, "slice")}, ${best.name}`) : null,
-      constant != null && best ? tile("Constant prevalence", number(constant), `without any picture; ours is ${percent(best.loss[0] / constant, 0)} of it`) : null,
+      best ? tile("Out-of-fold log loss", number(best.loss[0]), `${best.kind === "ensemble" ? "nested, " : ""}95 %: ${number(best.loss[1])} to ${number(best.loss[2])}`) : null,
+      best ? tile("Scored on", plural(best.n_patients, "patient"), `${plural(best.n_slices, "slice")}, ${best.name}`) : null,
+      constant != null && best ? tile("Constant prevalence", number(constant), `predicted without images; the best score is ${percent(best.loss[0] / constant, 0)} of it`) : null,
       train ? tile("Train", plural(train.slice_id, "slice"), `${plural(train.study_id, "study", "studies")}, ${plural(train.patient_id, "patient")}`) : null,
       test ? tile("Test", plural(test.slice_id, "slice"), `${plural(test.study_id, "study", "studies")}, ${plural(test.patient_id, "patient")}`) : null,
-      tile("To leaf through", plural(studies.length, "study", "studies"), `of ${count(n_studies)}: those with the worst slices, and a draw`));
+      tile("Studies shown", plural(studies.length, "study", "studies"), studies.length < n_studies ? `of ${count(n_studies)}: those with the worst slices, and a random draw` : "all training studies"));
   }
 
   function interval(one, low, high) {
@@ -38,22 +39,22 @@ report.pages.overview = (() => {
   function scores({ sources, labels }) {
     const low = Math.min(...sources.map((one) => one.loss[1])), high = Math.max(...sources.map((one) => one.loss[2]));
     const total = sources.map((one) => h("tr", {},
-      h("th", { scope: "row" }, h("span.lines", {}, one.name, h("small", {}, one.kind === "ensemble" ? "ensemble, nested" : "run"))),
+      h("th", { scope: "row" }, h("span.lines", {}, one.name, h("small", {}, kind(one)))),
       h("td.number", {}, h("span.lines", {}, within(one.loss))), h("td.wide", {}, interval(one, low, high)),
       h("td.number", {}, count(one.n_patients)), h("td.number", {}, count(one.n_slices)), h("td.number", {}, Object.keys(one.folds).join(" "))));
     const least = labels.map((_, i) => Math.min(...sources.map((one) => one.labels[i][0])));
     const byLabel = sources.map((one) => h("tr", {}, h("th", { scope: "row" }, one.name),
       one.labels.map((loss, i) => h(loss[0] === least[i] ? "td.number.best" : "td.number", {}, h("span.lines", {}, within(loss))))));
     return [
-      card("Scores", "The competition's log loss over six labels, any counted twice: lower is better. Out of fold, with the 95 % interval over patients.",
+      card("Scores", "The competition's log loss over six labels, with any counted twice; lower is better. Out of fold, with 95 % intervals over patients.",
         scrolling("Scores", table(["", "log loss, 95 %", h("span.scale", { "aria-hidden": "true" }, h("span", {}, number(low, 3)), h("span", {}, number(high, 3))), "patients", "slices", "folds"], total))),
-      card("Each label", "Log loss of one label, with its 95 % interval; the least is bold.",
-        scrolling("Log loss of each label", table(["", ...labels.map((label) => h("span", {}, swatch(label), label))], byLabel))),
+      card("Log loss per label", "With 95 % intervals over patients. The lowest loss of each label is bold.",
+        scrolling("Log loss per label", table(["", ...labels.map((label) => h("span", {}, swatch(label), label))], byLabel))),
     ];
   }
 
   function folds({ sources }) {
-    return card("Each fold", "Log loss of the slices of a fold, by the models that did not see it.", charts.chart("Log loss of each source in each fold", () => ({
+    return card("Log loss per fold", "On the slices of each fold, by models that were not trained on it.", charts.chart("Log loss of each run and ensemble per fold", () => ({
       data: sources.map((one, i) => {
         const { color, dash, symbol } = charts.style(i);
         return { name: charts.text(one.name), x: Object.keys(one.folds).map((k) => `fold ${k}`), y: Object.values(one.folds), mode: "lines+markers", line: { color, dash, width: 2 }, marker: { symbol, size: 8 } };
@@ -62,7 +63,7 @@ report.pages.overview = (() => {
     })));
   }
 
-  // --- ranking: one label's curves, and what a threshold makes of them ---
+  // --- ranking: the curves of one label, and the counts at a threshold ---
 
   function points(axes) {
     const one = curve();
@@ -91,7 +92,7 @@ report.pages.overview = (() => {
     return element;
   }
 
-  // The mark is dragged, or put where the curve is pressed. Plotly tells of clicks on points only, so its axes are asked.
+  // The mark is dragged, or moves to where the curve is pressed. Plotly reports clicks on points only, hence its axes.
   function dragging(element, axes) {
     const pick = (event) => {
       const { xaxis, yaxis } = element._fullLayout;
@@ -103,7 +104,7 @@ report.pages.overview = (() => {
     element.addEventListener("pointerdown", (event) => {
       if (!element._fullLayout) return;
       if (event.pointerType !== "touch") {
-        event.preventDefault(); // Plotly would take the moves that follow
+        event.preventDefault(); // Plotly would handle the moves that follow
         element.setPointerCapture(event.pointerId);
       }
       pick(event);
@@ -112,15 +113,15 @@ report.pages.overview = (() => {
   }
 
   function calibration() {
-    return charts.chart("Calibration: how often slices predicted alike are positive", () => {
+    return charts.chart("Calibration: observed rate against predicted probability", () => {
       const { found, meant, count: n } = curve().reliability;
       const color = charts.ofLabel(shown.label);
       return {
         data: [
           { x: [0, 1], y: [0, 1], mode: "lines", line: { color: charts.color("--soft"), width: 1, dash: "dot" }, hoverinfo: "skip" },
-          { x: meant, y: found, customdata: n, mode: "lines+markers", line: { color, width: 2 }, marker: { color, size: n.map((k) => 5 + 3 * Math.log10(k)) }, hovertemplate: "predicted %{x:.3f}<br>found %{y:.3f}<br>%{customdata} slices<extra></extra>" },
+          { x: meant, y: found, customdata: n, mode: "lines+markers", line: { color, width: 2 }, marker: { color, size: n.map((k) => 5 + 3 * Math.log10(k)) }, hovertemplate: "predicted %{x:.3f}<br>observed %{y:.3f}<br>%{customdata} slices<extra></extra>" },
         ],
-        layout: { height: 320, xaxis: { title: "predicted", range: [-0.04, 1.04] }, yaxis: { title: "found", range: [-0.04, 1.04] } },
+        layout: { height: 320, xaxis: { title: "predicted", range: [-0.04, 1.04] }, yaxis: { title: "observed", range: [-0.04, 1.04] } },
       };
     });
   }
@@ -183,9 +184,9 @@ report.pages.overview = (() => {
       h("div.charts", {}, ...[["ROC", parts.roc], ["Precision and recall", parts.pr], ["Calibration", parts.calibration]].map(([title, one]) => h("div", {}, h("h3", {}, title), one))),
       h("div.decide", {},
         h("div.slider", {}, h("label", { for: "threshold" }, "Threshold ", parts.value), parts.slider,
-          h("div", {}, h("button", { type: "button", onclick: () => setThreshold(bestF1()) }, "Greatest F1"), h("small", {}, " chosen and counted on the same slices; the mark on both curves can be dragged, too"))),
-        h("table.confusion", {}, h("caption", {}, "Slices"), h("thead", {}, h("tr", {}, h("td"), h("th", { scope: "col" }, "called"), h("th", { scope: "col" }, "not called"))),
-          h("tbody", {}, h("tr", {}, h("th", { scope: "row" }, "true"), parts.tp, parts.fn), h("tr", {}, h("th", { scope: "row" }, "not true"), parts.fp, parts.tn))),
+          h("div", {}, h("button", { type: "button", onclick: () => setThreshold(bestF1()) }, "Highest F1"), h("small", {}, " chosen and counted on the same slices. The mark on either curve can be dragged."))),
+        h("table.confusion", {}, h("caption", {}, "Slices"), h("thead", {}, h("tr", {}, h("td"), h("th", { scope: "col" }, "predicted positive"), h("th", { scope: "col" }, "predicted negative"))),
+          h("tbody", {}, h("tr", {}, h("th", { scope: "row" }, "positive"), parts.tp, parts.fn), h("tr", {}, h("th", { scope: "row" }, "negative"), parts.fp, parts.tn))),
         parts.rates, parts.areas));
   }
 
@@ -208,7 +209,7 @@ report.pages.overview = (() => {
       layout: { showlegend: true, xaxis: { title: "epoch", dtick: 1, tick0: 1 }, yaxis: { title: "log loss" } },
     }));
     const select = h("select", { onchange: () => { run = select.value; charts.update(chart); } }, runs.map((one) => h("option", {}, one)));
-    return card("Learning curves", "With marks: the averaged weights on the fold left out. Thin and dotted: the training batches, augmented.", h("label.pick", {}, "Run ", select), chart);
+    return card("Learning curves", "Solid, with marks: validation loss of the averaged weights on the held-out fold. Dotted: training loss on augmented batches.", h("label.pick", {}, "Run ", select), chart);
   }
 
   function meter(value) {
@@ -223,9 +224,9 @@ report.pages.overview = (() => {
       labels.map((_, i) => h("td.number", {}, number(one.by_label[run][i], 2))),
       h("td.number", {}, number(one.single[run])),
       h("td.number", {}, one.left_out[run] ? `${one.left_out[run][0] > 0 ? "+" : ""}${number(one.left_out[run][0])} ± ${number(one.left_out[run][1])}` : "–")));
-    return card(`Ensemble ${one.name}`, `${one.recipe}. Nested ${number(one.nested_log_loss)}, plain ${number(one.oof_log_loss)} (fitted and scored on the same slices), on ${plural(one.n_patients, "patient")}.`,
-      one.is_stale ? h("p.warning", {}, "It was made from other predictions than its runs have now: run python -m ich_kaggle.ensemble --overwrite") : null,
-      scrolling(`Weights of ${one.name}`, table(["", "weight", "", ...labels.map((label) => SHORT[label]), "loss alone", "loss without it"], rows)));
+    return card(`Ensemble ${one.name}`, `${one.pipeline}. Nested ${number(one.nested_log_loss)}, plain ${number(one.oof_log_loss)} (fitted and scored on the same slices), on ${plural(one.n_patients, "patient")}.`,
+      one.is_stale ? h("p.warning", {}, `The predictions of its runs have changed since: run python -m ich_kaggle.ensemble --name ${one.name} --runs ${Object.keys(one.runs).join(" ")}`) : null,
+      scrolling(`Weights of ${one.name}`, table(["", "weight", "", ...labels.map((label) => SHORT[label]), "log loss", "increase without it"], rows)));
   }
 
   function correlation({ correlation: found }) {
@@ -237,7 +238,7 @@ report.pages.overview = (() => {
       return cell;
     };
     const rows = found.matrix.map((row, i) => h("tr", {}, h("th", { scope: "row" }, found.runs[i]), row.map(shade)));
-    return card("Error correlation", `How alike the runs err (probability − truth), on ${plural(found.n_slices, "slice")} that all of them predict: the less, the more a blend gains.`,
+    return card("Error correlation", `Correlation of the errors (probability − label) of the runs, on ${plural(found.n_slices, "slice")} that all of them predict. The lower it is, the more a blend gains.`,
       scrolling("Error correlation", h("div.heat", {}, table(["", ...found.runs], rows))));
   }
 
@@ -245,9 +246,9 @@ report.pages.overview = (() => {
     if (!data.folds.length) return null;
     const rows = data.folds.map((one) => h("tr", {}, h("th", { scope: "row" }, `fold ${one.fold}`), h("td.number", {}, count(one.patients)), h("td.number", {}, count(one.slices)), one.rates.map((rate) => h("td.number", {}, number(100 * rate, 2)))));
     const all = h("tr.total", {}, h("th", { scope: "row" }, "all"), h("td.number", {}, count(data.folds.reduce((sum, one) => sum + one.patients, 0))), h("td.number", {}, count(data.folds.reduce((sum, one) => sum + one.slices, 0))), data.rates.map((rate) => h("td.number", {}, number(100 * rate, 2))));
-    return card("Folds", "Slices with each label, in percent. The chart: how far the rate of a fold is from that of all.",
+    return card("Folds", "Share of slices with each label, in percent. The chart shows the relative difference of each fold from all.",
       h("div.halves", {}, scrolling("Folds", table(["", "patients", "slices", ...labels.map((label) => SHORT[label])], [...rows, all])),
-        charts.chart("Label rates of each fold, as a difference from all", () => ({
+        charts.chart("Label rates per fold, as a difference from all", () => ({
           data: labels.map((label, i) => ({
             name: label, x: data.folds.map((one) => `fold ${one.fold}`), y: data.folds.map((one) => (data.rates[i] ? 100 * (one.rates[i] / data.rates[i] - 1) : 0)),
             mode: "lines+markers", line: { color: charts.ofLabel(label), dash: charts.dashOfLabel(label), width: 1.5 }, marker: { symbol: charts.style(i).symbol, size: 7 },
@@ -258,7 +259,7 @@ report.pages.overview = (() => {
 
   function labelCounts({ data, labels }) {
     const rows = labels.map((label, i) => h("tr", {}, h("th", { scope: "row" }, swatch(label), label), h("td.number", {}, count(data.counts[i])), h("td.number", {}, percent(data.rates[i], 2)), h("td.wide", {}, meter(data.rates[i]))));
-    return card("Labels", `Of the training slices.${data.defects ? ` ${plural(data.defects, "defect")} in the data: see work/defects.csv.` : ""}`, scrolling("Labels", table(["", "slices", "share", ""], rows)));
+    return card("Labels", `Training slices.${data.defects ? ` ${plural(data.defects, "defect")} in the data: see work/defects.csv.` : ""}`, scrolling("Labels", table(["", "slices", "share", ""], rows)));
   }
 
   function submissions({ submissions: rows }) {
@@ -266,7 +267,7 @@ report.pages.overview = (() => {
     const columns = Object.keys(rows[0]);
     const both = rows.filter((row) => row.oof && row.private);
     const body = rows.toReversed().map((row) => h("tr", {}, columns.map((name) => h(["oof", "public", "private"].includes(name) ? "td.number" : "td", {}, row[name] || "–"))));
-    return card("Submissions", `${plural(rows.length, "submission")}, the latest first.`, scrolling("Submissions", table(columns, body)),
+    return card("Submissions", `${plural(rows.length, "submission")}, latest first.`, scrolling("Submissions", table(columns, body)),
       both.length < 2 ? null : charts.chart("Out-of-fold log loss against the private score", () => ({
         data: [{ x: both.map((row) => Number(row.oof)), y: both.map((row) => Number(row.private)), text: both.map((row) => charts.text(row.name)), mode: "markers", marker: { size: 10, color: charts.style(0).color }, hovertemplate: "%{text}<br>out of fold %{x}<br>private %{y}<extra></extra>" }],
         layout: { xaxis: { title: "out-of-fold log loss" }, yaxis: { title: "private log loss" } },
@@ -277,8 +278,8 @@ report.pages.overview = (() => {
     const { content } = report;
     const has = content.sources.length > 0;
     document.getElementById("overview").append(...[
-      has ? null : h("section.card.empty", {}, h("h2", {}, "No predictions yet"), h("p", {}, "Scores, curves and worst slices come with a run. Train one and predict with it, then make the report again:"),
-        h("pre", {}, "python -m ich_kaggle.train --recipe cpu\npython -m ich_kaggle.predict --run cpu\npython -m ich_kaggle.report")),
+      has ? null : h("section.card.empty", {}, h("h2", {}, "No predictions yet"), h("p", {}, "Scores, curves and worst slices need predictions. Train a run and predict with it, then make the report again:"),
+        h("pre", {}, "python -m ich_kaggle.train --fold 0\npython -m ich_kaggle.predict\npython -m ich_kaggle.report")),
       tiles(content),
       ...(has ? [...scores(content), ranking(content), h("div.pair", {}, folds(content), learning(content)), ...content.ensembles.map((one) => blend(one, content.labels)), correlation(content)] : [learning(content)]),
       balance(content), labelCounts(content), submissions(content),

@@ -1,9 +1,9 @@
 "use strict";
-// The last script: from here on the page can be used.
+// The last script: after it, the page is ready.
 
 (() => {
   const { content } = report;
-  if (content.reading) { // nothing is known of the truth: no scores, no worst slices
+  if (content.reading) { // no known truth: no scores, no worst slices
     delete report.pages.overview;
     delete report.pages.worst;
     document.body.classList.add("reading");
@@ -25,7 +25,7 @@
   document.getElementById("footer").append(`Made ${content.made.time} by ich_kaggle ${content.made.version}. For research: not a medical device.`);
   try {
     setTheme(localStorage.getItem("theme"));
-  } catch {} // some browsers keep nothing for pages on the disk
+  } catch {} // some browsers store nothing for pages on the disk
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => charts.redraw());
   addEventListener("hashchange", route);
   addEventListener("keydown", onKey);

@@ -1,6 +1,6 @@
 "use strict";
-// The probabilities of a study along z: a strip a label, the truth as bands, a cursor on the slice that is shown.
-// Where no truth is known: the threshold as a line, and a mark where it is reached.
+// The probabilities of a study along z: a strip per label, the truth as bands, a cursor on the slice that is shown.
+// Without a known truth: the threshold as a line, and marks on the slices that reach it.
 
 const strips = (() => {
   const HEIGHT = 44;
@@ -16,7 +16,7 @@ const strips = (() => {
 
   const inWords = (found) => (found.length ? found.map(([a, b]) => (a === b ? `${a + 1}` : `${a + 1} to ${b + 1}`)).join(", ") : "none");
 
-  // A line is broken where a slice has no prediction.
+  // The line is interrupted at slices without a prediction.
   function line(values) {
     let pen = "M";
     return values.map((p, i) => {
@@ -24,7 +24,7 @@ const strips = (() => {
         pen = "M";
         return "";
       }
-      const isAlone = values[i - 1] == null && values[i + 1] == null; // then it is a dash, as no line leads to it
+      const isAlone = values[i - 1] == null && values[i + 1] == null; // drawn as a dash, as no line leads to it
       const step = isAlone ? `M${i + 0.3} ${(1 - p) * HEIGHT}h0.4` : `${pen}${i + 0.5} ${(1 - p) * HEIGHT}`;
       pen = "L";
       return step;
@@ -40,12 +40,12 @@ const strips = (() => {
     return element;
   }
 
-  // A bit of the line by which a source is drawn.
+  // A sample of the line of a source, for legends.
   function sample(source) {
     return svg("svg", { class: "sample", viewBox: "0 0 22 8", "aria-hidden": "true" }, stroke(svg("line", { x1: 0, x2: 22, y1: 4, y2: 4 }), source));
   }
 
-  // Return {element, move(slice), show(sources)} of a study; `onslice` is told where it is pressed.
+  // Return {element, move(slice), show(sources)} of a study; `onslice` is called with the slice that is pressed.
   function strip(data, label, index, onslice) {
     const n = data.slices.length;
     const { reading } = report.content;

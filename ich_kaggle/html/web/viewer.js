@@ -1,13 +1,13 @@
 "use strict";
-// One study: the list to pick it from, its slices in four windows, its probabilities along z, what a model looked at.
+// One study: the list to pick it from, its slices in four windows, its probabilities along z, its explanations.
 
 report.pages.studies = (() => {
-  let parts = null; // the elements that change
+  let parts = null; // elements that change
   let study = null, data = null, slice = 0, shownWindow = "brain", label = "any"; // what is shown
   let rows = [], filledFor = null, stacks = {}, lines = [], wheel = 0, timer = 0;
   let map = null, opacity = 0.6, picked = null; // explanation, and the sources whose curves are drawn
 
-  const reading = () => report.content.reading; // of studies of which nothing is known but what was found
+  const reading = () => report.content.reading; // set for scans without labels, read by a bundle
   const marks = (one) => one.counts ?? one.flags; // by label: true slices, or whether the study is flagged
   const beside = (one) => one.patient ?? one.series ?? "";
   const summary = (id) => report.content.studies.find((one) => one.id === id);
@@ -48,7 +48,7 @@ report.pages.studies = (() => {
     mark();
   }
 
-  // Tab comes to one link of the list; arrows go on from there.
+  // Tab reaches one link of the list; arrow keys move from there.
   function mark() {
     const links = [...parts.list.querySelectorAll("a")];
     for (const one of links) one.removeAttribute("aria-current");
@@ -85,8 +85,8 @@ report.pages.studies = (() => {
 
   const missing = (one) => {
     const { cache, bone } = report.content;
-    if (!cache) return "The slices are not cached: run python -m ich_kaggle.cache, then the report again.";
-    if (one === "bone" && !bone) return "The bone window is not in the cache. It is rendered from the DICOM files, which were not there when the report was made, or were left out by --no-bone.";
+    if (!cache) return "The slices are not cached: run python -m ich_kaggle.cache, then make the report again.";
+    if (one === "bone" && !bone) return "The cache lacks the bone window. It is rendered from the DICOM files, which were missing when the report was made, or left out by --no-bone.";
     return null;
   };
 
@@ -108,14 +108,14 @@ report.pages.studies = (() => {
 
   function onWheel(event) {
     event.preventDefault();
-    // A notch of a wheel is one slice; a touchpad's small steps add up to one.
+    // One notch of a wheel is one slice; the small steps of a touchpad add up to one.
     wheel = Math.abs(event.deltaY) >= 50 || event.deltaMode ? Math.sign(event.deltaY) * 30 : wheel + event.deltaY;
     if (Math.abs(wheel) < 30) return;
     move(slice + Math.sign(wheel));
     wheel = 0;
   }
 
-  // All slices lie on top of each other, read and decoded, and one of them is visible: no slice waits for its picture.
+  // All slices are stacked, loaded and decoded, and one of them is visible: no slice waits for its picture.
   function stack(name) {
     if (stacks[name] || !data.images[name]) return;
     const images = data.images[name].map(() => h("img", { alt: "", decoding: "async", draggable: "false" }));
@@ -124,7 +124,7 @@ report.pages.studies = (() => {
     for (const i of order) {
       images[i].addEventListener("load", () => {
         loaded += 1;
-        if (loaded < order.length) tell(`reading ${loaded} of ${order.length}`);
+        if (loaded < order.length) tell(`loading ${loaded} of ${order.length}`);
         else if (data) draw();
       });
       images[i].addEventListener("error", () => {
@@ -150,7 +150,7 @@ report.pages.studies = (() => {
     if (!n) {
       for (const name of ["level", "place", "truth"]) parts[name].textContent = "";
       parts.stage.setAttribute("aria-label", "No slice");
-      tell("No series of this study could be read. The reasons are told below its probabilities.");
+      tell("No series of this study could be read. The reasons are listed below.");
       return;
     }
     stack(kind);
@@ -176,7 +176,7 @@ report.pages.studies = (() => {
     if (!data) return;
     slice = Math.max(0, Math.min(data.slices.length - 1, to));
     draw();
-    clearTimeout(timer); // browsers refuse an address that changes with every turn of a wheel
+    clearTimeout(timer); // browsers limit how often an address may change
     timer = setTimeout(() => go({ slice: slice + 1 }, { replace: true }), 250);
   }
 
@@ -212,7 +212,7 @@ report.pages.studies = (() => {
 
   function explanation() {
     if (reading()) return null;
-    if (!report.content.maps.length) return h("p.note", { id: "no-maps" }, "What a model looked at can be laid over the slices: run python -m ich_kaggle.predict --run RUN --explain gradcam, then the report again.");
+    if (!report.content.maps.length) return h("p.note", { id: "no-maps" }, "Explanations of a model can be shown over the slices: run python -m ich_kaggle.explain --run RUN, then make the report again.");
     parts.map = h("select", { id: "map", onchange: () => { map = parts.map.value === "" ? null : Number(parts.map.value); drawHeat(); } }, h("option", { value: "" }, "none"), report.content.maps.map((title, i) => h("option", { value: i }, title)));
     parts.heatLabel = h("select", { id: "map-label", onchange: () => setLabel(parts.heatLabel.value) }, report.content.labels.map((name) => h("option", {}, name)));
     const slider = h("input", { type: "range", id: "opacity", min: 0, max: 100, value: 100 * opacity, oninput: () => { opacity = slider.value / 100; drawHeat(); } });
@@ -220,12 +220,12 @@ report.pages.studies = (() => {
     return h("div.row.explain", {}, h("label", {}, "Explain by ", parts.map), h("label", {}, "for ", parts.heatLabel), h("label", {}, "opacity ", slider), parts.noMap);
   }
 
-  // A map's picture holds six, one below the other: the label's is moved into the frame.
+  // The picture holds the maps of all labels, stacked vertically: that of the label is moved into the frame.
   function drawHeat() {
     if (!data || !parts.map) return;
     const reference = map == null ? null : data.maps[map]?.[slice];
     parts.heat.hidden = !reference;
-    parts.noMap.textContent = map != null && !reference ? "not made for this study: predict --explain takes its id with --studies" : "";
+    parts.noMap.textContent = map != null && !reference ? `not explained: run python -m ich_kaggle.explain --studies ${study}` : "";
     if (!reference) return;
     const image = parts.heat.firstChild ?? parts.heat.appendChild(h("img", { alt: "", draggable: "false" }));
     const source = report.picture(reference);
@@ -248,7 +248,7 @@ report.pages.studies = (() => {
     parts.strips = h("div.strips");
     parts.facts = h("div.study-facts");
     parts.legend = h("fieldset.legend", { hidden: !sources.length || reading() }, h("legend", {}, "Probability by slice"), sources.map((one, i) => h("label", {}, h("input", { type: "checkbox", value: i, onchange: () => pick(i) }), strips.sample(i), h("span", {}, one.name))));
-    return h("div.card.curves", {}, parts.legend, parts.strips, h("p.note", {}, reading() ? `Dashed: the threshold of a slice (${reading().rule}). Bars at the bottom: slices that reach it.` : "Bands: slices where the label is true."), parts.facts);
+    return h("div.card.curves", {}, parts.legend, parts.strips, h("p.note", {}, reading() ? `Dashed: the threshold of a slice (${reading().rule}). Bars at the bottom: slices that reach it.` : "Bands: slices that have the label."), parts.facts);
   }
 
   function pick(i) {
@@ -267,7 +267,7 @@ report.pages.studies = (() => {
 
   const pairs = (list) => h("dl.facts", {}, list.flatMap(([title, value]) => [h("dt", {}, title), h("dd", {}, String(value))]));
 
-  // What was read of a study and what was not, and what was found.
+  // The series and slices that were read, those that were not, and the probabilities of the study.
   function readingFacts() {
     const one = summary(study), levels = reading().studies;
     const refused = data.series.filter((series) => series.reason), read = data.series.find((series) => !series.reason);
@@ -278,8 +278,8 @@ report.pages.studies = (() => {
     const titled = (title, list) => (list.length ? [h("h3", {}, title), pairs(list)] : []);
     parts.facts.replaceChildren(
       ...(read ? [scrolling("Probabilities of the study", table(["of the study", "largest", "threshold", "aggregate"], found))] : []),
-      pairs([["study", one.id], ["series read", one.series ?? "none"], ["why", data.why], ...(read ? [["it has", about(read)]] : []), ["slices not read", one.n_unread]]),
-      ...titled("Slices not read", unread), ...titled("Files of the series left aside", aside),
+      pairs([["study", one.id], ["series read", one.series ?? "none"], ["reason", data.why], ...(read ? [["content", about(read)]] : []), ["slices not read", one.n_unread]]),
+      ...titled("Slices not read", unread), ...titled("Skipped files of the series", aside),
       ...titled("Series refused", refused.map((series) => [series.series, `${series.reason} (${about(series)})`])));
   }
 
@@ -289,13 +289,13 @@ report.pages.studies = (() => {
     const { sources, labels } = report.content;
     const losses = sources.map((source, i) => h("tr", {}, h("th", { scope: "row" }, source.name), h("td.number", {}, number(one.losses[i][0], 3))));
     parts.facts.replaceChildren(
-      pairs([["study", one.id], ["patient", one.patient], ["fold", one.fold ?? "–"], ["slices", one.n], ["runs differ by up to", number(one.spread, 2)], ["true slices", labels.map((name, i) => (one.counts[i] ? `${SHORT[name]} ${one.counts[i]}` : null)).filter((x) => x).join(", ") || "none"]]),
+      pairs([["study", one.id], ["patient", one.patient], ["fold", one.fold ?? "–"], ["slices", one.n], ["largest difference of runs", number(one.spread, 2)], ["positive slices", labels.map((name, i) => (one.counts[i] ? `${SHORT[name]} ${one.counts[i]}` : null)).filter((x) => x).join(", ") || "none"]]),
       losses.length ? table(["log loss of the study", ""], losses) : "");
   }
 
   async function open(id) {
     const found = await report.study(id).catch((error) => error);
-    if (state().study !== id) return; // another was asked for meanwhile
+    if (state().study !== id) return; // another was selected meanwhile
     if (found instanceof Error || !found) {
       [study, data] = [null, null];
       tell(`${id}: ${found?.message ?? "not in its file: make the report again"}`);
@@ -323,7 +323,7 @@ report.pages.studies = (() => {
     document.title = `${id ?? "Studies"} – ich_kaggle report`;
     if (id && !now.study) return go({ view: null, study: id }, { replace: true });
     if (!id || !summary(id)) {
-      tell(id ? `${id} is not in this report.` : "There is no study.");
+      tell(id ? `${id} is not in this report.` : "This report has no studies.");
       [study, data] = [null, null];
       return;
     }

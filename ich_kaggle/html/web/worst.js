@@ -1,8 +1,8 @@
 "use strict";
-// The slices of the greatest loss of each label, those that were missed apart from those called for nothing.
+// The slices of highest loss of each label: misses and false alarms.
 
 report.pages.worst = (() => {
-  const KINDS = { missed: ["Missed", "the label is there, its probability is low"], called: ["Called falsely", "the label is not there, its probability is high"] };
+  const KINDS = { missed: ["Missed", "slices with the label and a low probability"], called: ["False alarms", "slices without the label and a high probability"] };
 
   function card(one, label, window) {
     return h("a.card-link", { href: link({ study: one.study, slice: one.slice + 1, window, label }) },
@@ -21,15 +21,15 @@ report.pages.worst = (() => {
     document.title = `Worst slices: ${label} – ich_kaggle report`;
     section.replaceChildren(
       h("div.card", {}, h("h2", {}, "Worst slices"),
-        h("p.note", {}, `By the log loss of one label in ${content.sources[0].name}, among the ${plural(content.studies.length, "study", "studies")} of this report.`),
+        h("p.note", {}, `Slices with the highest log loss of one label in ${content.sources[0].name}, among the ${plural(content.studies.length, "study", "studies")} of this report.`),
         h("div.row", {},
           choices("worst-label", "Label", content.labels.map((one) => [one, swatch(one), one]), label, (one) => refocus(() => go({ view: "worst", label: one }))),
           choices("worst-window", "Window", ["brain", "subdural", "soft"].map((one) => [one, WINDOWS[one].title]), window, (one) => refocus(() => go({ view: "worst", window: one }, { replace: true }))))),
       ...Object.entries(KINDS).map(([kind, [title, text]]) => h("section.card", {}, h("h3", {}, title, h("small", {}, text)),
-        found[kind].length ? h("div.gallery", {}, found[kind].map((one) => card(one, label, window))) : h("p.note", {}, "There is none."))));
+        found[kind].length ? h("div.gallery", {}, found[kind].map((one) => card(one, label, window))) : h("p.note", {}, "None."))));
   }
 
-  // The page is made anew: give the focus back to the choice that had it.
+  // The page is built anew: return the focus to the choice that had it.
   function refocus(change) {
     const { name, value } = document.activeElement;
     change();
