@@ -51,7 +51,7 @@ def find_maps(work_dir: Path, cache_dir: Path | None) -> list[report_studies.Map
 
 
 def studies_of(
-    sources: list[report_scores.Source], train: pd.DataFrame, fold: np.ndarray | None
+    sources: list[report_scores.Entry], train: pd.DataFrame, fold: np.ndarray | None
 ) -> report_studies.Studies:
     """Return the training slices `train` as studies with the predictions of `sources`; `fold` is None without folds."""
     probabilities = [source.probability for source in sources]
@@ -65,7 +65,7 @@ def sources_of(
     runs: list[str] | None = None,
     name: str | None = None,
     fold: list[int] | None = None,
-) -> list[report_scores.Source]:
+) -> list[report_scores.Entry]:
     """Return the OOF predictions of `runs` and the nested ones of the ensemble `name`, None for all that exist."""
     return report_scores.read_sources(project.work_dir, runs, name, project.slices, of_slice, fold)
 

@@ -90,7 +90,7 @@ def epoch(folder: Path, kind: str, n_series: int, is_padded: bool) -> str:
         inputs, np.ones(len(inputs.target), bool), BATCH_SIZE, series_dataset.NONE, seed=0
     )
     model = sequence_models.SequenceModel(sequence_models.SequenceConfig(kind, (SIZE,), 1))
-    fit = learning_fit.Fit(model, learning_fit.Recipe(epochs=1, lr=1e-3), len(loader), torch.device("cpu"))
+    fit = learning_fit.Fit(model, learning_fit.FitSettings(epochs=1, lr=1e-3), len(loader), torch.device("cpu"))
     fit.start_epoch()
     began, n_rows = time.perf_counter(), 0
     for batch in loader:

@@ -57,7 +57,7 @@ def bare_step(arch: str):
 
 
 def our_step(arch: str):
-    run = fit.Fit(model_of(arch), fit.Recipe(epochs=1000), 100, torch.device("cpu"))
+    run = fit.Fit(model_of(arch), fit.FitSettings(epochs=1000), 100, torch.device("cpu"))
     run.start_epoch()
     return lambda batch: fit.careful_step(run, tasks.slice_loss, batch)
 
