@@ -7,11 +7,11 @@ import timm
 import torch
 
 from ich_kaggle import ensemble, folds, train
-from ich_kaggle.common import cli, storage
+from ich_kaggle.common import cli, recipes, storage
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.learning import slice_model, tasks
 
-NAMES = sorted(path.stem for path in cli.RECIPES.glob("*.toml"))
+NAMES = [path.stem for path in recipes.files()]
 SEED = ["vgg16", "resnet50", "inception_v3", "dilated_resnet50"]
 
 
@@ -21,12 +21,20 @@ def one_thread():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_is_a_page_whose_header_has_command_source_time_and_score(name):
-    lines = (cli.RECIPES / f"{name}.toml").read_text(encoding="utf-8").splitlines()
-    header = "\n".join(line for line in lines if line.startswith("#"))
+def test_a_recipe_is_a_page_whose_header_has_command_source_memory_time_and_score(name):
+    path = recipes.RECIPES / f"{name}.toml"
+    lines = path.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 50 and max(map(len, lines)) <= 120
-    assert header.startswith(f"# python -m ich_kaggle.train --recipe {name}\n")
-    assert all(re.search(rf"^# {word}: ", header, re.MULTILINE) for word in ("Source", "Time", "Score"))
+    assert lines[0] == f"# python -m ich_kaggle.train --recipe {name}"
+    assert all(recipes.header(path).get(word) for word in ("Source", "Memory", "Time", "Score"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_figure_of_a_recipe_says_whether_it_was_measured(name):
+    about = recipes.header(recipes.RECIPES / f"{name}.toml")
+    assert re.search(r"no GPU|measured", about["Memory"])
+    assert re.search(r"estimated|measured|as `", about["Time"])
+    assert re.search(r"estimated|place|for the demo", about["Score"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -37,13 +45,32 @@ def test_a_recipe_parses_and_names_an_architecture_that_timm_has_weights_for(nam
     assert options.weights == "none" or timm.get_pretrained_cfg(options.arch).has_weights
 
 
-def test_the_list_of_recipes_names_each_with_its_source(capsys):
+def printed(capsys, *argv) -> list[str]:
     with pytest.raises(SystemExit) as end:
-        train.main(["--recipes"])
+        train.main(argv)
     assert end.value.code == 0
-    lines = capsys.readouterr().out.splitlines()
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_list_of_recipes_names_each_with_its_source(capsys):
+    lines = printed(capsys, "--recipes")
     assert [line.split()[0] for line in lines] == NAMES
     assert all(len(line.split(maxsplit=2)) == 3 for line in lines)
+
+
+def test_the_table_of_recipes_has_a_row_for_each_with_six_full_cells(capsys):
+    lines = printed(capsys, "--recipes", "--markdown")
+    assert "\n".join(lines) == recipes.markdown()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [row[0].strip("`") for row in rows[2:]] == NAMES
+    assert all(len(row) == 6 and all(row) for row in rows)
+
+
+def test_the_list_of_recipes_takes_no_other_flag(capsys):
+    with pytest.raises(SystemExit) as end:
+        train.main(["--recipes", "--html"])
+    assert end.value.code == 2
+    assert "--markdown" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ DEFAULT_PX = cli.FLAGS["--image-size"]["default"]
 COLUMNS = ("recipe", "network", "px", "GPU memory", "training time", "expected log loss")
 
 
-def paths() -> list[Path]:
+def files() -> list[Path]:
     """Return the files of the recipes that the package ships, by name."""
     return sorted(RECIPES.glob("*.toml"))
 
@@ -26,14 +26,14 @@ def header(path: Path) -> dict[str, str]:
 
 def listing() -> str:
     """Return one line per recipe: name, network and source, in columns."""
-    rows = [(path.stem, read_recipe(path)["arch"], header(path).get("Source", "")) for path in paths()]
+    rows = [(path.stem, read_recipe(path)["arch"], header(path).get("Source", "")) for path in files()]
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
     return "\n".join(f"{name:{widths[0]}}  {arch:{widths[1]}}  {source}" for name, arch, source in rows)
 
 
 def markdown() -> str:
     """Return the recipes as a Markdown table, which is that of the README."""
-    rows = [COLUMNS, ("---",) * len(COLUMNS), *map(_row, paths())]
+    rows = [COLUMNS, ("---",) * len(COLUMNS), *map(_row, files())]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
