@@ -12,7 +12,7 @@ Example: python -m ich_kaggle.train --recipe cpu --fold 0
 import argparse
 from functools import partial
 
-from ich_kaggle.common import cli, runs
+from ich_kaggle.common import cli, recipes, runs
 from ich_kaggle.common.project import Project
 from ich_kaggle.dicom import picture_cache
 from ich_kaggle.learning import (
@@ -73,18 +73,12 @@ def plan_of(arch: str, settings: dict) -> tasks.Plan:
     return tasks.Plan(tasks.slice_config(arch, side_weight=task.side_weight, **settings), fitting, move, task)
 
 
-class _ListRecipes(argparse.Action):
-    def __call__(self, parser, *_):
-        cli.say(cli.describe_recipes())
-        parser.exit()
-
-
 def build_parser():
     parser = cli.command(__doc__)
     training_options.add(parser)
     add = parser.add_argument_group("run").add_argument
     add("--recipe", **cli.FLAGS["--recipe"])
-    add("--recipes", action=_ListRecipes, nargs=0, dest=argparse.SUPPRESS, help="list the recipes and their sources")
+    add("--recipes", action=recipes.Listing, help="list the recipes and their sources; with --markdown as a table")
     for flag in RUN:
         add(flag, **cli.FLAGS[flag])
     add("--checkpoint-every", type=cli.within(0), default=600.0, help="seconds between checkpoints within an epoch")

@@ -115,7 +115,7 @@ def test_every_command_run_again_does_nothing_and_says_so(done, competition, cap
         (
             predict.main,
             ["--run", "a", "--views", "identity"],
-            ["predict.json", "['identity', 'hflip']", "['identity']"],
+            ["a/run.json", "['identity', 'hflip']", "['identity']"],
         ),
     ],
 )
@@ -130,11 +130,12 @@ def test_other_data_over_the_same_slice_table_are_refused_with_both_named(done, 
     assert str(other) in line and str(competition) in line
 
 
-def test_no_data_names_the_three_ways_to_get_some(tmp_path, monkeypatch):
+def test_no_data_names_every_way_to_get_some(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ICH_DATA_DIR", raising=False)
     line = stopped(folds.main, ["--work-dir", tmp_path / "work"])
-    assert all(way in line for way in ("kaggle competitions download", "ich_kaggle.phantom", "ich_kaggle.demo"))
+    ways = ("ich_kaggle.download", "--data-dir", "ICH_DATA_DIR", "ich_kaggle.phantom", "ich_kaggle.demo")
+    assert all(way in line for way in ways)
 
 
 def remove_csv(data):
