@@ -2,7 +2,7 @@
 // The slices of highest loss of each label: misses and false alarms.
 
 report.pages.worst = (() => {
-  const KINDS = { missed: ["Missed", "slices with the label and a low probability"], called: ["False alarms", "slices without the label and a high probability"] };
+  const KINDS = { missed: ["Missed", "slices with the label, lowest probability first"], called: ["False alarms", "slices without the label, highest probability first"] };
 
   function card(one, label, window) {
     return h("a.card-link", { href: link({ study: one.study, slice: one.slice + 1, window, label }) },
@@ -21,7 +21,7 @@ report.pages.worst = (() => {
     document.title = `Worst slices: ${label} – ich_kaggle report`;
     section.replaceChildren(
       h("div.card", {}, h("h2", {}, "Worst slices"),
-        h("p.note", {}, `Slices with the highest log loss of one label in ${content.sources[0].name}, among the ${plural(content.studies.length, "study", "studies")} of this report.`),
+        h("p.note", {}, `Slices with the highest log loss of one label, by the predictions of ${content.sources[0].name}, among the ${plural(content.studies.length, "study", "studies")} of this report.`),
         h("div.row", {},
           choices("worst-label", "Label", content.labels.map((one) => [one, swatch(one), one]), label, (one) => refocus(() => go({ view: "worst", label: one }))),
           choices("worst-window", "Window", ["brain", "subdural", "soft"].map((one) => [one, WINDOWS[one].title]), window, (one) => refocus(() => go({ view: "worst", window: one }, { replace: true }))))),
