@@ -116,15 +116,32 @@ class Batches:
             yield [(self.epoch, int(row)) for row in mine]
 
 
-def loader(dataset: Dataset, batch_size: int, workers: int, seed: int | None = None, **batches) -> DataLoader:
+def in_parts(sizes: Sequence[int], batch_size: int) -> list[list[tuple[int, int]]]:
+    """Return the batches of consecutive parts of `sizes` rows, as those of Batches: none crosses into the next part."""
+    stops = np.cumsum(sizes)
+    parts = [np.arange(stop - size, stop) for size, stop in zip(sizes, stops, strict=True)]
+    batches = [batch for part in parts for batch in np.array_split(part, -(-len(part) // batch_size))]
+    return [[(0, int(row)) for row in batch] for batch in batches]
+
+
+def loader(
+    dataset: Dataset,
+    batch_size: int,
+    workers: int,
+    seed: int | None = None,
+    *,
+    sizes: Sequence[int] | None = None,
+    **batches,
+) -> DataLoader:
     """Return a loader of `dataset`, shuffled by `seed`, or in order without one; no worker holds any state.
 
-    `batches` are further arguments of `Batches`.
+    `batches` are further arguments of `Batches`; with `sizes`, the batches are those of `in_parts` instead.
     """
     parallel.keep_memory()
+    ordered = Batches(len(dataset), batch_size, seed, **batches) if sizes is None else in_parts(sizes, batch_size)
     return DataLoader(
         dataset,
-        batch_sampler=Batches(len(dataset), batch_size, seed, **batches),
+        batch_sampler=ordered,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,

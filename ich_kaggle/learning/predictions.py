@@ -1,6 +1,8 @@
 """Predictions of a run: out of fold, of the test slices, and the embeddings of both."""
 
 import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,36 @@ log = logging.getLogger(__name__)
 
 
 VIEWS = ["identity", "hflip"]
+
+
+def run_model(
+    model: slice_model.SliceModel,
+    loader,
+    views: list[str],
+    device,
+    *,
+    sizes: Sequence[int] | None = None,
+    what: str = "predict",
+    is_late: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield logits, float32 (n, 6), and embeddings, float16 (n, d), batch by batch, each a mean over `views`.
+
+    With `sizes`, the slices come in parts of so many; the batches of `loader` keep to them (`datasets.in_parts`).
+    Nothing follows, and an unfinished part is dropped, once a batch ends late.
+    """
+    with closing(fit.outputs(model, loader, device, [augment.VIEWS[view] for view in views], what)) as batches:
+        if sizes is None:
+            yield from batches
+            return
+        for size in sizes:
+            found, n = [], 0
+            while n < size:
+                found.append(next(batches))
+                n += len(found[-1][0])
+                if is_late():
+                    return
+            logits, embeddings = map(np.concatenate, zip(*found, strict=True))
+            yield logits, embeddings
 
 
 def predict_rows(
@@ -40,7 +72,7 @@ def predict_rows(
             np.lib.format.write_array_header_1_0(file, header)
             file.writelines([np.full(model.embedding_size, np.nan, "<f2").tobytes()] * n_slices)
         store = np.lib.format.open_memmap(temporary, "r+")
-        for logits, embedding in fit.outputs(model, loader, device, [augment.VIEWS[view] for view in views]):
+        for logits, embedding in run_model(model, loader, views, device):
             place = rows[start : start + len(logits)]
             probability[place], store[place] = expit(logits), embedding
             start += len(logits)

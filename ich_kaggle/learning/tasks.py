@@ -80,7 +80,7 @@ def slice_loader(
 ):
     """Return a loader of the cached slices of `table`, in its order, or shuffled and moved where `seed` is given.
 
-    `table` holds whole series, in the order of the slice table. `batches` go to `datasets.Batches`.
+    `table` holds whole series, in the order of the slice table. `batches` go to `datasets.loader`.
     """
     target = tables.targets(table)
     if soften:

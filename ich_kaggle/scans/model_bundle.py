@@ -23,7 +23,7 @@ from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.common.runs import Run
 from ich_kaggle.kaggle_api import wheel
-from ich_kaggle.scans import spacing
+from ich_kaggle.scans import resampling
 from ich_kaggle.scoring import blending, study_level
 
 MANIFEST = "models.json"
@@ -152,7 +152,7 @@ def export(project: Project, ensemble: Path, path: Path) -> Path:
 
 def training_spacing(table: pd.DataFrame) -> float:
     """Return the median over the series of `table` of the distance between their slices, mm."""
-    gaps = [spacing.gap(part.to_numpy()) for _, part in table.groupby("series_id").position]
+    gaps = [resampling.gap(part.to_numpy()) for _, part in table.groupby("series_id").position]
     return round(float(np.nanmedian(gaps)), 3)
 
 

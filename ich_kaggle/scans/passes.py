@@ -6,7 +6,8 @@ a pass had done when the time was up is gone on from.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -17,11 +18,8 @@ from scipy.special import expit
 
 from ich_kaggle.common import runs, series_rows, storage, tables
 from ich_kaggle.common.labels import LABELS
-from ich_kaggle.learning import augment, slice_model, tasks
-from ich_kaggle.learning import fit as learning_fit
-from ich_kaggle.scans import model_bundle
-from ich_kaggle.second_level import fit as second_level_fit
-from ich_kaggle.second_level import sequence_models
+from ich_kaggle.learning import augment, predictions, tasks
+from ich_kaggle.scans import engine, model_bundle
 
 AGAIN = "pack it again with python -m ich_kaggle.kernel weights"
 CHUNK = 2048  # slices, and the rest of their series: what is done of a pass is kept in steps of it
@@ -198,25 +196,25 @@ class Work:
         """Make what a pass lacks, chunk by chunk while there is time, and tell whether any was made.
 
         A second level is asked of those chunks alone of which all is known that it reads; what is known, and has lost
-        its embeddings alone, is made `again` only if that is said. `how` are further arguments of `slice_model`.
+        its embeddings alone, is made `again` only if that is said. `how` are further arguments of `by_slices`.
         """
         parts = [rows for rows in chunks(self.table.series_id, CHUNK) if self.may_make(one, rows)]
         todo = [rows for rows in parts if not (self.is_whole(one, rows) if again else self.is_done(one, rows).all())]
         n_rows = [rows.stop - rows.start for rows in todo]
         if not todo or not budget.allows(one.run, n_rows[0]):
             return False  # before anything is loaded for it
-        ask = self.second_level(one, how["device"]) if one.reads else self.slice_model(one, budget, **how)
+        made = self.by_level(one, todo, how["device"]) if one.reads else self.by_slices(one, todo, budget, **how)
         n_made = 0
-        for rows, n in zip(todo, n_rows, strict=True):
-            if not budget.allows(one.run, n):
-                break
-            began = budget.now()
-            found = ask(rows)
-            if found is None:
-                break
-            self.values[one][rows] = found
-            budget.rates[one.run] = (budget.now() - began) / n
-            n_made += 1
+        with closing(made):
+            for rows, n in zip(todo, n_rows, strict=True):
+                if not budget.allows(one.run, n):
+                    break
+                began = budget.now()
+                if (found := next(made, None)) is None:
+                    break
+                self.values[one][rows] = found
+                budget.rates[one.run] = (budget.now() - began) / n
+                n_made += 1
         for read in one.reads:
             self.tidy(read)
         return n_made > 0
@@ -226,58 +224,56 @@ class Work:
         if one in self.kept and not self.still_to_be_read(one).any():
             self.kept[one].unlink(missing_ok=True)
 
-    def slice_model(
-        self, one: Pass, budget: Budget, *, cached: Callable, batch_size: int, workers: int, device
-    ) -> Callable[[slice], np.ndarray | None]:
-        """Return what gives the logits of rows by a slice model, or none where the time was up before they were whole.
+    def load(self, one: Pass, device) -> engine.Model:
+        return engine.load(self.packed, lambda _: one.path, device, AGAIN, one.run, one.fold)
+
+    def by_slices(
+        self, one: Pass, todo: list[slice], budget: Budget, *, cached: Callable, batch_size: int, workers: int, device
+    ) -> Iterator[np.ndarray]:
+        """Return an iterator over the logits of each of `todo` by a slice model, which ends when the time is up.
 
         `cached(config)` returns the folder of the pictures that the model sees.
         """
-        model = slice_model.load(one.path, device)
-        folder = cached(model.config)
+        model = self.load(one, device)  # now, so that the first of `todo` is not timed with it
         kept = self.embeddings(one, model.embedding_size) if one in self.kept else None
+        table, sizes = pd.concat([self.table.iloc[rows] for rows in todo]), [rows.stop - rows.start for rows in todo]
+        how = dict(batch_size=batch_size, workers=workers, sizes=sizes)
+        loader = tasks.slice_loader(table, cached(model.config), model.config, **how)
+        parts = dict(sizes=sizes, what=str(one), is_late=lambda: budget.left < 0)
+        found = predictions.run_model(model, loader, [one.view], device, **parts)
+        return self.keep(one, kept, todo, found)
 
-        def ask(rows: slice) -> np.ndarray | None:
-            table, found = self.table.iloc[rows], []
-            loader = tasks.slice_loader(table, folder, model.config, batch_size=batch_size, workers=workers)
-            for part in learning_fit.outputs(model, loader, device, [augment.VIEWS[one.view]], str(one)):
-                found.append(part)
-                if budget.left < 0:
-                    return None
-            logits, embeddings = map(np.concatenate, zip(*found, strict=True))
-            if kept is not None:
-                kept[rows], self.is_lost[one][rows] = embeddings, False
-            return logits
+    def keep(self, one: Pass, kept: np.ndarray | None, todo: list[slice], found: Iterator) -> Iterator[np.ndarray]:
+        """Yield the logits that are `found` of each of `todo`, and write the embeddings into `kept`, None for none."""
+        with closing(found):
+            for rows, (logits, embeddings) in zip(todo, found, strict=False):
+                if kept is not None:
+                    kept[rows], self.is_lost[one][rows] = embeddings, False
+                yield logits
 
-        return ask
-
-    def second_level(self, one: Pass, device) -> Callable[[slice], np.ndarray]:
-        """Return what gives the probabilities of rows by a second level."""
-        options = self.options(one)
-        (entry,) = (entry for entry in self.packed["models"][one.run] if entry["fold"] == one.fold)
-        networks = sequence_models.load(one.path, entry["reads"], device, AGAIN) if one.path else []
+    def by_level(self, one: Pass, todo: list[slice], device) -> Iterator[np.ndarray]:
+        """Return an iterator over the probabilities of each of `todo` by a second level."""
+        fitted, on = self.load(one, device), self.options(one)["on"]
         kept = {read: self.embeddings(read) for read in one.reads} if self.reads_embeddings(one) else {}
-
-        def logits(run: str, rows: slice) -> np.ndarray:
-            known = {read: self.values[read][rows] for read in one.reads if read.run == run}
-            if options["features"] == "fold":  # those of the mean embedding: the head of a network is linear
-                return mean_of_known(list(known.values()))
-            return runs.logits(said(known, run, one.fold))
-
-        def embeddings(run: str, rows: slice) -> np.ndarray:
-            return mean_of_known([part[rows] for read, part in kept.items() if read.run == run]).astype(np.float16)
 
         def ask(rows: slice) -> np.ndarray:
             table = self.table.iloc[rows]
-            return second_level_fit.ask(
-                [embeddings(run, rows) for run in options["on"]] if kept else [],
-                np.stack([logits(run, rows) for run in options["on"]], axis=1),
+            return fitted.ask(
+                [self.mean_embeddings(kept, run, rows) for run in on] if kept else [],
+                np.stack([self.read_logits(one, run, rows) for run in on], axis=1),
                 table.position.to_numpy(float),
                 series_rows.number(table.series_id),
-                widths=np.array(entry["widths"]),
-                networks=networks,
-                batch_size=options.get("batch_size", 1),
-                device=device,
             )
 
-        return ask
+        return (ask(rows) for rows in todo)
+
+    def read_logits(self, one: Pass, run: str, rows: slice) -> np.ndarray:
+        """Return the logits of `run` that the second level `one` reads: float32 (n, 6)."""
+        known = {read: self.values[read][rows] for read in one.reads if read.run == run}
+        if self.options(one)["features"] == "fold":  # those of the mean embedding: the head of a network is linear
+            return mean_of_known(list(known.values()))
+        return runs.logits(said(known, run, one.fold))
+
+    @staticmethod
+    def mean_embeddings(kept: dict[Pass, np.ndarray], run: str, rows: slice) -> np.ndarray:
+        return mean_of_known([part[rows] for read, part in kept.items() if read.run == run]).astype(np.float16)

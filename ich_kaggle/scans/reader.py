@@ -4,12 +4,12 @@ Up to UNREAD of the slices of a series may be unreadable: they are listed, have 
 as if they were not there. With more the series is refused, and the next of its study that could be read is.
 A slice model that sees neighbours is shown those at the distances of its training, and the second level is asked at
 positions as far apart as in its training, between which its answer is interpolated, as are the logits and embeddings
-that it reads (linearly, in logits). A series spaced as in training, to spacing.NEAR, is read as it is.
+that it reads (linearly, in logits). A series spaced as in training, to resampling.NEAR, is read as it is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +18,17 @@ from scipy.special import expit
 from ich_kaggle.common import cli, paths, runs
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.dicom import pixels, png, slice_image
-from ich_kaggle.learning import augment, datasets, devices, slice_model
-from ich_kaggle.learning import fit as learning_fit
-from ich_kaggle.scans import model_bundle, resampling, results, series_choice
+from ich_kaggle.learning import augment, datasets, devices, predictions, slice_model
+from ich_kaggle.scans import engine, model_bundle, resampling, results, series_choice
 from ich_kaggle.scans import page as page_module
 from ich_kaggle.scoring import nested_choice
-from ich_kaggle.second_level import fit as second_level_fit
-from ich_kaggle.second_level import sequence_models
 
 UNREAD = 0.1  # of the slices of a series
 CHUNK = 2048  # slices, and the rest of their study, whose pictures are in memory at once: 0.2 GB
 PIXELS = 16 * 224**2  # that a CPU computes at once: more take memory, and no less time
 
 Kind = tuple[int, str]  # px of a picture, and how it is cut
+Load = Callable[[str, int], engine.Model]  # gives a model by its run and fold
 
 
 @dataclass
@@ -112,83 +110,74 @@ class Pictures(datasets.SliceDataset):
 
 @dataclass
 class Reader:
-    """What the models of a bundle say of some scans."""
+    """The models of a bundle over the pictures of some scans."""
 
-    bundle: model_bundle.Bundle
+    packed: dict  # of the bundle
+    load: Load
     frame: resampling.Frame
     pictures: dict[Kind, list[bytes]]
     batch_size: int | None  # None: 64, on a CPU as many as have PIXELS
     workers: int
     device: object  # a torch.device
 
-    def by_slices(self, run: str, entry: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def by_slices(self, run: str, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return probabilities (n, 6) by a slice model, its embeddings (n, d), and the logits (n, 6) of these."""
-        packed = self.bundle.packed
-        model = slice_model.load(self.bundle.open(entry["file"]), self.device)
-        kind = packed["pictures"][run]
-        dataset = Pictures(
-            self.pictures[kind["size"], kind["crop"]], model.config, self.frame.neighbours(model.config.offsets)
-        )
+        model, kind = self.load(run, k), self.packed["pictures"][run]
+        beside = self.frame.neighbours(model.config.offsets)
+        dataset = Pictures(self.pictures[kind["size"], kind["crop"]], model.config, beside)
         fitting = 64 if self.device.type == "cuda" else max(1, PIXELS // model.config.image_size**2)
         loader = datasets.loader(dataset, self.batch_size or fitting, self.workers)
-        views = [augment.VIEWS[view] for view in packed["views"][run]]
-        parts = learning_fit.outputs(model, loader, self.device, views, f"{run}, fold {entry['fold']}")
+        views, what = self.packed["views"][run], f"{run}, fold {k}"
+        parts = predictions.run_model(model, loader, views, self.device, what=what)
         logits, embeddings = map(np.concatenate, zip(*parts, strict=True))
         return expit(logits), embeddings, slice_model.head_logits(model, embeddings)
 
-    def by_level(self, run: str, entry: dict, known: dict[str, np.ndarray], seen: dict[str, tuple]) -> np.ndarray:
+    def by_level(self, run: str, k: int, known: dict[str, np.ndarray], seen: dict[str, tuple]) -> np.ndarray:
         """Return probabilities (n, 6) by a second level, which reads those `known` of runs, or what was `seen`."""
-        options = self.bundle.packed["options"][run]
+        options = self.packed["options"][run]
         if options["features"] == "fold":
             embeddings, logits = zip(*(seen[name] for name in options["on"]), strict=True)
         else:
             embeddings, logits = (), [runs.logits(known[name]) for name in options["on"]]
         embeddings = [self.frame.resample(part) for part in embeddings]
         values = np.stack([self.frame.resample(part) for part in logits], axis=1)
-        probability = second_level_fit.ask(
-            embeddings,
-            values,
-            *self.frame.place(),
-            widths=np.array(entry["widths"]),
-            networks=self.networks(entry) if "file" in entry else [],
-            batch_size=options.get("batch_size", 1),
-            device=self.device,
-        )
+        probability = self.load(run, k).ask(embeddings, values, *self.frame.place())
         return self.frame.back(probability).astype(np.float32)
-
-    def networks(self, entry: dict) -> list:
-        return sequence_models.load(self.bundle.open(entry["file"]), entry["reads"], self.device, model_bundle.AGAIN)
 
     def by_fold(self, k: int) -> dict[str, np.ndarray]:
         """Return the probabilities, float32 (n, 6), of every run that has a model of fold `k`."""
         known, seen = {}, {}
-        for run, options in self.bundle.packed["options"].items():
-            entry = next((entry for entry in self.bundle.packed["models"][run] if entry["fold"] == k), None)
-            if entry is None:
+        for run, options in self.packed["options"].items():
+            if k not in [entry["fold"] for entry in self.packed["models"][run]]:
                 continue
             if "on" in options:
-                known[run] = self.by_level(run, entry, known, seen)
+                known[run] = self.by_level(run, k, known, seen)
             else:
-                known[run], *seen[run] = self.by_slices(run, entry)
+                known[run], *seen[run] = self.by_slices(run, k)
         return known
 
     def blend(self) -> np.ndarray:
         """Return the ensemble's probabilities, float32 (n, 6), blended as its test predictions are."""
-        packed = self.bundle.packed
-        names = list(packed["runs"])
-        by_fold = {k: self.by_fold(k) for k in sorted({one["fold"] for run in names for one in packed["models"][run]})}
+        names = list(self.packed["runs"])
+        folds = {entry["fold"] for run in names for entry in self.packed["models"][run]}
+        by_fold = {k: self.by_fold(k) for k in sorted(folds)}
         of_runs = [{k: known[name] for k, known in by_fold.items() if name in known} for name in names]
-        return nested_choice.of_folds(nested_choice.from_json(packed["pipeline"], names), of_runs)
+        return nested_choice.of_folds(nested_choice.from_json(self.packed["pipeline"], names), of_runs)
 
 
-def probabilities(bundle: model_bundle.Bundle, scans: list[Scan], **how) -> list[np.ndarray]:
+def models_of(bundle: model_bundle.Bundle, device) -> Load:
+    """Return the function that gives a model of `bundle` by its run and fold: each is loaded once, and kept."""
+    return cache(partial(engine.load, bundle.packed, bundle.open, device, model_bundle.AGAIN))
+
+
+def probabilities(packed: dict, load: Load, scans: list[Scan], **how) -> list[np.ndarray]:
     """Return the ensemble's probabilities of the slices of each scan, float32 (n, 6), NaN for those that aren't read.
 
-    `how` holds the batch_size, the workers and the device of Reader.
+    `packed` and `load` are of one bundle; `how` holds the batch_size, the workers and the device of Reader.
     """
-    frame = resampling.Frame([scan.position for scan in scans], bundle.packed["spacing"])
+    frame = resampling.Frame([scan.position for scan in scans], packed["spacing"])
     pictures = {kind: [png for scan in scans for png in scan.pictures[kind]] for kind in scans[0].pictures}
-    found = Reader(bundle, frame, pictures, **how).blend()
+    found = Reader(packed, load, frame, pictures, **how).blend()
     out = []
     for part, scan in zip(np.split(found, np.cumsum([len(p) for p in frame.positions])[:-1]), scans, strict=True):
         out.append(np.full((len(scan.is_read), len(LABELS)), np.nan, np.float32))
@@ -218,15 +207,16 @@ def reading(of_study: list[series_choice.Series], scan: Scan | None, probability
     return results.Reading(of_study[0].study, scan.series.series, about, rows, probability)
 
 
-def read_studies(bundle: model_bundle.Bundle, pile: series_choice.Pile, **how) -> list[results.Reading]:
+def read_studies(bundle: model_bundle.Bundle, pile: series_choice.Pile, *, device, **how) -> list[results.Reading]:
     """Return what is found in each study of `pile`."""
+    load = models_of(bundle, device)
     kinds = sorted({(kind["size"], kind["crop"]) for kind in bundle.packed["pictures"].values()})
     found, step = list(series_choice.studies(pile).values()), bundle.packed["spacing"]
     bar = cli.progress(found, len(found), "read studies", " studies")
     readings = []
     for part in chunks((of_study, choose(pile.data, of_study, kinds, step)) for of_study in bar):
         scans = [scan for _, scan in part if scan]
-        found = iter(probabilities(bundle, scans, **how) if scans else [])
+        found = iter(probabilities(bundle.packed, load, scans, device=device, **how) if scans else [])
         readings += [reading(of_study, scan, next(found) if scan else None) for of_study, scan in part]
     return readings
 

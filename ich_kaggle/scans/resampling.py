@@ -1,11 +1,73 @@
-"""The slices of several series, and where the second level reads each: at its own, or as far apart as in training."""
+"""Resampling of series to the slice spacing of the training, which the second level reads them at.
+
+Distances are in mm along the normal. Positions are those of one series, ascending; slices at one position, a repeated
+scan, count as one.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import expit
 
 from ich_kaggle.common import runs
 from ich_kaggle.learning import neighbours
-from ich_kaggle.scans import spacing
+
+NEAR = 2**0.5  # a spacing within this factor of another is nearer to it than to its half or its double
+
+
+def firsts(position: np.ndarray) -> np.ndarray:
+    """Return the first row at each different position: int (n_positions,)."""
+    return np.flatnonzero(np.diff(position, prepend=-np.inf) > neighbours.SAME)
+
+
+def gap(position: np.ndarray) -> float:
+    """Return the median distance between neighbouring positions; NaN if there is but one."""
+    gaps = np.diff(position[firsts(position)])
+    return float(np.median(gaps)) if len(gaps) else float("nan")
+
+
+def is_near(found: float, wanted: float) -> bool:
+    """Tell whether two gaps are alike, to NEAR. A series of one position, whose gap is NaN, is like any."""
+    return not abs(np.log(found / wanted)) > np.log(NEAR)
+
+
+def grid(position: np.ndarray, step: float) -> np.ndarray:
+    """Return positions `step` apart from the first of `position` on, the last as near to its last as can be."""
+    n = np.ceil((position[-1] - position[0] - neighbours.SAME) / step - 0.5)
+    return position[0] + step * np.arange(1 + max(n, 0))
+
+
+def interpolate(values: np.ndarray, position: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return `values` (n, ...), which lie at `position`, at the positions `wanted`: linear between two, no further.
+
+    The values at one position are averaged first.
+    """
+    first = firsts(position)
+    count = np.diff(first, append=len(position)).reshape(-1, *[1] * (values.ndim - 1))
+    at, mean = position[first], np.add.reduceat(values.astype(np.float32), first) / count
+    if len(at) == 1:
+        return np.repeat(mean, len(wanted), axis=0).astype(values.dtype)
+    right = np.clip(np.searchsorted(at, wanted), 1, len(at) - 1)
+    share = np.clip((wanted - at[right - 1]) / (at[right] - at[right - 1]), 0, 1).reshape(-1, *count.shape[1:])
+    return ((1 - share) * mean[right - 1] + share * mean[right]).astype(values.dtype)
+
+
+def nearest(position: np.ndarray, offsets: Sequence[int], step: float) -> np.ndarray:
+    """Return for each row the rows of the slices nearest to `offsets` times `step` away: int (n, n_offsets).
+
+    As neighbours.neighbours: never the slice's own position, except past an end, where the last position stands in.
+    """
+    row, first = np.arange(len(position)), firsts(position)
+    at, own = position[first], np.searchsorted(first, row, side="right") - 1
+    columns = []
+    for offset in offsets:
+        wanted = at[own] + offset * step
+        right = np.clip(np.searchsorted(at, wanted), 1, max(1, len(at) - 1))
+        place = right - (wanted - at[right - 1] <= at[right] - wanted) if len(at) > 1 else own
+        low, high = (own + 1, len(at) - 1) if offset > 0 else (0, own - 1) if offset < 0 else (own, own)
+        place = np.clip(np.clip(place, low, high), 0, len(at) - 1)
+        columns.append(np.where(place == own, row, first[place]))
+    return np.stack(columns, axis=1)
 
 
 class Frame:
@@ -13,8 +75,8 @@ class Frame:
 
     def __init__(self, positions: list[np.ndarray], step: float):
         self.positions, self.step = positions, step
-        self.is_near = [spacing.is_near(spacing.gap(position), step) for position in positions]
-        self.grids = [p if near else spacing.grid(p, step) for p, near in zip(positions, self.is_near, strict=True)]
+        self.is_near = [is_near(gap(position), step) for position in positions]
+        self.grids = [p if near else grid(p, step) for p, near in zip(positions, self.is_near, strict=True)]
 
     def neighbours(self, offsets: tuple[int, ...]) -> np.ndarray:
         """Return the rows of the slices that are shown with each slice: int (n, n_offsets)."""
@@ -23,7 +85,7 @@ class Frame:
             if near:
                 rows = neighbours.neighbours(np.zeros(len(position)), position, offsets)
             else:
-                rows = spacing.neighbours(position, offsets, self.step)
+                rows = nearest(position, offsets, self.step)
             parts.append(start + rows)
             start += len(position)
         return np.concatenate(parts)
@@ -50,4 +112,4 @@ class Frame:
     def _move(self, values: np.ndarray, old: list[np.ndarray], new: list[np.ndarray]) -> np.ndarray:
         stops = np.cumsum([len(position) for position in old])[:-1]
         parts = zip(np.split(values, stops), old, new, self.is_near, strict=True)
-        return np.concatenate([part if near else spacing.interpolate(part, a, b) for part, a, b, near in parts])
+        return np.concatenate([part if near else interpolate(part, a, b) for part, a, b, near in parts])

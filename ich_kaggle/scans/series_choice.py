@@ -21,7 +21,7 @@ from pydicom.config import disable_value_validation
 
 from ich_kaggle.common import cli, paths, zip_checks, zip_reader
 from ich_kaggle.dicom import geometry, pixels, tags
-from ich_kaggle.scans import kernel_sharpness, spacing
+from ich_kaggle.scans import resampling
 
 TILTED = 35.0  # degrees; a gantry tilts by 30
 LONGEST = 500.0  # mm: no head and neck is longer
@@ -30,6 +30,20 @@ PREAMBLE = 132  # bytes before the header, the last four of them DICM, PS3.10 7.
 HEAD = re.compile("HEAD|BRAIN|SKULL|CRANI|CEREB|NEURO")  # in BodyPartExamined
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7."  # this SOP class and those below it, PS3.4 B.5
 DICOMDIR = "1.2.840.10008.1.3.10"
+
+# Reconstruction kernels by the names that vendors give them in ConvolutionKernel (0018,1210). Brain is read in smooth
+# ones; those for bone and lung raise the noise that blood hides in. Siemens numbers its kernels by sharpness (H31s,
+# Hr40, B70f; for higher sharpness B50s, B60s, B70s: SOMATOM Sensation, operating instructions); of Toshiba's and
+# Canon's, FC30 to 39, 50 to 59 and 80 to 89 are for bone and lung; GE's and Philips' have names.
+SOFT, UNKNOWN, SHARP = range(3)
+WORDS = {
+    SOFT: {"STANDARD", "STND", "STD", "SOFT", "BRAIN", "SMOOTH", "A", "B", "C", "UA", "UB", "UC"},
+    SHARP: {"BONE", "BONEPLUS", "BONE+", "EDGE", "LUNG", "ULTRA", "SHARP", "D", "E", "L", "YD", "YE"},
+}
+SIEMENS = re.compile(r"[A-Z][A-Z]?(\d\d)[A-Z]?\b")  # H31s, Hr40d, Br59
+SHARP_FROM = 50
+CANON = re.compile(r"FC(\d)\d")
+SHARP_TENS = "358"
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,7 @@ class Series:
 
     @property
     def gap(self) -> float:
-        return spacing.gap(self.position)
+        return resampling.gap(self.position)
 
     def describe(self) -> dict:
         """Return what is told of it; if it is read also which of its files were left aside."""
@@ -215,16 +229,28 @@ def fault(series: Series) -> str:
     return ""
 
 
+def sharpness(kernel: str) -> int:
+    """Return SOFT, UNKNOWN or SHARP of the kernel's name, which may have a second part: `Hr40 3`."""
+    words = set(re.split(r"[\s\\_/-]+", kernel.upper()))
+    if any(word.startswith("BONE") for word in words) or words & WORDS[SHARP]:
+        return SHARP
+    if found := CANON.search(kernel.upper()):
+        return SHARP if found[1] in SHARP_TENS else SOFT
+    if found := SIEMENS.match(kernel.upper()):
+        return SHARP if int(found[1]) >= SHARP_FROM else SOFT
+    return SOFT if words & WORDS[SOFT] else UNKNOWN
+
+
 def _off(series: Series, step: float) -> float:
-    """Return how far the spacing of a series is from `step`: 0 within spacing.NEAR, else in half octaves."""
-    return 0.0 if spacing.is_near(series.gap, step) else round(2 * abs(np.log2(series.gap / step))) / 2
+    """Return how far the spacing of a series is from `step`: 0 within resampling.NEAR, else in half octaves."""
+    return 0.0 if resampling.is_near(series.gap, step) else round(2 * abs(np.log2(series.gap / step))) / 2
 
 
 # What speaks against a series, the gravest first, and how much of it there is: the least is read.
 PREFERENCES: tuple[tuple[str, Callable[[Series, float], object]], ...] = (
     (f"has fewer than {ENOUGH} slices", lambda series, _: len(series.slices) < ENOUGH),
     ("is derived from other images", lambda series, _: not series.slices[0].is_original),
-    ("has a kernel less fit for the brain", lambda series, _: kernel_sharpness.sharpness(series.kernel)),
+    ("has a kernel less fit for the brain", lambda series, _: sharpness(series.kernel)),
     ("has slices less like the training's in distance", _off),
     ("has fewer slices", lambda series, _: -len(series.slices)),
     ("comes later by its id", lambda series, _: series.series),

@@ -4,7 +4,7 @@ Each starts from predictions that are smoothed along z.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -106,28 +106,26 @@ def ask_networks(networks: list, loader, device) -> np.ndarray:
     return np.mean([expit(fit.predict(one, loader, device).astype(float)) for one in networks], axis=0)
 
 
-def ask(
-    embeddings: list[np.ndarray],
-    logits: np.ndarray,
-    position: np.ndarray,
-    number: np.ndarray,
-    *,
-    widths: np.ndarray,
-    networks: list,
-    batch_size: int,
-    device,
-) -> np.ndarray:
-    """Return the probabilities of all slices, (n, 6), by a second level that was fitted elsewhere.
+@dataclass(frozen=True)
+class Fitted:
+    """A fold of a second level that was fitted elsewhere."""
 
-    The first four are as in series_dataset.Inputs; `widths` (6,), in mm, are those of the smoothing, which is the whole
-    second level where there are no `networks`.
-    """
-    probability = smoothing.smooth_labels(expit(logits).mean(axis=1), position, number, widths)
-    if not networks:
-        return probability
-    unknown = np.full(probability.shape, np.nan, np.float32)
-    inputs = series_dataset.Inputs(embeddings, logits, runs.logits(probability), unknown, position, number, number)
-    return ask_networks(networks, series_loader(inputs, np.ones(len(number), bool), batch_size), device)
+    widths: np.ndarray  # (6,), mm, of the smoothing
+    networks: list  # none: the smoothing is the whole second level
+    batch_size: int  # series
+    device: object  # a torch.device
+
+    def ask(
+        self, embeddings: list[np.ndarray], logits: np.ndarray, position: np.ndarray, number: np.ndarray
+    ) -> np.ndarray:
+        """Return the probabilities of all slices, (n, 6); the arguments are as in series_dataset.Inputs."""
+        probability = smoothing.smooth_labels(expit(logits).mean(axis=1), position, number, self.widths)
+        if not self.networks:
+            return probability
+        unknown = np.full(probability.shape, np.nan, np.float32)
+        inputs = series_dataset.Inputs(embeddings, logits, runs.logits(probability), unknown, position, number, number)
+        loader = series_loader(inputs, np.ones(len(number), bool), self.batch_size)
+        return ask_networks(self.networks, loader, self.device)
 
 
 def by_stack(inputs: series_dataset.Inputs, fitted: np.ndarray, options: dict) -> np.ndarray:

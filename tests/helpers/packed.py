@@ -45,9 +45,7 @@ def make(prepared: Path, work: Path) -> None:
     shutil.copytree(prepared, work)
     common = ["--work-dir", str(work)]
     for run, (flags, crop) in SLICE_RUNS.items():
-        options = vars(train.build_parser().parse_args([*common, "--run", run, *SMALL, *flags]))
-        options.pop("recipe")
-        train.train(**options, crop=crop)
+        train.main([*common, "--run", run, *SMALL, *flags, "--crop", crop])
         how = [*common, "--run", run, "--all-slices", "--workers", "0", "--overwrite"]
         predict.main(how)
         for k in range(3):

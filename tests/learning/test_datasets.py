@@ -144,3 +144,13 @@ def test_making_a_loader_draws_nothing_from_the_global_generator(folder):
     before = torch.get_rng_state()
     list(datasets.loader(dataset(folder), 2, 0, seed=0))
     assert (torch.get_rng_state() == before).all()
+
+
+@pytest.mark.parametrize("sizes", [[7], [3, 4], [1, 5, 1], [4, 8]])
+def test_no_batch_crosses_from_a_part_to_the_next_and_each_part_has_the_batches_that_it_has_alone(sizes):
+    found, start = datasets.in_parts(sizes, 3), 0
+    for size in sizes:
+        alone = list(Batches(size, 3))
+        assert found[: len(alone)] == [[(0, start + row) for _, row in batch] for batch in alone]
+        found, start = found[len(alone) :], start + size
+    assert not found

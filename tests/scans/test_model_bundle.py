@@ -12,7 +12,7 @@ from ich_kaggle import ensemble
 from ich_kaggle.common import paths, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
-from ich_kaggle.scans import model_bundle, spacing
+from ich_kaggle.scans import model_bundle, resampling
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_the_spacing_is_the_median_over_the_training_series(bundle, made):
     train = table[table.split == "train"]
     gaps = [np.median(np.diff(part.position)) for _, part in train.groupby("series_id")]
     assert bundle.packed["spacing"] == pytest.approx(np.median(gaps), abs=1e-3)
-    assert spacing.is_near(bundle.packed["spacing"], np.median(gaps))
+    assert resampling.is_near(bundle.packed["spacing"], np.median(gaps))
 
 
 def test_the_thresholds_are_those_of_the_evaluation(bundle, made):
@@ -121,10 +121,9 @@ def test_thresholds_of_other_predictions_are_refused(home):
 
 
 def test_a_stack_is_refused_by_name_where_it_is_only_read_too(home):
-    for k in range(3):
-        path = paths.fold(home, "g", k) / "options.json"
-        content = storage.read_json(path)
-        storage.write_json(path, content | {"options": content["options"] | {"model": "stack"}})
+    path = paths.run(home, "g") / "run.json"
+    content = storage.read_json(path)
+    storage.write_json(path, content | {"settings": content["settings"] | {"model": "stack"}})
     expected = "error: g is a stack, whose boosters aren't kept: blend without it"
     assert refusal(home, "--name", "levels") == expected
 

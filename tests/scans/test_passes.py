@@ -11,7 +11,8 @@ from ich_kaggle import infer, kernel
 from ich_kaggle.common import paths, storage, tables
 from ich_kaggle.common.labels import ANY, LABELS
 from ich_kaggle.kaggle_api import submissions
-from ich_kaggle.scans import passes, test_set
+from ich_kaggle.learning import datasets, slice_model
+from ich_kaggle.scans import model_bundle, passes, test_set
 
 TURNS = ("identity", "1-view"), ("hflip", "2-views")
 
@@ -201,10 +202,18 @@ def test_embeddings_are_removed_once_all_have_read_them(predict, tmp_path):
 
 def test_when_the_time_is_up_no_model_is_loaded_for_a_look(predict, monkeypatch):
     loaded = []
-    load = passes.slice_model.load
-    monkeypatch.setattr(passes.slice_model, "load", lambda *args: loaded.append(1) or load(*args))
+    monkeypatch.setattr(slice_model, "load", lambda *args: loaded.append(args))
     predict(hours=0)
     assert not loaded
+
+
+def test_a_pass_opens_one_loader_for_all_its_chunks(predict, monkeypatch):
+    opened, loader = [], datasets.loader
+    monkeypatch.setattr(datasets, "loader", lambda *args, **how: opened.append(how["sizes"]) or loader(*args, **how))
+    monkeypatch.setattr(passes, "CHUNK", 1)
+    predict()
+    assert len(opened) == 2 * 2 * 3  # runs, views, folds
+    assert all(len(sizes) == 3 and sum(sizes) == 19 for sizes in opened)
 
 
 def test_other_weights_change_the_order_and_not_what_a_pass_is(packed):
@@ -287,6 +296,15 @@ def test_a_list_of_models_that_does_not_fit_together_is_refused_in_one_line(pack
     assert "\n" not in str(error.value)
 
 
+def test_runs_of_different_folds_fit_together(packed, tmp_path):
+    content = test_set.read_models(packed)
+    content["models"]["c"].pop()
+    content["models"]["s"].pop(0)
+    model_bundle.check(content, packed / test_set.MODELS, passes.AGAIN)
+    found = [(one.run, one.fold) for one in passes.plan(content, packed) if one.run in "cs" and one.view == "1-view"]
+    assert sorted(found) == [("c", 0), ("c", 1), ("s", 1), ("s", 2)]
+
+
 @pytest.mark.parametrize("damage", ["cut", "text", "other"])
 def test_a_file_of_a_pass_that_is_damaged_is_named(packed, prepared, tmp_path, damage):
     content = test_set.read_models(packed)
@@ -312,9 +330,9 @@ def test_chunks_are_whole_series():
 def test_a_stack_is_refused_by_the_packing(made, tmp_path):
     home = tmp_path / "home"
     shutil.copytree(made, home)
-    for path in paths.run(home, "s").glob("fold*/options.json"):
-        content = storage.read_json(path)
-        storage.write_json(path, content | {"options": content["options"] | {"model": "stack"}})
+    path = paths.run(home, "s") / "run.json"
+    content = storage.read_json(path)
+    storage.write_json(path, content | {"settings": content["settings"] | {"model": "stack"}})
     with pytest.raises(ValueError, match="s is a stack, whose boosters aren't kept: blend without it"):
         kernel.pack(home, home / "ensemble" / "levels", tmp_path / "out", [])
 

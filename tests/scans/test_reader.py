@@ -10,9 +10,9 @@ import torch
 
 from ich_kaggle.common import paths, tables
 from ich_kaggle.dicom import png
-from ich_kaggle.scans import model_bundle, reader, series_choice, spacing
+from ich_kaggle.scans import engine, model_bundle, reader, resampling, series_choice
 
-HOW = dict(batch_size=16, workers=0, device=torch.device("cpu"))
+CPU = torch.device("cpu")
 STEP = 30.0  # mm
 
 
@@ -52,6 +52,11 @@ def at(scan: reader.Scan, position: np.ndarray, rows: np.ndarray) -> reader.Scan
     return reader.Scan(series, [""] * len(rows), np.ones(len(rows), bool), pictures)
 
 
+def probabilities(bundle: model_bundle.Bundle, scans: list[reader.Scan]) -> list[np.ndarray]:
+    load = reader.models_of(bundle, CPU)
+    return reader.probabilities(bundle.packed, load, scans, batch_size=16, workers=0, device=CPU)
+
+
 def regular(scan: reader.Scan) -> reader.Scan:
     n = len(scan.is_read)
     return at(scan, STEP * np.arange(n), np.arange(n))
@@ -70,10 +75,10 @@ def test_pictures_are_the_cached_ones_bit_by_bit(scanned, made):
 
 
 def test_series_at_the_training_spacing_get_what_the_pipeline_gives(scanned, bundle, made):
-    assert all(spacing.is_near(scan.series.gap, bundle.packed["spacing"]) for scan in scanned)
+    assert all(resampling.is_near(scan.series.gap, bundle.packed["spacing"]) for scan in scanned)
     ids = [one.slice_id for scan in scanned for one in scan.series.slices]
     expected = tables.read_predictions(made / "ensemble" / bundle.packed["ensemble"] / "test.parquet", np.array(ids))
-    found = np.concatenate(reader.probabilities(bundle, scanned, **HOW))
+    found = np.concatenate(probabilities(bundle, scanned))
     assert expected[:, :5].std(axis=0).min() > 0.02
     # A batch of another size changes the last bits of embeddings, which second levels read rounded to float16.
     atol = 1e-4 if bundle.packed["ensemble"] == "levels" else 2e-6
@@ -81,13 +86,13 @@ def test_series_at_the_training_spacing_get_what_the_pipeline_gives(scanned, bun
 
 
 def test_a_scan_is_read_the_same_alone_and_among_others(scanned, bundle):
-    together = reader.probabilities(bundle, scanned, **HOW)
+    together = probabilities(bundle, scanned)
     for scan, expected in zip(scanned, together, strict=True):
-        np.testing.assert_allclose(reader.probabilities(bundle, [scan], **HOW)[0], expected, atol=2e-6)
+        np.testing.assert_allclose(probabilities(bundle, [scan])[0], expected, atol=2e-6)
 
 
 def test_read_twice_a_scan_gets_the_same_bits(scanned, bundle):
-    first, second = (reader.probabilities(bundle, scanned, **HOW) for _ in range(2))
+    first, second = (probabilities(bundle, scanned) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -97,10 +102,10 @@ def test_a_series_repeated_at_a_part_of_the_spacing_keeps_its_predictions(scanne
     n = len(scan.is_read)
     rows = np.repeat(np.arange(n), times)[: times * (n - 1) + 1]
     dense = at(scan, STEP / times * np.arange(len(rows)), rows)
-    assert not spacing.is_near(dense.series.gap, STEP)
-    expected, found = (reader.probabilities(bundle, [one], **HOW)[0] for one in (scan, dense))
+    assert not resampling.is_near(dense.series.gap, STEP)
+    expected, found = (probabilities(bundle, [one])[0] for one in (scan, dense))
     np.testing.assert_allclose(found[::times], expected, atol=1e-4)
-    as_it_is = reader.probabilities(spaced(bundle, STEP / times), [dense], **HOW)[0]
+    as_it_is = probabilities(spaced(bundle, STEP / times), [dense])[0]
     assert np.abs(as_it_is[::times] - expected).max() > 0.01
 
 
@@ -114,7 +119,7 @@ def test_a_series_made_denser_by_slices_between_keeps_its_predictions(scanned, b
             png.encode(((a.astype(int) + b) // 2).astype(np.uint8)) for a, b in zip(shown, shown[1:], strict=False)
         ]
         dense.pictures[kind][1::2] = halfway
-    expected, found = (reader.probabilities(bundle, [one], **HOW)[0] for one in (scan, dense))
+    expected, found = (probabilities(bundle, [one])[0] for one in (scan, dense))
     np.testing.assert_allclose(found[::2], expected, atol=1e-4)
 
 
@@ -122,8 +127,8 @@ def test_dense_and_ordinary_scans_can_be_read_together(scanned, bundle):
     bundle = spaced(bundle, STEP)
     scan = regular(scanned[0])
     dense = at(scan, STEP / 2 * np.arange(len(scan.is_read)), np.arange(len(scan.is_read)))
-    apart = [reader.probabilities(bundle, [one], **HOW)[0] for one in (scan, dense)]
-    for found, expected in zip(reader.probabilities(bundle, [scan, dense], **HOW), apart, strict=True):
+    apart = [probabilities(bundle, [one])[0] for one in (scan, dense)]
+    for found, expected in zip(probabilities(bundle, [scan, dense]), apart, strict=True):
         np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
@@ -159,11 +164,11 @@ def test_a_slice_that_can_not_be_read_is_left_out_and_the_others_are_read_withou
     scan, _ = chosen(series_folder, monkeypatch, 0.2)
     assert scan.is_read.tolist() == [row != 2 for row in range(len(series[0].slices))]
     assert scan.notes[2].startswith("truncated: ")
-    found = reader.probabilities(bundle, [scan], **HOW)[0]
+    found = probabilities(bundle, [scan])[0]
     assert np.isnan(found[2]).all()
     (series_folder / broken.file).unlink()
     without, _ = chosen(series_folder, monkeypatch, 0.2)
-    expected = reader.probabilities(bundle, [without], **HOW)[0]
+    expected = probabilities(bundle, [without])[0]
     assert np.array_equal(found[scan.is_read], expected)
 
 
@@ -200,6 +205,20 @@ def test_a_blank_slice_is_read_and_noted(series_folder, monkeypatch):
     scan, _ = chosen(series_folder, monkeypatch, 0.1)
     assert scan.is_read.all()
     assert scan.notes[0] == "constant: every pixel has one value"
+
+
+def test_each_model_is_loaded_once_for_all_chunks(competition, made, monkeypatch):
+    bundle, pile = model_bundle.read(made.parent / "levels.zip"), series_choice.read(test_folder(competition))
+    how = dict(batch_size=4, workers=0, device=CPU)
+    whole = reader.read_studies(bundle, pile, **how)
+    loaded, load = [], engine.load
+    monkeypatch.setattr(engine, "load", lambda *args: loaded.append(args[-2:]) or load(*args))
+    monkeypatch.setattr(reader, "CHUNK", 1)
+    found = reader.read_studies(bundle, pile, **how)
+    assert len(found) == 3
+    assert sorted(loaded) == [(run, k) for run in "abcgs" for k in range(3)]
+    for one, expected in zip(found, whole, strict=True):
+        np.testing.assert_allclose(one.probability, expected.probability, atol=1e-4)
 
 
 def test_studies_are_read_in_chunks_of_whole_studies(monkeypatch):

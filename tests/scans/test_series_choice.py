@@ -299,3 +299,27 @@ def test_studies_are_told_apart(tmp_path):
     write_series(tmp_path / "a", 2, "2.25.30", StudyInstanceUID="2.25.200")
     write_series(tmp_path / "b", 2, "2.25.31", StudyInstanceUID="2.25.201")
     assert list(series_choice.studies(series_choice.read(tmp_path))) == ["2.25.200", "2.25.201"]
+
+
+# Kernels.
+
+
+@pytest.mark.parametrize("kernel", ["H31s", "J40s", "Hr40d 3", "Br36", "STANDARD", "Soft", "FC26", "FC68", "UB", "B"])
+def test_kernels_for_the_brain_are_soft(kernel):
+    assert series_choice.sharpness(kernel) == series_choice.SOFT
+
+
+@pytest.mark.parametrize(
+    "kernel", ["H70h", "B60s", "Hr59", "BONE", "BONEPLUS", "Bone 2", "LUNG", "EDGE", "FC30", "FC81"]
+)
+def test_kernels_for_bone_and_lung_are_sharp(kernel):
+    assert series_choice.sharpness(kernel) == series_choice.SHARP
+
+
+@pytest.mark.parametrize("kernel", ["", "DETAIL", "7", "something else"])
+def test_of_the_others_nothing_is_said(kernel):
+    assert series_choice.sharpness(kernel) == series_choice.UNKNOWN
+
+
+def test_what_is_not_known_stands_between():
+    assert series_choice.SOFT < series_choice.UNKNOWN < series_choice.SHARP
