@@ -129,14 +129,14 @@ def next_command(work_dir: Path, submissions_dir: Path) -> str:
             return run.resume(k)
     if not any(run.finished for run in found):
         return "python -m ich_kaggle.train --fold 0"
-    if not any(submissions_dir.glob("2*.csv")):  # named by their time
+    if not (history := submissions_dir / "history.csv").exists():  # a dry run leaves none
         return "python -m ich_kaggle.submit"
     for run in found:
         for k in sorted(set(all_folds) - set(run.finished)):
             return run.resume(k)
-    files = (path for run in found for k in run.predicted for path in [run.fold(k) / "predict.json"])
-    newest, sent = (max(path.stat().st_mtime for path in some) for some in (files, submissions_dir.glob("2*.csv")))
-    return f"python -m ich_kaggle.{'submit' if newest > sent else 'report'}"
+    times = ((run.fold(k) / "predict.json").stat().st_mtime for run in found for k in run.predicted)
+    predicted = max(times, default=0.0)
+    return f"python -m ich_kaggle.{'submit' if predicted > history.stat().st_mtime else 'report'}"
 
 
 def overview(*, work_dir: Path, submissions_dir: Path) -> None:

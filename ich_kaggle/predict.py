@@ -22,7 +22,9 @@ def predict(
 ) -> None:
     project = Project(data_dir, work_dir, workers)
     patient_folds.ensure(project)
-    predictions.predict_run(project, run or project.only_run(), fold, **how)
+    this = project.run(run or project.only_run())
+    cli.say(project.describe(this, project.finished(this, fold)))
+    predictions.predict_run(project, this.name, fold, **how)
 
 
 def build_parser():

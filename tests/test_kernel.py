@@ -539,12 +539,13 @@ def test_a_run_cut_short_and_gone_on_from_ends_in_the_same_bytes(predict, packed
     make, made = fit.outputs, []
 
     def stop_in_the_third_chunk(*args, **options):
-        made.append(1)
-        if len(made) == 3:
-            raise KeyboardInterrupt
-        return make(*args, **options)
+        for part in make(*args, **options):
+            made.append(1)
+            if len(made) == 3:
+                raise KeyboardInterrupt
+            yield part
 
-    monkeypatch.setattr(passes.learning_fit, "outputs", stop_in_the_third_chunk)
+    monkeypatch.setattr(fit, "outputs", stop_in_the_third_chunk)
     with pytest.raises(KeyboardInterrupt):
         predict()
     assert out.exists()

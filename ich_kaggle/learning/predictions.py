@@ -131,7 +131,6 @@ def predict_run(
     if run.is_second_level:
         raise ValueError(f"{run.folder} is a second level: run python -m ich_kaggle.sequence --run {name}")
     project.check_same(run)
-    cli.say(project.describe(run, chosen))
     views = agree_on_views(run, chosen if overwrite else [k for k in chosen if k not in run.predicted], views)
     for k in chosen:
         folder = run.fold(k)
