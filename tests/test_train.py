@@ -129,7 +129,7 @@ def test_a_run_on_the_cropped_cache_trains_and_predicts_from_that_cache_alone(wo
     settings = Run(work, "a").settings
     assert (settings["crop"], settings["cache_size"]) == ("study", 64)
     assert slice_model.load(work / "runs" / "a" / "fold0" / "model.pt").config.crop == "study"
-    assert "made with crop study, not none" in refused(work, "--fold", "0", "--epochs", "1")
+    assert "made with crop study, not none" in refused(work, "--fold", "0", "--crop", "none")
 
 
 def test_a_batch_of_three_slices_is_the_window_of_each_neighbour(work):
