@@ -224,34 +224,37 @@ def read_studies(bundle: model_bundle.Bundle, pile: series_choice.Pile, *, devic
     return readings
 
 
-def predict(
-    path: Path,
-    bundle: Path,
-    out: Path,
-    *,
-    rule: str,
-    batch_size: int | None = None,
-    device: str = "auto",
-    workers: int = 1,
-    overwrite: bool = False,
-    report: bool = False,
-) -> None:
-    """Write the predictions of the models in `bundle` for the DICOM files in `path` into the folder `out`.
-
-    With `report`, a page that shows them is written as well. Raises ValueError if no series can be read, or if
-    predictions or a page exist.
-    """
+def check_output(out: Path, overwrite: bool, report: bool) -> None:
+    """Raise ValueError if predictions or a page in `out` would be overwritten, or a page would become outdated."""
     done, page = out / results.DONE, page_module.index(out)
     for there in (done, page) if report else (done,):
         if there.exists() and not overwrite:
             raise ValueError(f"{there} exists: give another --out, or --overwrite")
     if done.exists() and page.exists() and not report:
         raise ValueError(f"{page} shows the predictions to be overwritten: give --report as well, or remove it")
+
+
+def predict(
+    path: Path,
+    bundle: Path,
+    out: Path,
+    *,
+    rule: str,
+    overwrite: bool = False,
+    report: bool = False,
+    device: str = "auto",
+    **how,
+) -> None:
+    """Write the predictions of the models in `bundle` for the DICOM files in `path` into the folder `out`.
+
+    With `report`, a page that shows them is written as well. `how` holds the batch_size and the workers of Reader.
+    Raises ValueError if no series can be read, and as `check_output` does.
+    """
+    check_output(out, overwrite, report)
     opened = model_bundle.read(bundle)
     results.chosen_thresholds(opened.packed, "slices", rule)
     pile = series_choice.read(path, skip=out)
-    on = devices.pick_device(device)
-    readings = read_studies(opened, pile, batch_size=batch_size, workers=workers, device=on)
+    readings = read_studies(opened, pile, device=devices.pick_device(device), **how)
     if not any(part.chosen for part in readings):
         raise ValueError(f"{path}: no axial head CT series: {results.refusals(readings, pile.passed_over)}")
     about = results.about(
