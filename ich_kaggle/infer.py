@@ -1,14 +1,14 @@
-"""Predict the test slices with models that were packed elsewhere, in the time there is, and write the submission.
+"""Predict the test slices with packed models within a time limit, and write the submission.
 
-A pass is one model on one view of all test slices. The passes are made in this order, as many as there is time for:
-the first view of every model before the second view of any; the run of the greatest ensemble weight first, a second
-level behind those that it reads, which weigh what it weighs; the folds of a run from the first to the last. So what is
-left out is views first, then runs. What a pass had done when the time was up counts, and is gone on from by the same
-command. A slice that no pass has seen gets the mean of each label.
+A pass is one model on one view of all test slices. As many passes are made as the time allows, in this order: the first
+view of every model before the second view of any; the run with the greatest ensemble weight first; a second level after
+the runs that it reads, to which its weight is added; the folds of a run in ascending order. If time is short, views are
+left out first, then runs. The finished part of an interrupted pass counts, and the same command resumes it. A slice
+that no pass has seen gets the mean of each label.
 
 Reads:   the folder that `python -m ich_kaggle.kernel weights` packs, stage_2_sample_submission.csv, stage_2_test/
-Writes:  submission.csv, verified (at once, with the means alone; then anew after each pass), partial/ beside it
-         (logits, a file a pass), the work folder (slice table and cache of the test slices alone, embeddings that a
+Writes:  submission.csv, verified (first with the means alone, then after each pass), partial/ beside it
+         (logits, one file per pass), the work folder (slice table and cache of the test slices only, embeddings that a
          second level reads)
 Example: python -m ich_kaggle.infer --models /kaggle/input/datasets/NAME/ich-models --hours 8
 """
@@ -59,9 +59,9 @@ def infer(
 
     began = now()
     test_set.write(out, work_dir, data, table.slice_id, test_set.blend(packed, work.values, len(table)))
-    budget.end -= 2 * (now() - began)  # for the last time it is written
+    budget.end -= 2 * (now() - began)  # reserved for writing the submission once more
     how = dict(cached=cached, batch_size=batch_size, workers=workers, device=on)
-    for again, one in itertools.product((False, True), planned):  # what was lost once nothing else is left to make
+    for again, one in itertools.product((False, True), planned):  # lost embeddings are made again last
         if work.make(one, budget, again=again, **how):
             test_set.write(out, work_dir, data, table.slice_id, test_set.blend(packed, work.values, len(table)))
             n, ms, left = work.n_done(one), 1000 * budget.rates[one.run], profiling.duration(budget.left)
@@ -72,9 +72,9 @@ def infer(
 def build_parser():
     flags = ("--data-dir", "--work-dir", "--batch-size", "--device", "--workers")
     parser = cli.command(__doc__, *flags, work_dir=TEST_ONLY, batch_size=64)
-    parser.add_argument("--models", dest="models_dir", type=Path, required=True, help="the folder of the models")
-    parser.add_argument("--hours", type=cli.within(0), default=8.0, help="time for all of it")
-    parser.add_argument("--out", type=Path, default=Path("submission.csv"), help="the submission")
+    parser.add_argument("--models", dest="models_dir", type=Path, required=True, help="folder of the packed models")
+    parser.add_argument("--hours", type=cli.within(0), default=8.0, help="time limit of the command")
+    parser.add_argument("--out", type=Path, default=Path("submission.csv"), help="submission to write")
     return parser
 
 

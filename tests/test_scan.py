@@ -204,7 +204,7 @@ def test_a_rule_that_the_models_lack_is_named_before_anything_is_read(study, mod
 def test_predictions_that_are_there_are_kept_unless_overwritten(study, model, tmp_path):
     run(study, model, tmp_path / "out")
     message = refusal("--dicom", study, "--models", model, "--out", tmp_path / "out")
-    assert message == f"error: {tmp_path / 'out' / 'predictions.json'} is there: give another --out, or --overwrite"
+    assert message == f"error: {tmp_path / 'out' / 'predictions.json'} exists: give another --out, or --overwrite"
     run(study, model, tmp_path / "out", "--overwrite")
 
 

@@ -1,4 +1,4 @@
-"""What the loaders read: slices from the cache."""
+"""Data sets and batches of cached slices."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,8 +16,8 @@ class SliceDataset(Dataset):
     """Cached slices: uint8 (size, size, c), their target float32 (6,), and their row.
 
     `beside` (n, k) are the rows whose `channels` an image is made of, in turn; with `n_targets` of k the target is
-    theirs, (k, 6). `swap` is how often the two are turned round. An item is asked for as (epoch, row): what
-    `move(image, rng)` draws for it depends on nothing else but the seed.
+    theirs, (k, 6). `swap` is the probability of reversing their order. An item is indexed by (epoch, row): the random
+    numbers of `move(image, rng)` depend on these and the seed only.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class SliceDataset(Dataset):
         return image.reshape(*image.shape[:2], -1)
 
     def read(self, row: int) -> np.ndarray:
-        """Return the cached image of a row. Raises ValueError naming a file that is damaged and how to mend it."""
+        """Return the cached image of a row. Raises ValueError naming a damaged file and its remedy."""
         path = paths.cached(self.folder, self.slice_ids[row].decode())
         try:
             return png.read(path)
@@ -78,9 +78,9 @@ class SliceDataset(Dataset):
 class Batches:
     """The batches of an epoch, as lists of (epoch, row): shuffled by seed and epoch, all of nearly one size.
 
-    `draw(rng)` gives the rows of an epoch, in random order (none: all of them). Of several processes, `shard` (which,
-    of how many), each takes its part of every batch; without a seed, its part of the rows: none is dropped or doubled.
-    `epoch` and `start` (the first batch) may be set between epochs, so that a run can go on where it stopped.
+    `draw(rng)` gives the rows of an epoch, in random order (None: all rows). Each of several processes, `shard` (rank,
+    number), takes its part of every batch, or without a seed its part of the rows: none is dropped or doubled. `epoch`
+    and `start` (the first batch) may be set between epochs, so that a run can resume.
     """
 
     def __init__(

@@ -32,8 +32,8 @@ def run_model(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield logits, float32 (n, 6), and embeddings, float16 (n, d), batch by batch, each a mean over `views`.
 
-    With `sizes`, the slices come in parts of so many; the batches of `loader` keep to them (`datasets.in_parts`).
-    Nothing follows, and an unfinished part is dropped, once a batch ends late.
+    With `sizes`, they come part by part instead: `sizes` are the numbers of slices of the parts, which the batches of
+    `loader` respect (`datasets.in_parts`). Once `is_late()` after a batch, the iterator ends and drops that part.
     """
     with closing(fit.outputs(model, loader, device, [augment.VIEWS[view] for view in views], what)) as batches:
         if sizes is None:
@@ -60,7 +60,7 @@ def predict_rows(
     device,
     embeddings: Path,
 ) -> np.ndarray:
-    """Return the probabilities, float32 (n_slices, 6), of the slices `rows` that `loader` gives; NaN for the others.
+    """Return the probabilities, float32 (n_slices, 6), of the slices `rows` of `loader`; NaN for the others.
 
     Their embeddings are written to the file `embeddings`, float16 (n_slices, d).
     """
@@ -83,7 +83,7 @@ def predict_rows(
 def predict_fold(
     project: Project, run: runs.Run, k: int, *, views: list[str], all_slices: bool, batch_size: int, device
 ) -> None:
-    """Write the predictions of fold `k`'s model into its folder."""
+    """Write the predictions of the model of fold `k` into its folder."""
     folder, table, fold = run.fold(k), project.slices, project.fold
     model = slice_model.load(folder / "model.pt", device)
     cache_dir = picture_cache.ensure(project, model.config.cache_size, model.config.crop)
@@ -125,7 +125,7 @@ def predict_run(
     device: str = "auto",
     overwrite: bool = False,
 ) -> None:
-    """Predict with the finished folds of a run, those left out that have been predicted with these settings."""
+    """Predict with the finished folds of a run, except those already predicted with the same settings."""
     run = project.run(name)
     chosen = project.finished(run, fold)
     if run.is_second_level:
@@ -148,7 +148,10 @@ def predict_run(
 
 
 def ensure(project: Project, run: runs.Run, chosen: list[int], *, all_slices: bool = False) -> None:
-    """Predict with those `chosen` folds of `run` that have not. Raises FileNotFoundError for a second level's."""
+    """Predict with those `chosen` folds of `run` that lack predictions.
+
+    Raises FileNotFoundError for an unfinished fold of a second level.
+    """
     missing = [k for k in chosen if k not in run.predicted]
     if missing and run.is_second_level:
         done = run.fold(missing[0]) / "predict.json"

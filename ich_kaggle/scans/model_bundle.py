@@ -1,9 +1,9 @@
-"""The models of an ensemble with all that it takes to use them elsewhere: as files to put in a folder, or as one file.
+"""The models of an ensemble, packed for use elsewhere: as files for a folder, or as one file, a bundle.
 
-What lists them, models.json, holds the ensemble's `runs` with their weights, the `pipeline` that blends them, the
-`mean` of each label, and by run `models` (fold, file, hash; of a second level the widths and what it reads), `options`,
-`pictures` (cache size, crop), `views` and `made_with`. One file, a bundle, also says the `spacing` of the training
-series (mm), the `thresholds`, the `aggregate` of a study's slices, and what it is for.
+The manifest, models.json, holds the ensemble's `runs` with their weights, the `pipeline` that blends them, the `mean`
+of each label, and by run `models` (fold, file, hash; for a second level also the widths and the files it reads),
+`options`, `pictures` (cache size, crop), `views` and `made_with`. A bundle also holds the `spacing` of the training
+series (mm), the `thresholds`, the `aggregate` of a study's slices, and the intended use.
 """
 
 import hashlib
@@ -50,14 +50,14 @@ def choose_ensemble(work_dir: Path, name: str | None, flag: str = "--name") -> P
 
 
 def kept(ensemble: Path, least: float = 0.0) -> dict[str, float]:
-    """Return the runs of `ensemble` that weigh more than `least` in any label, with their weights."""
+    """Return the runs of `ensemble` whose weight exceeds `least` for some label, with their weights."""
     scores = storage.read_json(ensemble / "weights.json")
     weights = scores["pipeline"]["weights"]
     return {run: weight for run, weight in scores["runs"].items() if np.abs(weights[run]).max() > least}
 
 
 def needed(work_dir: Path, names: list[str]) -> list[str]:
-    """Return `names` of runs and all that they read, each behind those that it reads."""
+    """Return `names` of runs and of all runs that they read, each after those that it reads."""
     found = []
     for name in names:
         found += needed(work_dir, Run(work_dir, name).settings.get("on", [])) + [name]
@@ -65,10 +65,10 @@ def needed(work_dir: Path, names: list[str]) -> list[str]:
 
 
 def gather(work_dir: Path, ensemble: Path, names: dict[str, float]) -> tuple[dict, dict[str, Path]]:
-    """Return what lists the models of the runs called `names`, those `kept` of `ensemble`, and each file by its name.
+    """Return the manifest of the runs called `names`, those `kept` of `ensemble`, and each file by its name.
 
-    Raises FileNotFoundError naming a model that is missing, ValueError naming a run that has changed since it was
-    blended, or one whose models aren't kept.
+    Raises FileNotFoundError naming a missing model, ValueError naming a run that has changed since it was blended, or
+    one whose models are not saved.
     """
     scores = storage.read_json(ensemble / "weights.json")
     packed = {"ensemble": ensemble.name, "runs": names, "pipeline": scores["pipeline"], "models": {}, "options": {}}
@@ -90,7 +90,7 @@ def gather(work_dir: Path, ensemble: Path, names: dict[str, float]) -> tuple[dic
 
 
 def folds_to_pack(work_dir: Path, blended: dict[str, list[int]]) -> dict[str, list[int]]:
-    """Return the folds of each run that is blended, or read by one that is, of whose models some are needed."""
+    """Return the folds needed of each run that is `blended`, or read by one that is."""
     wanted = {name: set(folds) for name, folds in blended.items()}
     for name in reversed(needed(work_dir, list(blended))):
         for read in Run(work_dir, name).settings.get("on", []):
@@ -172,7 +172,7 @@ def read_thresholds(ensemble: Path, nested: Path) -> dict:
 
 
 def write_zip(path: Path, packed: dict, files: dict[str, Path]) -> None:
-    """Write a zip of `files` and of what lists them, stored, sorted by name and without times."""
+    """Write a zip of `files` and their manifest: stored, sorted by name, without times."""
     with storage.writing(path) as temporary, zipfile.ZipFile(temporary, "w") as zipped:
         listing = (json.dumps(packed, indent=1) + "\n").encode()
         for name in sorted([*files, MANIFEST]):
@@ -188,7 +188,10 @@ def write_zip(path: Path, packed: dict, files: dict[str, Path]) -> None:
 
 
 def check(packed: dict, path: Path, again: str) -> None:
-    """Raise ValueError naming `path` and what to do `again`, if what lists the models there does not fit together."""
+    """Raise ValueError naming `path` and the remedy `again`, if the manifest there is inconsistent.
+
+    The runs may have different folds, but a second level has no fold that one of the runs it reads lacks.
+    """
     try:
         before, folds = [], {run: [entry["fold"] for entry in entries] for run, entries in packed["models"].items()}
         for run, entries in packed["models"].items():
@@ -206,7 +209,7 @@ def check(packed: dict, path: Path, again: str) -> None:
 
 
 def _fits(packed: dict, run: str, entries: list[dict], before: list[str]) -> bool:
-    """Tell whether the models of `run` are as its options say; a second level reads runs listed `before` it."""
+    """Return whether the models of `run` match its options; a second level reads runs listed `before` it."""
     options, has_file = packed["options"][run], ["file" in entry for entry in entries]
     if "on" not in options:
         return all(has_file) and len(packed["views"][run]) > 0 and packed["pictures"][run].keys() == {"size", "crop"}
@@ -231,7 +234,7 @@ def _check_blend(packed: dict) -> None:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What `export` wrote, its members checked."""
+    """A file that `export` wrote, with its members checked."""
 
     path: Path
     packed: dict
@@ -249,7 +252,7 @@ def _content(path: Path, member: zip_reader.Member) -> bytes:
 
 
 def read(path: Path) -> Bundle:
-    """Return the bundle in `path`. Raises ValueError saying what is wrong with it, by the hash of a damaged member."""
+    """Return the bundle in `path`. Raises ValueError naming its fault; a damaged member is found by its hash."""
     again = "make it with python -m ich_kaggle.ensemble --export"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file: give the one that python -m ich_kaggle.ensemble --export makes")

@@ -1,4 +1,4 @@
-"""The page of what was read in a pile: its studies to leaf through, with what was found, where no truth is known."""
+"""The page of a scan: the studies to leaf through, with their predictions; no ground truth is needed."""
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -19,12 +19,12 @@ def index(out: Path) -> Path:
 
 
 def by_label(values: dict | None) -> list:
-    """Return `values`, by label, in the order of the labels; None for each where there are none."""
+    """Return `values` as a list in the order of the labels; Nones if `values` is None."""
     return [None if values is None else values[label] for label in LABELS]
 
 
 def why_read(found: dict) -> str:
-    """Return why the series of a study that was read is the one."""
+    """Return the reason why a series of a study was chosen."""
     n_others = len(found["series"]) - 1
     if not found["read"]:
         return "none of its series can be read"
@@ -32,7 +32,7 @@ def why_read(found: dict) -> str:
 
 
 def summary(found: dict) -> dict:
-    """Return what the list of studies says of one of results.content."""
+    """Return the row of a study, one of results.content, in the list of studies."""
     return {
         "id": found["study"],
         "series": found["read"],
@@ -77,7 +77,7 @@ def study(found: dict, data: paths.Data, members: Members, size: int) -> app.Stu
 def write(
     out: Path, readings: list[results.Reading], data: paths.Data, members: Members, packed: dict, rule: str
 ) -> None:
-    """Write the page of `readings` into `out`, a study at a time; `members` says where each slice is in `data`."""
+    """Write the page of `readings` into `out`, study by study; `members` locates each slice in `data`."""
     found = results.content(readings, packed, rule)
     size = max(kind["size"] for kind in packed["pictures"].values())
     content = {

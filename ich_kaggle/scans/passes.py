@@ -1,7 +1,7 @@
-"""Passes over slices with the models of an ensemble, as many as there is time for, each kept in a file.
+"""Passes over slices with the models of an ensemble, as many as the time allows, each kept in a file.
 
-A pass is a slice model on one view of all slices, or a second level on what the passes it reads have made of them. What
-a pass had done when the time was up is gone on from.
+A pass is a slice model on one view of all slices, or a second level on the results of the passes that it reads. A pass
+that was cut short is resumed.
 """
 
 import hashlib
@@ -22,15 +22,15 @@ from ich_kaggle.learning import augment, predictions, tasks
 from ich_kaggle.scans import engine, model_bundle
 
 AGAIN = "pack it again with python -m ich_kaggle.kernel weights"
-CHUNK = 2048  # slices, and the rest of their series: what is done of a pass is kept in steps of it
+CHUNK = 2048  # slices, and the rest of their series: a pass is saved after each chunk
 
 
 class Pass(NamedTuple):
     run: str
     fold: int
-    view: str  # of a second level: of how many views it reads
+    view: str  # of a second level: the number of views that it reads
     path: Path | None  # of the model; a smoothing has none
-    digest: str  # of all that it is made by
+    digest: str  # of the model, its settings, and the passes that it reads
     reads: tuple["Pass", ...] = ()
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ class Pass(NamedTuple):
 
 @dataclass
 class Budget:
-    """The time until `end`, and what a slice has taken each run: s, by the clock `now`."""
+    """The time until `end` by the clock `now`, and the time per slice of each run, in seconds."""
 
     end: float
     now: Callable[[], float]
@@ -54,7 +54,7 @@ class Budget:
 
 
 def plan(packed: dict, folder: Path) -> list[Pass]:
-    """Return all passes of the runs `packed` in `folder`, in the order in which they are made."""
+    """Return all passes of the runs `packed` in `folder`, in the order of execution."""
     passes = []
     for turn in range(max(map(len, packed["views"].values()))):
         for run in by_weight(packed):
@@ -64,9 +64,9 @@ def plan(packed: dict, folder: Path) -> list[Pass]:
 
 
 def by_weight(packed: dict) -> list[str]:
-    """Return all runs, those of the greatest weight first. What a second level weighs, the runs it reads weigh too."""
+    """Return all runs by descending weight. The weight of a second level is added to that of the runs that it reads."""
     weight = dict.fromkeys(packed["models"], 0.0) | {run: abs(part) for run, part in packed["runs"].items()}
-    for run in reversed(packed["models"]):  # each stands behind those that it reads
+    for run in reversed(packed["models"]):  # each is listed after those that it reads
         for read in packed["options"][run].get("on", []):
             weight[read] += weight[run]
     return sorted(weight, key=lambda run: -weight[run])
@@ -82,7 +82,7 @@ def new_pass(packed: dict, folder: Path, run: str, entry: dict, turn: int, befor
     if not on:
         if (view := packed["views"][run][turn]) not in augment.VIEWS:
             raise ValueError(
-                f"{folder / model_bundle.MANIFEST}: {run} has seen a view {view}, which is unknown: {AGAIN}"
+                f"{folder / model_bundle.MANIFEST}: {run} was predicted with the unknown view {view}: {AGAIN}"
             )
         return Pass(run, entry["fold"], view, path, entry["hash"])
     reads = tuple(one for one in before if one.run in on and one.fold == entry["fold"])
@@ -92,7 +92,7 @@ def new_pass(packed: dict, folder: Path, run: str, entry: dict, turn: int, befor
 
 
 def chunks(series_id: np.ndarray, size: int) -> list[slice]:
-    """Return the rows in ranges of whole series, `size` rows or a little more in each but the last."""
+    """Return the rows in ranges of whole series, each but the last of `size` rows or slightly more."""
     series_id = np.asarray(series_id)
     stops = [0]
     for stop in np.flatnonzero(np.append(series_id[1:] != series_id[:-1], True)) + 1:
@@ -109,10 +109,10 @@ def mean_of_known(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def said(values: dict[Pass, np.ndarray], run: str, k: int, rows: slice = slice(None)) -> np.ndarray:
-    """Return the probabilities of `rows` by the models of fold `k` of `run`, (n, 6), NaN where it has not been.
+    """Return the probabilities of `rows` by the model of fold `k` of `run`, (n, 6), NaN where no pass has seen a slice.
 
-    `values` holds the logits of slice models, whose mean over the views counts, and the probabilities of second levels,
-    whose last count.
+    `values` holds the logits of slice models, of which the mean over the views is taken, and the probabilities of
+    second levels, of which the last is taken.
     """
     of_run = {one: part[rows] for one, part in values.items() if (one.run, one.fold) == (run, k)}
     if not any(one.reads for one in of_run):
@@ -125,10 +125,10 @@ def said(values: dict[Pass, np.ndarray], run: str, k: int, rows: slice = slice(N
 
 
 class Work:
-    """What passes have made of the slices of `table`, in files that are named after what they are made by and of.
+    """The results of passes over the slices of `table`, in files named after the models and the slices.
 
-    `values` are logits, of second levels probabilities, float32 (n_slices, 6) in `folder`, NaN where a pass has not
-    been. The embeddings that a network is still to read, float16 (n_slices, d), are in `scratch`.
+    `values` are logits, or probabilities of second levels, float32 (n_slices, 6) in `folder`, NaN where a pass has not
+    seen a slice. The embeddings that some network has yet to read, float16 (n_slices, d), are in `scratch`.
     """
 
     def __init__(self, packed: dict, passes: list[Pass], table: pd.DataFrame, folder: Path, scratch: Path):
@@ -150,9 +150,9 @@ class Work:
         return one.path is not None and self.options(one).get("features") == "fold"
 
     def opened(self, path: Path, width: int | None, dtype: type) -> np.ndarray:
-        """Return the array (n_slices, width) in the file `path`, which is made if it is missing.
+        """Return the array (n_slices, width) in the file `path`, which is created if it is missing.
 
-        Raises ValueError naming a file that holds something else.
+        Raises ValueError naming a file that is damaged or of another shape or type.
         """
         if not path.exists():
             with storage.writing(path) as temporary, temporary.open("wb") as file:
@@ -176,7 +176,7 @@ class Work:
         return ~np.isnan(self.embeddings(one)[:, 0])
 
     def still_to_be_read(self, one: Pass) -> np.ndarray:
-        """Tell the embeddings of which slices some network has not read yet: bool (n_slices,)."""
+        """Return for each slice whether some network has yet to read its embedding: bool (n_slices,)."""
         return ~np.all([self.is_done(reader) for reader in self.readers[one]], axis=0)
 
     def is_done(self, one: Pass, rows: slice = slice(None)) -> np.ndarray:
@@ -193,10 +193,10 @@ class Work:
         return all(self.is_whole(read, rows) for read in one.reads)
 
     def make(self, one: Pass, budget: Budget, *, again: bool = False, **how) -> bool:
-        """Make what a pass lacks, chunk by chunk while there is time, and tell whether any was made.
+        """Make the missing chunks of a pass while there is time, and tell whether any was made.
 
-        A second level is asked of those chunks alone of which all is known that it reads; what is known, and has lost
-        its embeddings alone, is made `again` only if that is said. `how` are further arguments of `by_slices`.
+        A second level runs on chunks whose inputs are complete. Chunks that lack nothing but their embeddings are made
+        only with `again`. `how` are further arguments of `by_slices`.
         """
         parts = [rows for rows in chunks(self.table.series_id, CHUNK) if self.may_make(one, rows)]
         todo = [rows for rows in parts if not (self.is_whole(one, rows) if again else self.is_done(one, rows).all())]
@@ -220,7 +220,7 @@ class Work:
         return n_made > 0
 
     def tidy(self, one: Pass) -> None:
-        """Remove the embeddings of a pass once no network is to read them any more: they are by far the largest."""
+        """Remove the embeddings of a pass, by far the largest file, once every network has read them."""
         if one in self.kept and not self.still_to_be_read(one).any():
             self.kept[one].unlink(missing_ok=True)
 
@@ -244,7 +244,7 @@ class Work:
         return self.keep(one, kept, todo, found)
 
     def keep(self, one: Pass, kept: np.ndarray | None, todo: list[slice], found: Iterator) -> Iterator[np.ndarray]:
-        """Yield the logits that are `found` of each of `todo`, and write the embeddings into `kept`, None for none."""
+        """Yield the logits in `found` of each of `todo`, and write its embeddings into `kept`, unless that is None."""
         with closing(found):
             for rows, (logits, embeddings) in zip(todo, found, strict=False):
                 if kept is not None:

@@ -1,10 +1,10 @@
-"""Scans from anywhere, read by the models of a bundle: a pile of DICOM files in, a folder of predictions out.
+"""Prediction of head CT from any source with the models of a bundle: DICOM files in, a folder of predictions out.
 
-Up to UNREAD of the slices of a series may be unreadable: they are listed, have no probability, and the others are read
-as if they were not there. With more the series is refused, and the next of its study that could be read is.
-A slice model that sees neighbours is shown those at the distances of its training, and the second level is asked at
-positions as far apart as in its training, between which its answer is interpolated, as are the logits and embeddings
-that it reads (linearly, in logits). A series spaced as in training, to resampling.NEAR, is read as it is.
+Up to a share UNREAD of the slices of a series may be unreadable: they are listed without probabilities, and the models
+do not see them. Otherwise the series is refused, and the next best of its study is read.
+A slice model that sees neighbours gets those at the distances of its training. A second level gets logits and
+embeddings interpolated to the slice spacing of its training, and its output is interpolated back (linearly, in logits).
+A series spaced as in training, to resampling.NEAR, is not resampled.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,15 +25,15 @@ from ich_kaggle.scoring import nested_choice
 
 UNREAD = 0.1  # of the slices of a series
 CHUNK = 2048  # slices, and the rest of their study, whose pictures are in memory at once: 0.2 GB
-PIXELS = 16 * 224**2  # that a CPU computes at once: more take memory, and no less time
+PIXELS = 16 * 224**2  # per batch on a CPU: more take more memory and no less time
 
-Kind = tuple[int, str]  # px of a picture, and how it is cut
+Kind = tuple[int, str]  # size of a picture in px, and its crop
 Load = Callable[[str, int], engine.Model]  # gives a model by its run and fold
 
 
 @dataclass
 class Scan:
-    """The series of a study that is read."""
+    """The chosen series of a study."""
 
     series: series_choice.Series
     notes: list[str]  # of each of its slices
@@ -46,7 +46,7 @@ class Scan:
 
 
 def why_unread(data: paths.Data, one: series_choice.Slice) -> str:
-    """Return why the pixels of a slice can't be read, or nothing."""
+    """Return the reason why the pixels of a slice cannot be read, or an empty string."""
     try:
         pixels.read_words(data.read(one.member), one.member.path)
     except ValueError as error:
@@ -55,7 +55,7 @@ def why_unread(data: paths.Data, one: series_choice.Slice) -> str:
 
 
 def boxes_of(data: paths.Data, slices: list[series_choice.Slice]) -> dict[tuple[int, int], object]:
-    """Return the box of the head in the slices of each shape, as the cache has it."""
+    """Return the box of the head for each slice shape, as in the cache."""
     boxes = {}
     for shape in sorted({one.shape for one in slices}):
         alike = [one for one in slices if one.shape == shape]
@@ -64,7 +64,7 @@ def boxes_of(data: paths.Data, slices: list[series_choice.Slice]) -> dict[tuple[
 
 
 def read_series(data: paths.Data, found: series_choice.Series, kinds: list[Kind]) -> Scan:
-    """Return a series with the pictures, of each of the `kinds`, of those slices that can be read."""
+    """Return a series with the pictures, of each of the `kinds`, of its readable slices."""
     notes = [why_unread(data, one) for one in found.slices]
     scan = Scan(found, notes, np.array([not note for note in notes]), {kind: [] for kind in kinds})
     slices = [one for one, note in zip(found.slices, notes, strict=True) if not note]
@@ -80,14 +80,14 @@ def read_series(data: paths.Data, found: series_choice.Series, kinds: list[Kind]
 
 
 def choose(data: paths.Data, of_study: list[series_choice.Series], kinds: list[Kind], step: float) -> Scan | None:
-    """Return the scan of the series that is read of a study, None if there is none; the others are given a reason."""
+    """Return the scan of the best readable series of a study, None if there is none; the others get a reason."""
     ranked = series_choice.rank(of_study, step)
     for i, one in enumerate(ranked):
         scan = read_series(data, one, kinds)
         unread = np.flatnonzero(~scan.is_read)
         if len(unread) > UNREAD * len(scan.is_read):
             first = f"{one.slices[unread[0]].file}: {scan.notes[unread[0]]}"
-            one.reason = f"{len(unread)} of {len(scan.is_read)} slices can't be read, the first {first}"
+            one.reason = f"{len(unread)} of {len(scan.is_read)} slices cannot be read, the first {first}"
             continue
         for other in ranked[i + 1 :]:
             other.reason = series_choice.compare(one, other, step)
@@ -121,7 +121,7 @@ class Reader:
     device: object  # a torch.device
 
     def by_slices(self, run: str, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return probabilities (n, 6) by a slice model, its embeddings (n, d), and the logits (n, 6) of these."""
+        """Return the probabilities (n, 6) of a slice model, its embeddings (n, d), and their logits (n, 6)."""
         model, kind = self.load(run, k), self.packed["pictures"][run]
         beside = self.frame.neighbours(model.config.offsets)
         dataset = Pictures(self.pictures[kind["size"], kind["crop"]], model.config, beside)
@@ -133,7 +133,10 @@ class Reader:
         return expit(logits), embeddings, slice_model.head_logits(model, embeddings)
 
     def by_level(self, run: str, k: int, known: dict[str, np.ndarray], seen: dict[str, tuple]) -> np.ndarray:
-        """Return probabilities (n, 6) by a second level, which reads those `known` of runs, or what was `seen`."""
+        """Return the probabilities (n, 6) of a second level.
+
+        It reads the probabilities `known` of other runs, or the embeddings and logits `seen` in their slice models.
+        """
         options = self.packed["options"][run]
         if options["features"] == "fold":
             embeddings, logits = zip(*(seen[name] for name in options["on"]), strict=True)
@@ -166,12 +169,12 @@ class Reader:
 
 
 def models_of(bundle: model_bundle.Bundle, device) -> Load:
-    """Return the function that gives a model of `bundle` by its run and fold: each is loaded once, and kept."""
+    """Return a function from run and fold to the model of `bundle`. Each model is loaded once and stays in memory."""
     return cache(partial(engine.load, bundle.packed, bundle.open, device, model_bundle.AGAIN))
 
 
 def probabilities(packed: dict, load: Load, scans: list[Scan], **how) -> list[np.ndarray]:
-    """Return the ensemble's probabilities of the slices of each scan, float32 (n, 6), NaN for those that aren't read.
+    """Return the ensemble's probabilities of the slices of each scan, float32 (n, 6), NaN for unreadable ones.
 
     `packed` and `load` are of one bundle; `how` holds the batch_size, the workers and the device of Reader.
     """
@@ -186,7 +189,7 @@ def probabilities(packed: dict, load: Load, scans: list[Scan], **how) -> list[np
 
 
 def chunks(scans: Iterator[tuple]) -> Iterator[list[tuple]]:
-    """Yield `scans`, each with its study, in lists of CHUNK slices or a little more."""
+    """Yield `scans`, each with its study, in lists of CHUNK slices or slightly more."""
     part, n = [], 0
     for one in scans:
         part.append(one)
@@ -208,7 +211,7 @@ def reading(of_study: list[series_choice.Series], scan: Scan | None, probability
 
 
 def read_studies(bundle: model_bundle.Bundle, pile: series_choice.Pile, *, device, **how) -> list[results.Reading]:
-    """Return what is found in each study of `pile`."""
+    """Return the predictions of each study of `pile`."""
     load = models_of(bundle, device)
     kinds = sorted({(kind["size"], kind["crop"]) for kind in bundle.packed["pictures"].values()})
     found, step = list(series_choice.studies(pile).values()), bundle.packed["spacing"]
@@ -221,33 +224,37 @@ def read_studies(bundle: model_bundle.Bundle, pile: series_choice.Pile, *, devic
     return readings
 
 
+def check_output(out: Path, overwrite: bool, report: bool) -> None:
+    """Raise ValueError if predictions or a page in `out` would be overwritten, or a page would become outdated."""
+    done, page = out / results.DONE, page_module.index(out)
+    for there in (done, page) if report else (done,):
+        if there.exists() and not overwrite:
+            raise ValueError(f"{there} exists: give another --out, or --overwrite")
+    if done.exists() and page.exists() and not report:
+        raise ValueError(f"{page} shows the predictions to be overwritten: give --report as well, or remove it")
+
+
 def predict(
     path: Path,
     bundle: Path,
     out: Path,
     *,
     rule: str,
-    batch_size: int | None = None,
-    device: str = "auto",
-    workers: int = 1,
     overwrite: bool = False,
     report: bool = False,
+    device: str = "auto",
+    **how,
 ) -> None:
-    """Write what the models in `bundle` find in the pile in `path` into the folder `out`, with `report` as a page too.
+    """Write the predictions of the models in `bundle` for the DICOM files in `path` into the folder `out`.
 
-    Raises ValueError if there is nothing to read in the pile, or if predictions, or such a page, are there.
+    With `report`, a page that shows them is written as well. `how` holds the batch_size and the workers of Reader.
+    Raises ValueError if no series can be read, and as `check_output` does.
     """
-    done, page = out / results.DONE, page_module.index(out)
-    for there in (done, page) if report else (done,):
-        if there.exists() and not overwrite:
-            raise ValueError(f"{there} is there: give another --out, or --overwrite")
-    if done.exists() and page.exists() and not report:
-        raise ValueError(f"{page} shows the predictions to overwrite: give --report, too, or remove it")
+    check_output(out, overwrite, report)
     opened = model_bundle.read(bundle)
     results.chosen_thresholds(opened.packed, "slices", rule)
     pile = series_choice.read(path, skip=out)
-    on = devices.pick_device(device)
-    readings = read_studies(opened, pile, batch_size=batch_size, workers=workers, device=on)
+    readings = read_studies(opened, pile, device=devices.pick_device(device), **how)
     if not any(part.chosen for part in readings):
         raise ValueError(f"{path}: no axial head CT series: {results.refusals(readings, pile.passed_over)}")
     about = results.about(

@@ -21,24 +21,24 @@ def firsts(position: np.ndarray) -> np.ndarray:
 
 
 def gap(position: np.ndarray) -> float:
-    """Return the median distance between neighbouring positions; NaN if there is but one."""
+    """Return the median distance between neighbouring positions; NaN for a single position."""
     gaps = np.diff(position[firsts(position)])
     return float(np.median(gaps)) if len(gaps) else float("nan")
 
 
 def is_near(found: float, wanted: float) -> bool:
-    """Tell whether two gaps are alike, to NEAR. A series of one position, whose gap is NaN, is like any."""
+    """Return whether two gaps agree within a factor of NEAR. The NaN gap of a single position agrees with any."""
     return not abs(np.log(found / wanted)) > np.log(NEAR)
 
 
 def grid(position: np.ndarray, step: float) -> np.ndarray:
-    """Return positions `step` apart from the first of `position` on, the last as near to its last as can be."""
+    """Return positions `step` apart, from the first of `position` to the multiple nearest to its last."""
     n = np.ceil((position[-1] - position[0] - neighbours.SAME) / step - 0.5)
     return position[0] + step * np.arange(1 + max(n, 0))
 
 
 def interpolate(values: np.ndarray, position: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return `values` (n, ...), which lie at `position`, at the positions `wanted`: linear between two, no further.
+    """Return `values` (n, ...) at `position`, interpolated linearly to the positions `wanted`, without extrapolation.
 
     The values at one position are averaged first.
     """
@@ -79,7 +79,7 @@ class Frame:
         self.grids = [p if near else grid(p, step) for p, near in zip(positions, self.is_near, strict=True)]
 
     def neighbours(self, offsets: tuple[int, ...]) -> np.ndarray:
-        """Return the rows of the slices that are shown with each slice: int (n, n_offsets)."""
+        """Return the rows of the neighbours of each slice: int (n, n_offsets)."""
         parts, start = [], 0
         for position, near in zip(self.positions, self.is_near, strict=True):
             if near:
@@ -91,16 +91,16 @@ class Frame:
         return np.concatenate(parts)
 
     def place(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return position (mm) and number of the series of all that the second level reads."""
+        """Return the position (mm) and the series number of each row that the second level reads."""
         numbers = [np.full(len(grid), i) for i, grid in enumerate(self.grids)]
         return np.concatenate(self.grids), np.concatenate(numbers)
 
     def resample(self, values: np.ndarray) -> np.ndarray:
-        """Return `values` of the slices (n, ...) at the positions where the second level reads them."""
+        """Return `values` of the slices (n, ...), resampled to the positions that the second level reads: (m, ...)."""
         return self._move(values, self.positions, self.grids)
 
     def back(self, probability: np.ndarray) -> np.ndarray:
-        """Return the `probability` (m, 6) of the second level's positions at the slices: (n, 6)."""
+        """Return the `probability` (m, 6) at the second level's positions, resampled to the slices: (n, 6)."""
         if all(self.is_near):
             return probability
         moved = expit(self._move(runs.logits(probability), self.grids, self.positions))

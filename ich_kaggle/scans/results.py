@@ -1,7 +1,7 @@
-"""What was predicted for the studies of a pile, as tables and as one JSON file.
+"""The predictions of a scan, as tables and as one JSON file.
 
-Text of a file that begins as a formula does, or with an apostrophe, is given an apostrophe in front in a CSV cell,
-which spreadsheets take for the mark of text (https://owasp.org/www-community/attacks/CSV_Injection); JSON has it plain.
+In a CSV cell, text from a DICOM file that begins like a formula, or with an apostrophe, is prefixed with an apostrophe,
+which marks text in spreadsheets (https://owasp.org/www-community/attacks/CSV_Injection). JSON has the text unchanged.
 """
 
 import csv
@@ -29,16 +29,16 @@ class Row:
     slice_id: str
     file: str
     position: float  # mm
-    note: str  # why it could not be read, or what is odd about it
+    note: str  # the reason why it is unreadable, or a defect
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A study: its series, what was read of it, and what was found."""
+    """A study: its series, the slices of the chosen one, and their probabilities."""
 
     study: str
     chosen: str  # the series that was read, empty for none
-    series: list[dict]  # every series: its id, what it is like, why it was not read
+    series: list[dict]  # every series: its id, its properties, the reason why it was not chosen
     rows: list[Row]
     probability: np.ndarray  # float32 (n_rows, 6), NaN where a slice could not be read
 
@@ -52,17 +52,17 @@ def cell(text: str) -> str:
 
 
 def flags(probability: np.ndarray, thresholds: dict[str, float]) -> list[int]:
-    """Return for each label whether its probability, of `probability` (6,), reaches the threshold."""
+    """Return for each label whether its `probability`, of (6,), reaches the threshold."""
     return [int(p >= thresholds[label]) for label, p in zip(LABELS, probability, strict=True)]
 
 
 def number(value: np.floating) -> float:
-    """Return `value` as the shortest number that is written for it, float32 or not."""
+    """Return `value` as a float with the shortest decimal form of its own precision."""
     return float(str(value))
 
 
 def of_study(reading: Reading, parameters: list) -> tuple[np.ndarray, np.ndarray]:
-    """Return the largest probability of the slices of a study, and their aggregate: (6,) each."""
+    """Return the largest and the aggregate probability over the slices of a study: (6,) each."""
     known = reading.probability[reading.is_read]
     largest = known.max(axis=0)
     return largest, study_level.apply(parameters, largest[None], known.mean(axis=0)[None])[0].astype(np.float32)
@@ -92,7 +92,7 @@ def study_rows(readings: list[Reading], thresholds: dict[str, float], parameters
 
 
 def content(readings: list[Reading], packed: dict, rule: str) -> list[dict]:
-    """Return all that is known of each study, for the JSON file."""
+    """Return the content of the JSON file for each study."""
     of_slices, of_studies = (chosen_thresholds(packed, level, rule) for level in ("slices", "studies_max"))
     out = []
     for reading in readings:
@@ -116,7 +116,7 @@ def _by_label(values: np.ndarray) -> dict[str, float]:
 
 
 def chosen_thresholds(packed: dict, level: str, rule: str) -> dict[str, float]:
-    """Return the threshold of each label by `rule`, as a float32 is written. Raises ValueError with those there are."""
+    """Return the threshold of each label by `rule`, rounded as a float32. Raises ValueError with the known rules."""
     known = packed["thresholds"][level][LABELS[0]]
     if rule not in known:
         raise ValueError(f"--threshold-rule {rule}: the models come with {', '.join(known)}")
@@ -124,7 +124,7 @@ def chosen_thresholds(packed: dict, level: str, rule: str) -> dict[str, float]:
 
 
 def about(packed: dict, digest: str, against: list[str], passed_over: dict[str, str]) -> dict:
-    """Return how predictions were made: by which bundle, what speaks `against` a series, what was passed over."""
+    """Return the provenance of predictions: the bundle, the rules `against` a series, the files passed over."""
     keys = ("ensemble", "version", "spacing", "license", "made_with")
     return {
         "intended_use": packed["intended_use"],
@@ -136,7 +136,7 @@ def about(packed: dict, digest: str, against: list[str], passed_over: dict[str, 
 
 
 def refusals(readings: list[Reading], passed_over: dict[str, str]) -> str:
-    """Return in a line why there is nothing to predict."""
+    """Return one line with the reasons why nothing can be predicted."""
     refused = [f"series {one['series']}: {one['reason']}" for part in readings for one in part.series]
     files = [f"{file}: {why}" for file, why in passed_over.items()]
     lists = ((refused, "series refused"), (files, "files passed over"))

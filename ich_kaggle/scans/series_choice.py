@@ -1,10 +1,9 @@
-"""A pile of DICOM files, a folder, a zip or one file: what is in it, and the axial head series of each study.
+"""The choice of one axial head series per study, among the DICOM files of a folder, a zip or a single file: a pile.
 
-Of a pile, files that are not DICOM are passed over, and so is a slice that is there twice. Of a series, files that are
-not plain axial CT slices are left aside: another modality, a localizer, a secondary capture (by SOP class, or ImageType
-DERIVED\\SECONDARY), BodyPartExamined of another part than the head, a slice normal more than TILTED from the patient's
-axis. A series of which nothing is left, or that is longer than a head, is refused. Of those that remain PREFERENCES,
-first to last, say which is read.
+In a pile, files that are not DICOM and duplicate slices are passed over. In a series, files that are not plain axial CT
+slices are left aside: another modality, a localizer, a secondary capture (by SOP class, or ImageType
+DERIVED\\SECONDARY), BodyPartExamined other than the head, a slice normal more than TILTED from the patient's axis. A
+series without any slice left, or longer than a head, is refused. Among the others, PREFERENCES decide, first to last.
 """
 
 import os
@@ -48,7 +47,7 @@ SHARP_TENS = "358"
 
 @dataclass(frozen=True)
 class Slice:
-    """A file of a pile that is DICOM. What `fault` says is why it is no axial CT slice; then the rest is not known."""
+    """A DICOM file of a pile. With a `fault`, the reason why it is no axial CT slice, the other fields are unset."""
 
     member: zip_reader.Member
     study: str
@@ -72,7 +71,7 @@ class Series:
     series: str
     slices: list[Slice]  # those that are axial CT, by position and id
     aside: list[Slice]  # the others
-    reason: str = ""  # why it is not read; empty for the one that is
+    reason: str = ""  # for not choosing it; empty for the chosen one
 
     @property
     def position(self) -> np.ndarray:
@@ -87,7 +86,7 @@ class Series:
         return resampling.gap(self.position)
 
     def describe(self) -> dict:
-        """Return what is told of it; if it is read also which of its files were left aside."""
+        """Return the properties that are reported; of the chosen series also the files left aside."""
         gap = self.gap if self.slices else float("nan")
         about = {"series": self.series, "reason": self.reason, "kernel": self.kernel}
         about |= {"spacing_mm": None if np.isnan(gap) else round(gap, 3)}
@@ -105,7 +104,7 @@ class Pile:
 
 
 def _folder(root: Path, skip: Path | None) -> Iterator[zip_reader.Member]:
-    """Yield the regular files below `root`, but those below `skip`. Links to folders are not followed."""
+    """Yield the regular files below `root`, except those below `skip`. Links to folders are not followed."""
     for folder, folders, files in os.walk(root, onerror=_stop):
         folders[:] = sorted(name for name in folders if (Path(folder) / name).absolute() != skip)
         for name in sorted(files):
@@ -120,9 +119,9 @@ def _stop(error: OSError) -> None:
 
 
 def find(path: Path, skip: Path | None = None) -> tuple[paths.Data, list[zip_reader.Member]]:
-    """Return where the files of the pile in `path` are read, and the files, without those in the folder `skip`.
+    """Return the source and the list of the files of the pile in `path`, without those in the folder `skip`.
 
-    Raises FileNotFoundError if nothing is there, ValueError for a zip that is damaged or hostile.
+    Raises FileNotFoundError if `path` does not exist, ValueError for a damaged or hostile zip.
     """
     if path.is_dir():
         return paths.Data(path), list(_folder(path, skip and skip.absolute()))
@@ -137,7 +136,7 @@ def find(path: Path, skip: Path | None = None) -> tuple[paths.Data, list[zip_rea
 
 @disable_value_validation()
 def look(data: paths.Data, member: zip_reader.Member) -> Slice:
-    """Return what the header of a file says. Raises ValueError, without its name, for a file that is not DICOM."""
+    """Return the slice that a file's header describes. Raises ValueError, without its name, if it is not DICOM."""
     name = member.path
     if data.read(member, PREAMBLE)[-4:] != b"DICM":
         raise ValueError("not DICOM")
@@ -155,7 +154,7 @@ def look(data: paths.Data, member: zip_reader.Member) -> Slice:
 
 
 def axial_slice(found: Slice, dataset: pydicom.Dataset) -> Slice:
-    """Return `found` with what its header says. Raises ValueError if it is not an axial CT slice of a head."""
+    """Return `found` with the fields of its header. Raises ValueError if it is not an axial CT slice of a head."""
     name = found.member.path
     pixels.check_ct(dataset, name)
     image_type = _words(dataset, "ImageType", name)
@@ -220,7 +219,7 @@ def _series(study: str, series: str, slices: list[Slice]) -> Series:
 
 
 def fault(series: Series) -> str:
-    """Return why a series can't be read, or nothing."""
+    """Return the reason why a series is refused, or an empty string."""
     if not series.slices:
         (why, n), *_ = sorted(Counter(one.fault for one in series.aside).items(), key=lambda item: (-item[1], item[0]))
         return f"{why} ({n} of {len(series.aside)} files)"
@@ -230,7 +229,7 @@ def fault(series: Series) -> str:
 
 
 def sharpness(kernel: str) -> int:
-    """Return SOFT, UNKNOWN or SHARP of the kernel's name, which may have a second part: `Hr40 3`."""
+    """Return SOFT, UNKNOWN or SHARP for the name of a kernel, which may have a second part: `Hr40 3`."""
     words = set(re.split(r"[\s\\_/-]+", kernel.upper()))
     if any(word.startswith("BONE") for word in words) or words & WORDS[SHARP]:
         return SHARP
@@ -246,7 +245,7 @@ def _off(series: Series, step: float) -> float:
     return 0.0 if resampling.is_near(series.gap, step) else round(2 * abs(np.log2(series.gap / step))) / 2
 
 
-# What speaks against a series, the gravest first, and how much of it there is: the least is read.
+# Faults of a series, the gravest first, and a measure of each: the series with the least is chosen.
 PREFERENCES: tuple[tuple[str, Callable[[Series, float], object]], ...] = (
     (f"has fewer than {ENOUGH} slices", lambda series, _: len(series.slices) < ENOUGH),
     ("is derived from other images", lambda series, _: not series.slices[0].is_original),
@@ -258,9 +257,9 @@ PREFERENCES: tuple[tuple[str, Callable[[Series, float], object]], ...] = (
 
 
 def rank(series: list[Series], step: float) -> list[Series]:
-    """Return the readable of a study's `series` in the order in which they are preferred; the others get a reason.
+    """Return the readable ones of a study's `series` by descending preference; the others get a reason.
 
-    `step` is the distance between the slices that the models were fitted on, mm.
+    `step` is the slice spacing of the training, mm.
     """
     for one in series:
         one.reason = fault(one)
@@ -272,7 +271,7 @@ def rank(series: list[Series], step: float) -> list[Series]:
 
 
 def compare(chosen: Series, other: Series, step: float) -> str:
-    """Return why `chosen` is read rather than `other`."""
+    """Return the reason why `chosen` is preferred to `other`."""
     what = next(text for text, how_much in PREFERENCES if how_much(chosen, step) != how_much(other, step))
     return f"{chosen.series} is preferred: this one {what}"
 

@@ -1,4 +1,4 @@
-"""The test set, predicted by packed models: its slice table, the blend of what is known, the submission."""
+"""The test set in `infer`: its slice table, the blend of the passes made so far, and the submission."""
 
 import shutil
 from pathlib import Path
@@ -15,11 +15,14 @@ from ich_kaggle.scans.passes import Pass
 from ich_kaggle.scoring import blending, ensembling, nested_choice
 
 MODELS = model_bundle.MANIFEST
-LEAST = 1e-6  # weight of a run that stands alone
+LEAST = 1e-6  # weight of a run that is read by others only
 
 
 def read_models(folder: Path) -> dict:
-    """Return what is packed in `folder`. Raises FileNotFoundError, or ValueError naming what has changed."""
+    """Return the manifest of the models in `folder`.
+
+    Raises FileNotFoundError, or ValueError naming a file that has changed.
+    """
     path = folder / MODELS
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: make the folder with python -m ich_kaggle.kernel weights")
@@ -36,10 +39,10 @@ def read_models(folder: Path) -> dict:
 
 
 def test_table(data: paths.Data, work_dir: Path, workers: int) -> pd.DataFrame:
-    """Return the slice table of the test slices alone, which makes `picture_cache.ensure` cache no others.
+    """Return the slice table of the test slices only, so that `picture_cache.ensure` caches no others.
 
-    Raises ValueError if a slice is missing, or if that of `work_dir` is damaged, holds training slices, or is of other
-    data.
+    Raises ValueError if a slice is missing, or if the table in `work_dir` is damaged, holds training slices, or is of
+    other data.
     """
     path, wanted = paths.slices(work_dir), tables.read_long(data, paths.SAMPLE_CSV)[0]
     if not path.exists():
@@ -61,7 +64,7 @@ def test_table(data: paths.Data, work_dir: Path, workers: int) -> pd.DataFrame:
 
 
 def blend(packed: dict, values: dict[Pass, np.ndarray], n_slices: int) -> np.ndarray:
-    """Return the ensemble's probabilities, (n_slices, 6): of each slice the mean over the folds that have seen it."""
+    """Return the ensemble's probabilities, (n_slices, 6): per slice the mean over the folds that have seen it."""
     of_fold, folds = [], {run: [entry["fold"] for entry in entries] for run, entries in packed["models"].items()}
     for k in sorted({one.fold for one in values}):
         # A run without this fold stands in with the mean of those that it has.
@@ -75,8 +78,8 @@ def blend(packed: dict, values: dict[Pass, np.ndarray], n_slices: int) -> np.nda
 def blend_fold(packed: dict, probabilities: dict[str, np.ndarray]) -> np.ndarray:
     """Return the blend of the `probabilities` of each run, (n, 6), NaN where it has not seen a slice: (n, 6).
 
-    As the ensemble was fitted, where all of its runs have seen the slice, else the mean by weight of those that have; a
-    run that is only read by another one stands in where no other has.
+    A slice that all runs of the ensemble have seen gets the fitted blend, any other slice the weighted mean of the runs
+    that have seen it. A run that is only read by others counts where no other run has seen the slice.
     """
     stack = np.stack(list(probabilities.values()))
     weight = np.array([packed["runs"].get(run, 0.0) for run in probabilities])
@@ -97,7 +100,7 @@ def blend_fold(packed: dict, probabilities: dict[str, np.ndarray]) -> np.ndarray
 
 
 def write(out: Path, work_dir: Path, data: paths.Data, slice_ids: np.ndarray, probability: np.ndarray) -> None:
-    """Write the submission `out`, which is replaced once the new one is verified."""
+    """Write the submission `out`: it is replaced after the new one has been verified."""
     draft = work_dir / out.name
     tables.write_submission(draft, data, slice_ids, probability)
     submissions.verify(draft, data, quiet=True)
@@ -106,7 +109,7 @@ def write(out: Path, work_dir: Path, data: paths.Data, slice_ids: np.ndarray, pr
 
 
 def report(planned: list[Pass], n_done: dict[Pass, int], n_slices: int) -> str:
-    """Return a line on the passes that were made, and one on what was left out."""
+    """Return a line on the passes that were made and those that were left out."""
     whole = [one for one in planned if n_done[one] == n_slices]
     left_out = [f"{one} ({n_done[one] / n_slices:.0%} done)" for one in planned if n_done[one] < n_slices]
     made = f"{len(whole)} of {len(planned)} passes over {n_slices} slices"

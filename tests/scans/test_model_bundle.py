@@ -166,7 +166,7 @@ def test_the_ensemble_must_be_named_where_there_are_several(home):
 
 
 def test_runs_are_not_blended_on_the_way(home):
-    assert "--export packs an ensemble that is there: give its --name, and no --runs" in refusal(home, "--runs", "a")
+    assert "--export packs an ensemble that exists: give its --name, and no --runs" in refusal(home, "--runs", "a")
 
 
 # Reading.
@@ -236,7 +236,7 @@ def test_another_zip_and_what_is_no_file_are_refused(tmp_path):
 def test_a_file_that_is_there_is_not_replaced_unless_asked_to(home):
     (home / "out.zip").write_bytes(b"mine")
     command = ["--work-dir", str(home), "--export", str(home / "out.zip"), "--name", "levels"]
-    with pytest.raises(SystemExit, match="out.zip is there: give another file to --export, or --overwrite"):
+    with pytest.raises(SystemExit, match="out.zip exists: give another file to --export, or --overwrite"):
         ensemble.main(command)
     assert (home / "out.zip").read_bytes() == b"mine"
     ensemble.main([*command, "--overwrite"])

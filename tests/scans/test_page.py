@@ -137,9 +137,9 @@ def test_a_page_is_not_overwritten_unasked_nor_left_with_other_predictions(out, 
     flags = ("--dicom", pile, "--models", model, "--out", tmp_path)
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "index.html").write_text("mine")
-    assert f"{tmp_path / 'report' / 'index.html'} is there: give another --out" in refusal(*flags, "--report")
+    assert f"{tmp_path / 'report' / 'index.html'} exists: give another --out" in refusal(*flags, "--report")
     (tmp_path / results.DONE).write_text("{}")
-    assert "shows the predictions to overwrite: give --report, too" in refusal(*flags, "--overwrite")
+    assert "shows the predictions to be overwritten: give --report as well" in refusal(*flags, "--overwrite")
     assert (tmp_path / "report" / "index.html").read_text() == "mine"
     assert "--report goes with --dicom" in refusal("--run", "a", "--report")
 

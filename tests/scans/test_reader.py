@@ -132,7 +132,7 @@ def test_dense_and_ordinary_scans_can_be_read_together(scanned, bundle):
         np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-# What can't be read.
+# Unreadable slices.
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_with_more_of_them_the_series_is_refused_and_the_first_is_named(series_f
     scan, (refused,) = chosen(series_folder, monkeypatch, 0.2)
     assert scan is None
     n = len(series[0].slices)
-    assert refused.reason.startswith(f"2 of {n} slices can't be read, the first {broken[0]}: truncated: ")
+    assert refused.reason.startswith(f"2 of {n} slices cannot be read, the first {broken[0]}: truncated: ")
 
 
 def test_then_the_next_series_of_the_study_is_read(series_folder, monkeypatch):
@@ -193,7 +193,7 @@ def test_then_the_next_series_of_the_study_is_read(series_folder, monkeypatch):
         cut(series_folder / one.file)
     scan, (refused, read) = chosen(series_folder, monkeypatch, 0.2)
     assert (scan.series, read.series, read.reason) == (read, "ID_zz", "")
-    assert "slices can't be read" in refused.reason
+    assert "slices cannot be read" in refused.reason
 
 
 def test_a_blank_slice_is_read_and_noted(series_folder, monkeypatch):
