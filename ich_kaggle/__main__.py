@@ -54,11 +54,17 @@ def slices(work_dir: Path) -> Iterator[str]:
 
 
 def folds_of(work_dir: Path) -> list[int]:
-    """Return the fold of each patient, in the order of folds.csv; empty without that file."""
+    """Return the fold of each patient, in the order of folds.csv; empty without that file.
+
+    Raises ValueError if the file is damaged.
+    """
     if not (path := paths.folds(work_dir)).exists():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [int(row["fold"]) for row in csv.DictReader(file)]
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [int(row["fold"]) for row in csv.DictReader(file)]
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise ValueError(f"{path}: damaged: {storage.remedy(path)}") from error
 
 
 def folds(work_dir: Path) -> Iterator[str]:
@@ -111,7 +117,7 @@ def state(work_dir: Path, submissions_dir: Path) -> Iterator[str]:
     for part in (slices, folds, caches, runs, ensembles, submissions):
         try:
             lines = list(part(submissions_dir if part is submissions else work_dir)) or ["none"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError) as error:
             lines = [cli.one_line(error)]
         for name, line in zip([part.__name__, *[""] * len(lines)], lines, strict=False):
             yield _row(name, line)

@@ -141,7 +141,6 @@ def test_a_page_is_not_overwritten_unasked_nor_left_with_other_predictions(out, 
     (tmp_path / results.DONE).write_text("{}")
     assert "shows the predictions to be overwritten: give --report as well" in refusal(*flags, "--overwrite")
     assert (tmp_path / "report" / "index.html").read_text() == "mine"
-    assert "--report goes with --dicom" in refusal("--run", "a", "--report")
 
 
 def test_pictures_of_one_study_are_in_memory_at_once(monkeypatch, tmp_path):
