@@ -29,21 +29,15 @@ def blend(project: Project, name: str | None, run: str | None, fold: list[int] |
     if name is None:
         patient_folds.ensure(project)
         return ensembling.blend_runs(project, None if run is None else [run], fold=fold, predict=on_demand.predict)
+    if fold is not None:
+        raise ValueError("--fold applies to runs, not to --ensemble: it has the folds that it was blended from")
     path = storage.require(paths.ensemble(project.work_dir, name) / "weights.json", f"--name {name}")
     found = storage.read_json(path)
     if not all(project.run(one).finished for one in found["blended"]["runs"]):
         cli.say(f"{path.parent}: used as it is, its runs are not in {project.work_dir / 'runs'}")
         return path.parent
-    if fold is not None:
-        raise ValueError("--fold applies to runs, not to --ensemble: it has the folds that it was blended from")
-    return ensembling.blend_runs(
-        project,
-        found["blended"]["runs"],
-        name=name,
-        fold=found["blended"]["fold"],
-        predict=on_demand.predict,
-        **found["asked"],
-    )
+    names, of_runs = found["blended"]["runs"], found["blended"]["fold"]
+    return ensembling.blend_runs(project, names, name=name, fold=of_runs, predict=on_demand.predict, **found["asked"])
 
 
 def submit(

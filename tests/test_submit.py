@@ -234,6 +234,11 @@ def test_an_ensemble_that_is_not_there_is_named_with_its_maker(run):
     )
 
 
+def test_the_folds_of_an_ensemble_can_not_be_narrowed(run):
+    done = run(*BLEND, "--fold", "0", "--dry-run")
+    assert (done.code, "--fold applies to runs, not to --ensemble" in done.error) == (1, True)
+
+
 def test_help_comes_without_torch_or_the_client():
     code = (
         "import sys; from ich_kaggle import submit; submit.build_parser().format_help(); "
