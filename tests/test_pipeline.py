@@ -115,7 +115,7 @@ def test_every_command_run_again_does_nothing_and_says_so(done, competition, cap
         (
             predict.main,
             ["--run", "a", "--views", "identity"],
-            ["predict.json", "['identity', 'hflip']", "['identity']"],
+            ["a/run.json was made with views ['identity', 'hflip'], not ['identity']"],
         ),
     ],
 )
@@ -130,11 +130,11 @@ def test_other_data_over_the_same_slice_table_are_refused_with_both_named(done, 
     assert str(other) in line and str(competition) in line
 
 
-def test_no_data_names_the_three_ways_to_get_some(tmp_path, monkeypatch):
+def test_without_data_the_ways_to_get_some_are_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ICH_DATA_DIR", raising=False)
     line = stopped(folds.main, ["--work-dir", tmp_path / "work"])
-    assert all(way in line for way in ("kaggle competitions download", "ich_kaggle.phantom", "ich_kaggle.demo"))
+    assert all(way in line for way in ("--all", "--data-dir", "ICH_DATA_DIR", "ich_kaggle.phantom", "ich_kaggle.demo"))
 
 
 def remove_csv(data):
