@@ -166,7 +166,8 @@ def read_thresholds(ensemble: Path, nested: Path) -> dict:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: run {command}")
     found = storage.read_json(path)
-    now = {nested.name: storage.file_hash(storage.require(nested, f"--name {ensemble.name} --overwrite"))}
+    digest = storage.file_hash(storage.require(nested, f"--name {ensemble.name} --overwrite"))
+    now = dict.fromkeys(found["made_from"], digest)  # by fold, all of the one file
     storage.same_settings(path, found["made_from"], now, f"run {command} --overwrite")
     return {level: found[level] for level in ("slices", "studies_max")}
 
