@@ -21,7 +21,7 @@ from dicom_mutations import mutated_bytes
 from safetensors.torch import save_file
 from stages import trial
 
-from ich_kaggle import cache, ensemble, evaluate, folds, predict, report, sequence, slices, submit, train
+from ich_kaggle import cache, ensemble, evaluate, folds, predict, sequence, slices, submit, train
 from ich_kaggle.common import paths, runs, tables, zip_reader
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.dicom import slice_table
@@ -720,7 +720,6 @@ def test_settings_that_are_damaged_are_refused(kind, name, command, flags, third
         (ensemble, []),
         (ensemble, ["--name", "c", "--export", "model.zip"]),
         (evaluate, ["--run", "a"]),
-        (report, ["--runs", "a", "--no-bone"]),
     ],
 )
 def test_damaged_settings_of_a_run_are_refused_with_a_remedy(kind, command, flags, third_level, tmp_path, monkeypatch):
