@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ich_kaggle.common import cli, metric, paths, runs, storage, tables
+from ich_kaggle.common import cli, metric, paths, run_predictions, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.html import app
@@ -74,7 +74,7 @@ def patient_losses(work_dir: Path, names: list[str]) -> tuple[np.ndarray, np.nda
     number of slices per patient, (n_patients,)."""
     project = Project(None, work_dir)
     train, folds = project.slices[project.is_train], project.folds
-    found = [runs.read_oof(project.run(name), folds, project.slices, project.fold) for name in names]
+    found = [run_predictions.read_oof(project.run(name), folds, project.slices, project.fold) for name in names]
     found.append(tables.read_predictions(paths.ensemble(work_dir, NAME) / "nested.parquet", train.slice_id.to_numpy()))
     patient, size = np.unique(train.patient_id, return_inverse=True, return_counts=True)[1:]
     raised = [blending.raise_any(probability) for probability in found]

@@ -6,7 +6,7 @@ import pytest
 from made_runs import make, synthetic
 
 from ich_kaggle import ensemble
-from ich_kaggle.common import metric, paths, runs, storage, tables
+from ich_kaggle.common import metric, paths, run_predictions, runs, storage, tables
 from ich_kaggle.common.labels import ANY, LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.scoring import blending, ensembling, nested_choice
@@ -107,7 +107,10 @@ def test_plain_predictions_are_the_pipeline_in_the_file_applied(work_dir):
     pipeline = nested_choice.from_json(
         storage.read_json(folder_of(work_dir) / "weights.json")["pipeline"], ["fine", "noisy"]
     )
-    oof = [blending.raise_any(runs.read_oof(runs.Run(work_dir, r), [0, 1, 2], table, fold)) for r in ("fine", "noisy")]
+    oof = [
+        blending.raise_any(run_predictions.read_oof(runs.Run(work_dir, r), [0, 1, 2], table, fold))
+        for r in ("fine", "noisy")
+    ]
     assert oof_of(work_dir, "oof.parquet")[1] == pytest.approx(nested_choice.predict(pipeline, oof), abs=1e-6)
 
 
@@ -121,7 +124,7 @@ def test_one_run_alone_without_calibration_is_itself(work_dir):
     run(work_dir, "--runs", "fine", "--no-calibrate")
     table = tables.read_slices(work_dir)
     fold = tables.read_folds(work_dir, table)
-    alone = blending.raise_any(runs.read_oof(runs.Run(work_dir, "fine"), [0, 1, 2], table, fold))
+    alone = blending.raise_any(run_predictions.read_oof(runs.Run(work_dir, "fine"), [0, 1, 2], table, fold))
     assert oof_of(work_dir, "oof.parquet", "fine")[1] == pytest.approx(alone, abs=1e-7)
 
 

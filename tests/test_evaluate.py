@@ -9,7 +9,7 @@ from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 from ich_kaggle import evaluate
-from ich_kaggle.common import metric, paths, runs, storage, tables
+from ich_kaggle.common import metric, paths, run_predictions, runs, storage, tables
 from ich_kaggle.common.labels import ANY, LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.scans import on_demand
@@ -45,7 +45,7 @@ def training(work_dir, name: str = "fine") -> tuple:
     table = tables.read_slices(work_dir)
     fold = tables.read_folds(work_dir, table)
     folds = np.unique(fold[fold >= 0]).tolist()
-    probability = blending.raise_any(runs.read_oof(runs.Run(work_dir, name), folds, table, fold))
+    probability = blending.raise_any(run_predictions.read_oof(runs.Run(work_dir, name), folds, table, fold))
     train = table[fold >= 0]
     return train, tables.targets(train), probability, fold[fold >= 0]
 

@@ -11,7 +11,7 @@ from made_report import given
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
 
 from ich_kaggle import cache, report
-from ich_kaggle.common import metric, paths, runs, storage, tables, windows
+from ich_kaggle.common import metric, paths, run_predictions, storage, tables, windows
 from ich_kaggle.common.labels import ANY, LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.dicom import pixels, png
@@ -88,7 +88,7 @@ def test_counts_at_every_threshold_are_those_of_a_confusion_matrix(made):
 def oof_of(work_dir, name: str) -> np.ndarray:
     project = Project(None, work_dir)
     run = project.run(name)
-    return blending.raise_any(runs.read_oof(run, run.predicted, project.slices, project.fold))
+    return blending.raise_any(run_predictions.read_oof(run, run.predicted, project.slices, project.fold))
 
 
 def test_a_run_of_some_folds_is_scored_on_their_patients_and_stands_behind_whole_ones(work_dir):

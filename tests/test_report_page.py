@@ -14,7 +14,7 @@ from made_report import given
 from sklearn.metrics import confusion_matrix
 
 from ich_kaggle import report
-from ich_kaggle.common import runs, tables
+from ich_kaggle.common import run_predictions, runs, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.dicom import png
 
@@ -266,9 +266,9 @@ def test_the_threshold_moves_the_counts_to_those_of_a_confusion_matrix(overview,
     target = tables.targets(table[fold >= 0])
     overview.locator("#source").select_option("noisy")
     overview.locator("input[name=label][value=subdural]").check()
-    probability = runs.read_oof(runs.Run(made, "noisy"), [0, 1, 2], table, fold)[:, LABELS.index("subdural")].astype(
-        float
-    )
+    probability = run_predictions.read_oof(runs.Run(made, "noisy"), [0, 1, 2], table, fold)[
+        :, LABELS.index("subdural")
+    ].astype(float)
     for step in (20, 150, 250):
         overview.locator("#threshold").fill(str(step))
         threshold = float(overview.locator("#threshold-value").inner_text())

@@ -10,7 +10,7 @@ import second_level
 import torch
 
 from ich_kaggle import ensemble, folds, predict, sequence, train
-from ich_kaggle.common import cli, metric, paths, runs, storage, tables
+from ich_kaggle.common import cli, metric, paths, run_predictions, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.common.runs import Run
@@ -140,7 +140,7 @@ def oof(work_dir, run, k):
 
 def test_a_fold_reads_test_slices_through_its_own_chain_alone(first_level):
     for features in ("oof", "fold"):
-        names = runs.files(["a"], 1, features, [0, 1, 2])
+        names = run_predictions.files(["a"], 1, features, [0, 1, 2])
         assert [name for name in names if "test" in name or "embeddings" in name or "model" in name] == (
             ["a/fold1/test.parquet"] if features == "oof" else ["a/fold1/model.pt", "a/fold1/embeddings.npy"]
         )

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from ich_kaggle.common import paths, runs, storage, tables
+from ich_kaggle.common import paths, run_predictions, runs, storage, tables
 from ich_kaggle.html import app
 from ich_kaggle.scoring import blending, comparison, curves
 
@@ -59,7 +59,7 @@ def read_runs(work_dir: Path, names, table: pd.DataFrame, fold: np.ndarray, want
         run = runs.Run(work_dir, name)
         predicted = [k for k in run.predicted if wanted is None or k in wanted]
         if predicted:
-            probability = blending.raise_any(runs.read_oof(run, predicted, table, fold))
+            probability = blending.raise_any(run_predictions.read_oof(run, predicted, table, fold))
             yield Entry(name, "run", probability, run.settings.get("on", []))
         elif names:
             k = (wanted or [0])[0]

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from ich_kaggle.common import runs, series_rows, storage, tables
+from ich_kaggle.common import run_predictions, series_rows, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.learning import augment, predictions, tasks
 from ich_kaggle.scans import engine, model_bundle
@@ -272,7 +272,7 @@ class Work:
         known = {read: self.values[read][rows] for read in one.reads if read.run == run}
         if self.options(one)["features"] == "fold":  # those of the mean embedding: the head of a network is linear
             return mean_of_known(list(known.values()))
-        return runs.logits(said(known, run, one.fold))
+        return run_predictions.logits(said(known, run, one.fold))
 
     @staticmethod
     def mean_embeddings(kept: dict[Pass, np.ndarray], run: str, rows: slice) -> np.ndarray:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import expit
 
-from ich_kaggle.common import cli, paths, runs
+from ich_kaggle.common import cli, paths, run_predictions
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.dicom import pixels, png, slice_image
 from ich_kaggle.learning import augment, datasets, devices, predictions, slice_model
@@ -141,7 +141,7 @@ class Reader:
         if options["features"] == "fold":
             embeddings, logits = zip(*(seen[name] for name in options["on"]), strict=True)
         else:
-            embeddings, logits = (), [runs.logits(known[name]) for name in options["on"]]
+            embeddings, logits = (), [run_predictions.logits(known[name]) for name in options["on"]]
         embeddings = [self.frame.resample(part) for part in embeddings]
         values = np.stack([self.frame.resample(part) for part in logits], axis=1)
         probability = self.load(run, k).ask(embeddings, values, *self.frame.place())

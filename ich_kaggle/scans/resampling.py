@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import expit
 
-from ich_kaggle.common import runs
+from ich_kaggle.common import run_predictions
 from ich_kaggle.learning import neighbours
 
 NEAR = 2**0.5  # a spacing within this factor of another is nearer to it than to its half or its double
@@ -103,7 +103,7 @@ class Frame:
         """Return the `probability` (m, 6) at the second level's positions, resampled to the slices: (n, 6)."""
         if all(self.is_near):
             return probability
-        moved = expit(self._move(runs.logits(probability), self.grids, self.positions))
+        moved = expit(self._move(run_predictions.logits(probability), self.grids, self.positions))
         is_near = np.repeat(self.is_near, [len(position) for position in self.positions])
         own = np.repeat(self.is_near, [len(grid) for grid in self.grids])
         moved[is_near] = probability[own]

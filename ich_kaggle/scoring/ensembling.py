@@ -11,7 +11,8 @@ import pandas as pd
 from ich_kaggle.common import cli, metric, paths, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
-from ich_kaggle.common.runs import Run, hash_of, read_oof, read_test, written
+from ich_kaggle.common.run_predictions import read_oof, read_test
+from ich_kaggle.common.runs import Run, hash_of, written
 from ich_kaggle.scoring import blending, comparison, nested_choice, patient_bootstrap, patient_folds
 
 METHODS = ("auto", *blending.METHODS)

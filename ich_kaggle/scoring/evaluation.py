@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ich_kaggle.common import cli, metric, paths, runs, storage, tables
+from ich_kaggle.common import cli, metric, paths, run_predictions, runs, storage, tables
 from ich_kaggle.common.labels import LABELS, SHARE
 from ich_kaggle.common.project import Project
 from ich_kaggle.common.runs import Run
@@ -72,7 +72,7 @@ def read_run(project: Project, name: str, wanted: list[int] | None) -> Predictio
     run = project.run(name)
     folds = project.finished(run, wanted)
     cli.say(project.describe(run, folds))
-    probability = runs.read_oof(run, folds, project.slices, project.fold)
+    probability = run_predictions.read_oof(run, folds, project.slices, project.fold)
     made_from = {f"fold{k}/oof.parquet": runs.hash_of(run.fold(k) / "oof.parquet") for k in folds}
     return Predictions(name, run.folder, run, folds, blending.raise_any(probability), made_from)
 
@@ -201,7 +201,7 @@ def with_test(project: Project, found: Predictions) -> np.ndarray:
         path = storage.require(found.folder / "test.parquet", f"--name {found.name} --overwrite")
         test = tables.read_predictions(path, project.slices.slice_id[is_test].to_numpy())
     else:
-        test = np.mean([runs.read_test(found.run, k, project.slices) for k in found.folds], axis=0)
+        test = np.mean([run_predictions.read_test(found.run, k, project.slices) for k in found.folds], axis=0)
     out = np.empty((len(project.slices), len(LABELS)))
     out[~is_test], out[is_test] = found.probability, test
     return out

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import expit
 
-from ich_kaggle.common import metric, runs, storage
+from ich_kaggle.common import metric, run_predictions, storage
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.learning import datasets, devices, fit
 from ich_kaggle.second_level import boosting, sequence_models, series_dataset, smoothing
@@ -123,7 +123,9 @@ class Fitted:
         if not self.networks:
             return probability
         unknown = np.full(probability.shape, np.nan, np.float32)
-        inputs = series_dataset.Inputs(embeddings, logits, runs.logits(probability), unknown, position, number, number)
+        inputs = series_dataset.Inputs(
+            embeddings, logits, run_predictions.logits(probability), unknown, position, number, number
+        )
         loader = series_loader(inputs, np.ones(len(number), bool), self.batch_size)
         return ask_networks(self.networks, loader, self.device)
 
@@ -154,7 +156,7 @@ def second_level(
     probability = smoothed(inputs, fitted, folder)
     if options["model"] == "smooth":
         return probability[~fitted]
-    inputs = replace(inputs, smoothed=runs.logits(probability))
+    inputs = replace(inputs, smoothed=run_predictions.logits(probability))
     if options["model"] == "stack":
         return by_stack(inputs, fitted, options)
     return by_network(inputs, fitted, folder, options, **how)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from ich_kaggle.common import cli, locks, metric, runs, series_rows, storage, tables
+from ich_kaggle.common import cli, locks, metric, run_predictions, runs, series_rows, storage, tables
 from ich_kaggle.common.project import Project
 from ich_kaggle.common.runs import Run
 from ich_kaggle.learning import fit as learning_fit
@@ -38,9 +38,9 @@ def part_of(project: Project, folds_read: list[int]) -> Part:
 def read_inputs(on: list[Run], k: int, features: str, folds_read: list[int], part: Part) -> series_dataset.Inputs:
     """Return the inputs of fold `k` from the runs `on`; out-of-fold predictions are those of the folds `folds_read`."""
     if features == "oof":
-        embeddings, logits = [], [runs.oof_logits(run, k, folds_read, part.table, part.fold) for run in on]
+        embeddings, logits = [], [run_predictions.oof_logits(run, k, folds_read, part.table, part.fold) for run in on]
     else:  # embeddings of all slices, by the models of fold k
-        embeddings = [runs.embeddings(run, k, part.table) for run in on]
+        embeddings = [run_predictions.embeddings(run, k, part.table) for run in on]
         models_of = [run.fold(k) / "model.pt" for run in on]
         logits = [
             slice_model.head_logits(slice_model.load(path), of_run)
@@ -150,7 +150,7 @@ def fit_second_level(
         run.remove(chosen)
     part = part_of(project, shared if features == "oof" else project.folds)
     for k in chosen:
-        folder, files = run.fold(k), runs.files([one.name for one in on], k, features, shared)
+        folder, files = run.fold(k), run_predictions.files([one.name for one in on], k, features, shared)
         reads = {file: runs.hash_of(run.folder.parent / file) for file in files}
         with locks.locked(folder):
             if is_current(folder, reads):

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from stages import trial
 
 from ich_kaggle import cache, ensemble, evaluate, folds, predict, sequence, slices, submit, train
-from ich_kaggle.common import paths, runs, tables, zip_reader
+from ich_kaggle.common import paths, run_predictions, runs, tables, zip_reader
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.dicom import slice_table
 from ich_kaggle.learning import pretrained, slice_model
@@ -617,7 +617,9 @@ def test_damaged_weights_are_refused_by_name(tmp_path):
 def test_damaged_embeddings_are_refused_by_name(work):
     table = tables.read_slices(work)
     path = work / "runs" / "a" / "fold0" / "embeddings.npy"
-    only_value_errors("embeddings", lambda: runs.embeddings(runs.Run(work, "a"), 0, table), path, path.read_bytes())
+    only_value_errors(
+        "embeddings", lambda: run_predictions.embeddings(runs.Run(work, "a"), 0, table), path, path.read_bytes()
+    )
 
 
 # Recipes and settings
