@@ -67,6 +67,7 @@ def sources_of(
     fold: list[int] | None = None,
 ) -> list[report_scores.Entry]:
     """Return the OOF predictions of `runs` and the nested ones of the ensemble `name`, None for all that exist."""
+    fold = fold and project.chosen(fold)
     return report_scores.read_sources(project.work_dir, runs, name, project.slices, of_slice, fold)
 
 

@@ -107,7 +107,7 @@ def test_the_next_command_leads_from_the_data_to_the_report(prepared, capsys):
     fold_of("a", 0, "model.pt", "predict.json")
     assert next_of(capsys) == "python -m ich_kaggle.submit"
     Path("submissions").mkdir()
-    csv = Path("submissions/20260101T000000Z-a.csv")
+    csv = Path("submissions/history.csv")
     csv.touch()
     for k in (1, 2):
         assert next_of(capsys) == f"python -m ich_kaggle.train --run a --fold {k}"
@@ -119,7 +119,7 @@ def test_the_next_command_leads_from_the_data_to_the_report(prepared, capsys):
 def test_a_submission_older_than_the_predictions_is_made_again(prepared, capsys):
     shutil.copytree(prepared, "work")
     Path("submissions").mkdir()
-    Path("submissions/20260101T000000Z-a.csv").touch()
+    Path("submissions/history.csv").touch()
     for k in range(3):
         fold_of("a", k, "model.pt", "predict.json")
     later = Path("work/runs/a/fold2/predict.json")

@@ -338,7 +338,7 @@ def test_a_run_without_predictions_is_named(work_dir, capsys):
 def test_damaged_settings_of_a_run_are_named_with_a_remedy(work_dir, capsys):
     folder = paths.run(work_dir, "fine")
     (folder / "run.json").write_text("{")
-    assert f"remove {folder} and train the run anew" in refusal(capsys, work_dir)
+    assert f"remove {folder} and make the run anew" in refusal(capsys, work_dir)
 
 
 def test_a_cache_that_is_not_there_is_named(work_dir, capsys):

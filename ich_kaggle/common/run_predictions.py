@@ -58,10 +58,8 @@ def embeddings(run: Run, k: int, table: pd.DataFrame) -> np.ndarray:
     Raises ValueError naming a slice that has none, or a file of something else.
     """
     path = run.fold(k) / "embeddings.npy"
-    try:
+    with storage.reading(path):
         store = np.lib.format.open_memmap(path, "r")  # never a pickle, as `np.load` might
-    except Exception as error:  # damaged bytes meet errors of every type
-        raise ValueError(f"{path}: damaged ({error}): {storage.remedy(path)}") from error
     if store.dtype != np.float16 or store.ndim != 2 or len(store) != len(table):
         shape = f"{store.dtype} {store.shape}, not float16 ({len(table)}, d)"
         raise ValueError(f"{path}: {shape}: {storage.remedy(path)}")

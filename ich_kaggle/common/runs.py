@@ -46,8 +46,11 @@ class Run:
 
     @property
     def finished(self) -> list[int]:
-        """The folds that have a model; of a second level those that are predicted: a smoothing has no model."""
-        if not self.path.exists():
+        """The folds that have a model; of a second level those that are predicted: a smoothing has no model.
+
+        Raises FileNotFoundError if folds exist, and the file of their settings does not.
+        """
+        if not self.begun:
             return []
         if self.is_second_level:
             return self.predicted
@@ -73,7 +76,7 @@ class Run:
 
     def check(self, settings: dict, replaced: list[int] = ()) -> None:
         """Raise ValueError naming both values if folds of the run other than those `replaced` have other `settings`."""
-        if self.path.exists() and set(self.begun) - set(replaced):
+        if set(self.begun) - set(replaced):
             every = " ".join(map(str, sorted({*self.begun, *replaced})))
             remedy = f"give another --run, or --overwrite --fold {every}"
             storage.same_settings(self.path, storage.read_json(self.path)["settings"], settings, remedy)
@@ -81,7 +84,7 @@ class Run:
     def write(self, settings: dict, **about) -> None:
         """Write run.json, with what else is known `about` the run, or check `settings` against the one that exists."""
         self.check(settings)
-        if not (self.begun and self.path.exists()):
+        if not self.begun:
             about |= {"versions": versions(), "commit": paths.git_commit()}
             storage.write_json(self.path, {"settings": settings, **about})
 

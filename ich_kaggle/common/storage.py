@@ -140,7 +140,7 @@ def remedy(path: Path) -> str:
         what += " --all-slices" if name == "embeddings.npy" else ""  # the second level reads them all
         return f"run python -m ich_kaggle.{what} --overwrite"  # with the settings of the run
     if name == "run.json":
-        return f"remove {folder} and train the run anew: its settings are lost"
+        return f"remove {folder} and make the run anew: its settings are lost"
     if folder.name == "evaluation":
         what = f"evaluate --{'ensemble' if folder.parents[1].name == 'ensemble' else 'run'} {folder.parent.name}"
     elif folder.parent.name == "ensemble":

@@ -55,9 +55,6 @@ def _to_cache(table: pd.DataFrame, crop_by: str, is_missing: np.ndarray) -> tupl
     return table[is_wanted], groups[is_wanted]
 
 
-batch_of = places  # its name in html.report_content
-
-
 def _sources(data: paths.Data, batch: list[Place]) -> tuple[list[tuple[str, int]], int, int]:
     """Return the CRC-32 of the DICOM file of each slice of `batch`, by its id."""
     sums = [(slice_id, zip_reader.crc32(data.read(member))) for slice_id, member, _ in batch]

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ich_kaggle.common import cli, paths, tables, windows
 from ich_kaggle.common.labels import ANY, LABELS
-from ich_kaggle.dicom import pixels, png
+from ich_kaggle.dicom import pixels, png, slice_table
 from ich_kaggle.html import data_figures, static
 
 N_SAMPLED = 200  # slices per split whose pixels are read
@@ -69,10 +69,8 @@ def facts(slices: pd.DataFrame) -> list[data_figures.Fact]:
 
 def read_hu(data: paths.Data, slices: pd.DataFrame, what: str) -> Iterable[np.ndarray]:
     """Yield the slices of a slice table in HU: int16 (rows, columns)."""
-    places = slices[list(paths.Member._fields)].itertuples(index=False, name=None)
-    for place in cli.progress(places, len(slices), what):
-        member = paths.Member(*place)
-        words, code = pixels.read_words(data.read(member), member.path)
+    for _, member, plain in cli.progress(slice_table.places(slices), len(slices), what):
+        words, code = pixels.read_words(data.read(member), member.path, plain)
         yield np.clip(np.rint(pixels.hu_table(code)[words]), windows.LOWEST, windows.HIGHEST).astype(np.int16)
 
 

@@ -11,7 +11,7 @@ from ich_kaggle import __version__
 from ich_kaggle.common import cli, metric, parallel, paths, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
-from ich_kaggle.dicom import cache_index, head_crop, picture_cache, pixels, png, slice_image, slice_table
+from ich_kaggle.dicom import cache_index, head_crop, pixels, png, slice_image, slice_table
 from ich_kaggle.html import app, report_scores, report_studies
 from ich_kaggle.kaggle_api import submission_log
 from ich_kaggle.scoring import ensembling, evaluation, patient_bootstrap
@@ -97,7 +97,7 @@ def render_studies(
             f"{cache_index.path_of(cache_dir)}: it lacks slice {lost[0]} ({len(lost)} slices are missing): {again}"
         )
     tasks = (
-        (data, number, picture_cache.batch_of(part), held.loc[part.slice_id].to_numpy(), size)
+        (data, number, slice_table.places(part), held.loc[part.slice_id].to_numpy(), size)
         for number, part in parts.items()
     )
     return parallel.work(render_bone, tasks, sum(map(len, parts.values())), "bone window", workers)
@@ -107,7 +107,7 @@ def find_pixels(project: Project) -> paths.Data | None:
     """Return the competition's data, None if the DICOM files of the slice table do not exist."""
     try:
         data = slice_table.data_of(project)
-        data.read(picture_cache.batch_of(project.slices.iloc[:1])[0][1], 1)
+        data.read(slice_table.places(project.slices.iloc[:1])[0][1], 1)
     except FileNotFoundError:
         return None
     return data

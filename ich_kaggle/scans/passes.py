@@ -157,10 +157,8 @@ class Work:
         if not path.exists():
             with storage.writing(path) as temporary, temporary.open("wb") as file:
                 np.save(file, np.full((len(self.table), width), np.nan, dtype))
-        try:
+        with storage.reading(path, "remove it and run the same command again"):
             found = np.lib.format.open_memmap(path, "r")  # to write to, it would fill a file cut short with zeros
-        except Exception as error:  # damaged bytes meet errors of every type
-            raise ValueError(f"{path}: damaged ({error}): remove it and run the same command again") from error
         wanted = len(self.table), width or found.shape[-1]
         if found.shape != wanted or found.dtype != dtype:
             what = f"{found.dtype} {found.shape}, not {np.dtype(dtype)} {wanted}"

@@ -18,7 +18,7 @@ import numpy as np
 import pydicom
 from pydicom.config import disable_value_validation
 
-from ich_kaggle.common import cli, paths, zip_checks, zip_reader
+from ich_kaggle.common import cli, paths, zip_reader
 from ich_kaggle.dicom import geometry, pixels, tags
 from ich_kaggle.scans import resampling
 
@@ -129,7 +129,7 @@ def find(path: Path, skip: Path | None = None) -> tuple[paths.Data, list[zip_rea
         raise FileNotFoundError(f"{path} is missing: give a folder, a zip or a file")
     with path.open("rb") as file:
         if file.read(2) == b"PK":
-            return paths.Data(path), zip_checks.members(path)
+            return paths.Data(path), zip_reader.untrusted(path)
     status = path.stat()
     return paths.Data(path.parent), [zip_reader.Member(path.name, status.st_size, stamp=status.st_mtime_ns)]
 

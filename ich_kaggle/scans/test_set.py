@@ -49,7 +49,7 @@ def test_table(data: paths.Data, work_dir: Path, workers: int) -> pd.DataFrame:
         table = slice_table.scan(data, "test", max(1, workers)).sort_values(slice_table.ORDER, ignore_index=True)
         if len(gone := np.setdiff1d(wanted, table.slice_id.to_numpy(str))):
             raise ValueError(f"{data.root}: {paths.SAMPLE_CSV} has {gone[0]}, stage_2_test has not: get it again")
-        slice_table.write_defects(work_dir, table.loc[table.defect.notna(), slice_table.DEFECT_COLUMNS])
+        slice_table.write_defects(work_dir, table[table.defect.notna()])
         table = table.drop(columns=["defect", "action"]).assign(**dict.fromkeys(LABELS, np.float32(np.nan)))
         tables.write_slices(work_dir, table, {"data_dir": str(data.root.absolute())})
     try:

@@ -100,9 +100,10 @@ def fingerprints(project: Project, table: pd.DataFrame) -> pd.DataFrame:
     """Return the fingerprint of every slice in `table`, row by row, read from fingerprints.parquet if it is current."""
     path, settings = project.work_dir / "fingerprints.parquet", {"slices": tables.slices_hash(table)}
     if path.exists() and tables.settings_of(path) == settings:
-        return pd.read_parquet(path)
+        with storage.reading(path, f"remove it and run {storage.MAKERS['folds.csv']} --check"):
+            return pd.read_parquet(path)
     data = slice_table.data_of(project)
-    members = [Member(*where) for where in zip(*(table[field] for field in Member._fields), strict=True)]
+    members = [place.member for place in slice_table.places(table)]
     tasks = ((data, i, members[i : i + BATCH]) for i in range(0, len(members), BATCH))
     found = dict(parallel.work(_fingerprints, tasks, len(table), "fingerprints", project.processes))
     prints = pd.DataFrame([one for first in sorted(found) for one in found[first]]).assign(slice_id=table.slice_id)

@@ -95,7 +95,7 @@ def monai_way() -> Way:
 def ours(data: paths.Data, members: list[Member], *, parse: bool = False) -> Callable[[Path], None]:
     """Return our way: with the header facts of the slice table, or with every header parsed again."""
     rows = [slice_table.scan_slice(data, member, False) for member in members]
-    batch = picture_cache.batch_of(pd.DataFrame(rows))
+    batch = slice_table.places(pd.DataFrame(rows))
     if parse:
         batch = [(slice_id, member, None) for slice_id, member, _ in batch]
     return lambda folder: picture_cache._cache_batch(data, batch, folder, SIZE, None)

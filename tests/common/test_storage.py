@@ -72,7 +72,7 @@ def test_a_missing_file_names_the_command_that_makes_it(tmp_path):
         ("defects.csv", "run python -m ich_kaggle.slices --overwrite"),
         ("folds.json", "run python -m ich_kaggle.folds --overwrite"),
         ("cache/512/cache.json", "remove it and run python -m ich_kaggle.cache"),
-        ("runs/a/run.json", "remove {folder} and train the run anew: its settings are lost"),
+        ("runs/a/run.json", "remove {folder} and make the run anew: its settings are lost"),
         ("runs/a/fold3/model.pt", "run python -m ich_kaggle.train --run a --fold 3 --overwrite"),
         ("runs/a/fold3/oof.parquet", "run python -m ich_kaggle.predict --run a --fold 3 --overwrite"),
         ("runs/a/fold3/embeddings.npy", "run python -m ich_kaggle.predict --run a --fold 3 --all-slices --overwrite"),

@@ -39,8 +39,8 @@ READS = [
     Read("work/cache/64/cache.json", "train"),
     Read("work/cache/64/ledger.csv", "cache", "--verify", "end"),
     Read("work/runs/a/fold0/state.pt", "train", state="interrupted"),
-    Read("work/runs/a/run.json", "train", state="interrupted"),
-    Read("work/runs/a/run.json", "predict"),
+    Read("train", state="interrupted"),
+    Read("predict"),
     Read("work/runs/a/fold0/model.pt", "predict"),
     Read("work/runs/a/fold0/predict.json", "predict", state="end"),
     Read("work/runs/a/fold0/embeddings.npy", "sequence"),
@@ -55,7 +55,7 @@ READS = [
 ]
 
 
-IRREPLACEABLE = ("made.zip", "made/phantom.json", "work/defects.csv", "work/runs/a/run.json", "submissions/history.csv")
+IRREPLACEABLE = ("made.zip", "made/phantom.json", "work/defects.csv", "submissions/history.csv")
 
 
 def flip(content: bytes, seed: int) -> bytes:
@@ -104,7 +104,7 @@ def follow(project: stages.Project, line: str, read: Read, name: str, content: b
         commands = [(read.stage, "--overwrite")]
     if "remove it" in line:
         (project.folder / name).unlink()
-    if "train the run anew" in line:
+    if "make the run anew" in line:
         shutil.rmtree(project.folder / re.search(r"remove (\S+) and train", line)[1])
         commands = [("train", "")]
     if not commands:

@@ -729,4 +729,4 @@ def test_damaged_settings_of_a_run_are_refused_with_a_remedy(kind, command, flag
     (work / "runs/a/run.json").write_bytes(DAMAGED[kind])
     monkeypatch.chdir(tmp_path)
     line = refusal(command, "--work-dir", str(work), *flags, folder=tmp_path)
-    assert "runs/a/run.json" in line and f"remove {work / 'runs/a'} and train the run anew" in line
+    assert "runs/a/run.json" in line and f"remove {work / 'runs/a'} and make the run anew" in line

@@ -166,7 +166,7 @@ def test_the_ensemble_must_be_named_where_there_are_several(home):
 
 
 def test_runs_are_not_blended_on_the_way(home):
-    assert "--export packs an ensemble that exists: give its --name, and no --runs" in refusal(home, "--runs", "a")
+    assert "--export packs an existing ensemble: give --name instead of --runs" in refusal(home, "--runs", "a")
 
 
 # Reading.
