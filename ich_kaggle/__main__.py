@@ -35,7 +35,15 @@ def summary(name: str) -> str:
 def commands() -> str:
     """Return the list of the commands, the pipeline in its order first, with a line each."""
     first, beside = ([_row(name, summary(name)) for name in names] for names in (PIPELINE, BESIDE))
-    return "\n".join(["The pipeline, in order:", *first, "", "Beside it:", *beside])
+    return "\n".join(
+        [
+            "The pipeline, in order (slices, cache and predict run by themselves):",
+            *first,
+            "",
+            "Other commands:",
+            *beside,
+        ]
+    )
 
 
 def _row(name: str, text: str) -> str:

@@ -1,4 +1,4 @@
-"""Read any head CT with an exported ensemble: probabilities per slice and per study, of DICOM files from anywhere.
+"""Predict head CT from any DICOM source with an exported ensemble: probabilities per slice and per study.
 
 One series is read per study: the axial series that is most like the training data. Slices that cannot be decoded keep
 their row, without probabilities. predictions.json records the series that were refused, the files that were skipped

@@ -1,4 +1,4 @@
-"""Read each study as a sequence: fit a second level on the predictions of other runs, fold by fold.
+"""Fit a second level over the slices of each study, on the predictions of other runs, fold by fold.
 
 The folds are those of the runs that are read. Fold k is fitted on the slices of the other folds and scored on its own:
   --features oof    reads the out-of-fold logits of the runs. The logits of the fitted slices come from first levels

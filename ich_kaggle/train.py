@@ -1,4 +1,6 @@
-"""Train the slice model of each fold on the other folds, and score it on its own.
+"""For each fold, train a slice model on the other folds and score it on that fold.
+
+Without --recipe, --arch or the --run of a begun run, the recipe that suits the device gives the settings.
 
 Reads:   work/slices.parquet, work/folds.csv, work/cache/  (made first if they do not exist),
          work/weights/<arch>.safetensors  (if it exists, instead of a download)
@@ -83,7 +85,11 @@ def build_parser():
         add(flag, **cli.FLAGS[flag])
     add("--checkpoint-every", type=cli.within(0), default=600.0, help="seconds between checkpoints within an epoch")
     add("--tensorboard", action="store_true", help="write the log for TensorBoard too")
-    add("--dry-run", action="store_true", help="train for up to a minute, keep nothing, report the cost of the run")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="make folds and cache, time a minute of training, report its cost",
+    )
     return parser
 
 

@@ -108,6 +108,7 @@ def test_runs_that_share_no_fold_are_refused_with_the_folds_of_each(made):
 def test_a_run_without_a_finished_fold_is_named_and_left_out(made, capsys):
     (paths.fold(made, "begun", 0)).mkdir(parents=True)
     (paths.fold(made, "begun", 0) / "state.pt").touch()
+    storage.write_json(made / "runs" / "begun" / "run.json", {"settings": {"arch": "made"}})
     submit_from(made)
     assert "run begun: left out, no finished fold" in capsys.readouterr().out
 

@@ -1,1 +1,1 @@
-"""Common to all rooms: labels, windows, metric, tables, paths, files, and the frame of every command."""
+"""Shared code: labels, CT windows, metric, tables, paths, files and the command line."""

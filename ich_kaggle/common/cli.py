@@ -4,7 +4,6 @@ import argparse
 import logging
 import math
 import os
-import re
 import sys
 import tomllib
 import traceback
@@ -77,7 +76,10 @@ FLAGS = {
     "--epochs": dict(type=POSITIVE, default=4, help="passes over the training data"),
     "--batch-size": dict(type=POSITIVE, default=32, help="slices per step"),
     "--lr": dict(type=within(0), default=2e-4, help="maximum learning rate"),
-    "--weights": dict(default="imagenet", help="initial weights: imagenet, none, or a file"),
+    "--weights": dict(
+        default="imagenet",
+        help="initial weights: imagenet, none, or a file",
+    ),
     "--seed": dict(type=within(0, 2**63 - 1, int), default=0, help="seed of all random numbers"),
     "--device": dict(default="auto", help="auto, cpu, cuda, or one GPU, as cuda:1"),
     "--workers": dict(type=within(0, kind=int), default=os.cpu_count(), help="number of worker processes"),
@@ -85,7 +87,10 @@ FLAGS = {
         choices=("loky", "dask"), default="loky", help="loky: worker processes on this machine; dask: a Dask cluster"
     ),
     "--scheduler": dict(help="address of the Dask scheduler, as tcp://host:8786 (default: a cluster on this machine)"),
-    "--overwrite": dict(action="store_true", help="replace results that exist"),
+    "--overwrite": dict(
+        action="store_true",
+        help="remove results (of the chosen folds) and make them again",
+    ),
     "--dry-run": dict(action="store_true", help="stop before anything that cannot be undone"),
 }
 
@@ -154,16 +159,6 @@ def read_recipe(path: Path) -> dict:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not a TOML recipe: {error}") from error
-
-
-def describe_recipes() -> str:
-    """Return one line per recipe: name, architecture, source."""
-    rows = []
-    for path in sorted(RECIPES.glob("*.toml")):
-        source = re.search(r"^# Source: *(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-        rows.append((path.stem, str(read_recipe(path)["arch"]), source[1] if source else ""))
-    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
-    return "\n".join(f"{name:{widths[0]}}  {arch:{widths[1]}}  {source}" for name, arch, source in rows)
 
 
 def _apply(parser: argparse.ArgumentParser, recipe: dict, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Provenance of the slice table: the data that it was made from, and whether those have changed since."""
+"""The check that the slice table still matches the competition's files it was made from."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Runs: one set of settings, in run.json, and as many folds as are finished; and what is read of their folds."""
+"""Runs: a folder with run.json (the settings) and a folder per fold; which folds are finished, and their hashes."""
 
 import shlex
 import shutil

@@ -1,4 +1,4 @@
-"""Rows of series, or studies, in the sorted slice table, and the relative position of a slice in its series."""
+"""The rows of each series or study in the sorted slice table, and each slice's relative position in its series."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Files of the work folder: written whole or not at all, read with a remedy for damage, identified by their hash."""
+"""Files of the work folder: atomic writes, errors that name the command to run again, and hashes."""
 
 import contextlib
 import glob

@@ -1,4 +1,4 @@
-"""8-bit PNG files, fast: written through ISA-L with filter 0, which costs windowed CT no compression.
+"""Fast 8-bit PNG files: ISA-L deflate without row filters, which would not make windowed CT smaller.
 
 Any viewer opens them. PNGs from other programs are read through OpenCV.
 PNG specification: https://www.w3.org/TR/png-3/

@@ -1,4 +1,4 @@
-"""The data elements of a DICOM file and the size of a compressed image, read without trust in either.
+"""DICOM elements, and the size of a compressed image, read from untrusted files with limits.
 
 A file is parsed no further than a CT slice can need, and each value is checked as it is read.
 DICOM PS3.5: https://www.dicomstandard.org/current; JPEG: T.81 B.2, B.3; JPEG-LS: T.87 C.2; JPEG 2000: T.800 A.5.

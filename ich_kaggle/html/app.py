@@ -1,4 +1,4 @@
-"""A page that a browser opens from the disk: a folder of plain data, pictures, and the scripts in `web/`.
+"""An offline HTML app: index.html, the scripts of `web/`, and the data and pictures of its studies.
 
 No data can run as code: data are JSON with `<` escaped, the scripts write text only, and a Content-Security-Policy
 allows only the scripts of the page.

@@ -1,4 +1,4 @@
-"""Figures of the page on the data, drawn on given axes."""
+"""The figures of data.html, the page of `report --data`."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""The page on the data, before any training: counts, labels, headers, gray values, defects and studies."""
+"""The page of `report --data`: counts, labels, headers, HU, defects and sample studies."""
 
 from collections.abc import Iterable
 from functools import partial

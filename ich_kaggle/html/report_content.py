@@ -1,4 +1,4 @@
-"""The content of the report: scores, ensembles, submissions, and the pictures of each study."""
+"""The data of the report: log losses with intervals, ensembles, submissions, and the studies with their pictures."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""The numbers of a report: predictions, curves and logs of runs and ensembles, and the split of the data."""
+"""The predictions of runs and ensembles that the report reads, their curves, training logs and error correlation."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Kaggle's own client, made safe to call: a late and silent import, time limits, retries and one-line errors.
+"""Kaggle's client, wrapped: lazy import, sign-in, timeouts, retries, one-line errors, submissions sent once.
 
 By itself (kaggle 2.2.4) it prints, asks the server and may exit while it is imported, waits without limit, retries
 nothing, and reports a failed upload as a success.

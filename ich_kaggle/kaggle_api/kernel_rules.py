@@ -1,4 +1,4 @@
-"""Kaggle's rules for kernels: faults that it refuses, ignores or changes in silence are found before a push.
+"""The rules of a kernel, checked before a push: what Kaggle would reject, ignore or silently change.
 
 The rules are those of kaggle 2.2.4 and of Kaggle's documentation,
 https://github.com/Kaggle/kaggle-api/blob/main/docs/kernels_metadata.md

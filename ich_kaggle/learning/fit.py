@@ -1,4 +1,4 @@
-"""The fit loop, which resumes where it was stopped, and the predict loop."""
+"""The training loop with checkpoints, the prediction loop, and the loss (`bce`)."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""Checks of a training run before anything costly: model, weights, packages and memory."""
+"""Before training: the default recipe of the device, and checks of model, weights, packages and memory."""
 
 import argparse
 from pathlib import Path

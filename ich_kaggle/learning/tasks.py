@@ -1,4 +1,4 @@
-"""The task of a slice model: its input, sampling, loss and initial weights."""
+"""From the settings of a run to its model's config, loss (`slice_loss`), data loaders and initial weights."""
 
 import logging
 from collections.abc import Callable

@@ -40,7 +40,7 @@ FLAGS = {  # by group; each is a field of FitSettings, Augment or Task, or an ar
             default="windows",
             help="three windows of a slice, one window of three slices, or three windows of three slices",
         ),
-        "--stride": dict(type=cli.POSITIVE, default=1, help="positions between the slices of a context"),
+        "--stride": dict(type=cli.POSITIVE, default=1, help="distance of the neighbours of --context, in slices"),
         "--window": dict(choices=list(tasks.WINDOWS), default="subdural", help="window of --context slices"),
         "--sampler": dict(
             choices=neighbours.SAMPLERS,
@@ -77,7 +77,7 @@ FLAGS = {  # by group; each is a field of FitSettings, Augment or Task, or an ar
     },
     "loss": {
         "--focal": _number(Task.focal, "exponent of the focal loss; 0: cross entropy"),
-        "--soften": _fraction(Task.soften, "fraction by which labels move to the mean of the neighbouring slices'"),
+        "--soften": _fraction(Task.soften, "label smoothing: share of the mean label of the neighbouring slices"),
         "--side-weight": _fraction(
             Task.side_weight, "weight of the loss on the neighbouring slices' labels, for --context slices or both"
         ),

@@ -1,4 +1,4 @@
-"""Loading of packed models, slice models and second levels alike, for `scan` and `infer`."""
+"""Loading of one packed model, slice model or second level, for `scan` and `infer`."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Work that a command does only where its results do not exist yet: torch is imported when it is needed."""
+"""Predictions of folds that have none yet; torch is imported only then."""
 
 from ich_kaggle.common.project import Project
 from ich_kaggle.common.runs import Run

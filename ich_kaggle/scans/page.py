@@ -1,4 +1,4 @@
-"""The page of a scan: the studies to leaf through, with their predictions; no ground truth is needed."""
+"""The report page of a scan: its studies with their predictions, without ground truth."""
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""Prediction of head CT from any source with the models of a bundle: DICOM files in, a folder of predictions out.
+"""Predictions for head CT in DICOM: choose series, make pictures, run the models of a bundle, write the results.
 
 Up to a share UNREAD of the slices of a series may be unreadable: they are listed without probabilities, and the models
 do not see them. Otherwise the series is refused, and the next best of its study is read.

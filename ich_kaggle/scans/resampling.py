@@ -1,4 +1,4 @@
-"""Resampling of series to the slice spacing of the training, which the second level reads them at.
+"""A series resampled to the slice spacing of the training data, which the second level expects, and back.
 
 Distances are in mm along the normal. Positions are those of one series, ascending; slices at one position, a repeated
 scan, count as one.

@@ -1,4 +1,4 @@
-"""The choice of one axial head series per study, among the DICOM files of a folder, a zip or a single file: a pile.
+"""The DICOM slices of a folder, zip or file, and the choice of one axial head series per study.
 
 In a pile, files that are not DICOM and duplicate slices are passed over. In a series, files that are not plain axial CT
 slices are left aside: another modality, a localizer, a secondary capture (by SOP class, or ImageType
