@@ -1,6 +1,5 @@
 """Training of the folds of a run: log, checkpoint and model of each, or a rehearsal of a few steps."""
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -84,8 +83,8 @@ class Training:
         """Return whether fold `k` has a model, and if so say it."""
         if is_finished := (path := self.run.fold(k) / "model.pt").exists():
             cli.say(f"{path}{cli.THERE}")
-            with contextlib.suppress(FileNotFoundError):  # left by a process killed between the two steps
-                path.with_name("state.pt").unlink()
+            if (state := path.with_name("state.pt")).exists():  # left by a process killed between the two steps
+                state.unlink(missing_ok=True)  # asked first: on a read-only disk nothing can be removed
         return is_finished
 
     def _fit_fold(self, fold: Fold, folder: Path, before_write: Callable[[], None]) -> None:

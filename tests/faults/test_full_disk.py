@@ -65,7 +65,8 @@ def test_a_full_disk_is_one_line_and_with_room_again_the_same_command_ends_as_if
     room = int(np.random.default_rng(number).uniform(0, needed)) if number else 0
     disk.set(f"size={disk.used() + room * PAGE}")
     with stages.trial("full disk", name):
-        assert "No space left on device" in reason(project, name)
+        line = reason(project, name)  # the cache asks for its room before it begins
+        assert "No space left on device" in line or (name == "cache" and "the disk has 0.0 GB free" in line)
         assert not server.submissions
         disk.set("size=64m")
         project.make(name)
@@ -92,7 +93,7 @@ def test_a_finished_stage_on_a_read_only_disk_has_nothing_to_do(project, disk, n
     project.reset("end")
     disk.set("ro")
     with stages.trial("finished, read-only", name):
-        assert " is there" in project.make(name).out
+        assert "exists: nothing to do" in project.make(name).out
     disk.set("rw")
 
 
