@@ -119,7 +119,7 @@ def demo(*, demo_dir: Path, n_folds: int, patients: int, epochs: int | None, see
 
 
 def build_parser():
-    parser = cli.command(__doc__, "--folds", "--epochs", "--seed", "--workers", n_folds=3, epochs=None)
+    parser = cli.command(__doc__, "--folds", "--epochs", "--seed", "--workers", n_folds=2, epochs=None)
     parser.add_argument("--demo-dir", type=Path, default=Path("demo"), help="folder for all files of the demo")
     parser.add_argument("--patients", type=int, default=160, help="number of patients, train and test")
     return parser

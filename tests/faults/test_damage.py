@@ -105,7 +105,7 @@ def follow(project: stages.Project, line: str, read: Read, name: str, content: b
     if "remove it" in line:
         (project.folder / name).unlink()
     if "make the run anew" in line:
-        shutil.rmtree(project.folder / re.search(r"remove (\S+) and train", line)[1])
+        shutil.rmtree(project.folder / re.search(r"remove (\S+) and make", line)[1])
         commands = [("train", "")]
     if not commands:
         assert any(words in line for words in FROM_ELSEWHERE), line
