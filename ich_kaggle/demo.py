@@ -77,7 +77,7 @@ def patient_losses(work_dir: Path, names: list[str]) -> tuple[np.ndarray, np.nda
     found = [run_predictions.read_oof(project.run(name), folds, project.slices, project.fold) for name in names]
     found.append(tables.read_predictions(paths.ensemble(work_dir, NAME) / "nested.parquet", train.slice_id.to_numpy()))
     patient, size = np.unique(train.patient_id, return_inverse=True, return_counts=True)[1:]
-    raised = [blending.raise_any(probability) for probability in found]
+    raised = [blending.raise_any(probability.copy()) for probability in found]
     return comparison.patient_losses(tables.targets(train), raised, patient), size
 
 
