@@ -217,15 +217,14 @@ def test_a_truncated_training_slice_is_listed_and_left_out(competition, tmp_path
 def test_the_demo_runs_from_nothing_to_a_scored_submission_and_the_report(tmp_path, capsys):
     demo.main(["--demo-dir", str(tmp_path), "--patients", "16", "--folds", "2", "--epochs", "1", "--workers", "1"])
     said = capsys.readouterr().out
-    assert "verified" in said and "test log loss of the submission" in said
+    assert "verified" in said and "test log loss: submission" in said
     assert len(list((tmp_path / "submissions").glob("*.csv"))) == 1
     scores = storage.read_json(tmp_path / "work" / "ensemble" / demo.NAME / "weights.json")
-    assert set(scores["single"]) == {"cpu", "cpu_both", "smooth-cpu", "smooth-cpu_both"}
-    line = r"ensemble (.+), best member (.+) (.+): better by (\S+) \(95 % interval"
-    loss, best, alone, better = re.search(line, said).groups()
-    assert float(loss) == round(scores["nested_log_loss"], 4) and best == min(
-        scores["single"], key=scores["single"].get
-    )
+    assert set(scores["single"]) == set(demo.SECOND_LEVELS)
+    line = r"ensemble (.+), best member (.+) (.+): better by (\S+) \+- (\S+) \(standard error over 13 patients\)"
+    loss, best, alone, better, error = re.search(line, said).groups()
+    assert float(loss) == round(scores["nested_log_loss"], 4) and float(error) > 0
+    assert scores["single"].get(best, float(alone)) == pytest.approx(float(alone), abs=1e-4)
     assert float(better) == pytest.approx(float(alone) - float(loss), abs=2e-4)
     report = tmp_path / "work" / "report" / "index.html"
     assert report.is_file() and said.rstrip().endswith(f"report       {report}")
