@@ -62,7 +62,9 @@ def sequence(
 def recorded(options) -> dict:
     """Return the settings of the second level that `options` name, as flags; {} if it has not begun."""
     run = Run(options.work_dir, options.run or "-".join([options.model, *(options.on or [])]))
-    if not run.begun:
+    if not run.path.exists() and not run.begun:
+        return {}
+    if not run.is_second_level:
         return {}
     return {key: value for key, value in run.settings.items() if key not in ("slices", "folds", "augment")}
 

@@ -94,10 +94,15 @@ def build_parser():
 
 
 def recorded(options: argparse.Namespace) -> dict:
-    """Return the settings of the run that `options` name, as flags; {} if it has not begun."""
+    """Return the settings of the run that `options` name, as flags; {} if it does not exist.
+
+    Those of a run whose folds are removed, to be trained anew, still hold. Raises ValueError for a second level.
+    """
     run = runs.Run(options.work_dir, options.run or options.arch)
-    if not run.begun:
+    if not run.path.exists() and not run.begun:
         return {}
+    if run.is_second_level:
+        raise ValueError(f"{run.folder} is a second level: run python -m ich_kaggle.sequence --run {run.name}")
     known = {key: value for key, value in run.settings.items() if key not in ("slices", "folds")}
     return known | {"weights": run.record["weights_from"]}
 

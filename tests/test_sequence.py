@@ -276,7 +276,7 @@ def test_a_run_on_other_slices_or_folds_is_refused(work_dir, capsys):
     path = work_dir / "runs" / "b" / "run.json"
     record = storage.read_json(path)
     storage.write_json(path, record | {"settings": record["settings"] | {"folds": "other"}})
-    remedy = "python -m ich_kaggle.train --run b --fold 0 --overwrite fits it anew"
+    remedy = "python -m ich_kaggle.train --run b --fold 0 1 2 --overwrite fits it anew"
     assert re.search(rf"b/run.json was made with folds other, not .*: {remedy}", refusal(work_dir, capsys))
 
 

@@ -33,7 +33,7 @@ class _Folds(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         try:
-            folds = None if values == ["all"] else [int(value) for value in values]
+            folds = None if values == ["all"] else sorted({int(value) for value in values})
         except ValueError:
             parser.error(f"argument --fold: expected `all` or numbers of folds, not {' '.join(values)}")
         setattr(namespace, self.dest, folds)

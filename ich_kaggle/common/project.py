@@ -85,7 +85,9 @@ class Project:
 
     def check_same(self, run: Run) -> None:
         """Raise ValueError naming both if `run` was fitted on other slices or folds than today's."""
-        storage.same_settings(run.path, run.settings, self.same, f"{run.resume(run.begun[0])} --overwrite fits it anew")
+        others = "".join(f" {k}" for k in run.begun[1:])
+        remedy = f"{run.resume(run.begun[0])}{others} --overwrite fits it anew"
+        storage.same_settings(run.path, run.settings, self.same, remedy)
 
     def describe(self, run: Run, folds: list[int]) -> str:
         """Return how much of `run` is read, as `run b0: 1 of 5 folds, scored on 3788 patients`."""

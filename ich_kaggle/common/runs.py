@@ -35,7 +35,10 @@ class Run:
 
     @property
     def settings(self) -> dict:
-        return self.record["settings"]
+        """The settings that all folds share. Raises ValueError if run.json holds none."""
+        if not isinstance(found := self.record["settings"], dict):
+            raise ValueError(f"{self.path}: damaged, {found!r} where settings should be: {storage.remedy(self.path)}")
+        return found
 
     @property
     def is_second_level(self) -> bool:
@@ -79,7 +82,7 @@ class Run:
         if set(self.begun) - set(replaced):
             every = " ".join(map(str, sorted({*self.begun, *replaced})))
             remedy = f"give another --run, or --overwrite --fold {every}"
-            storage.same_settings(self.path, storage.read_json(self.path)["settings"], settings, remedy)
+            storage.same_settings(self.path, self.settings, settings, remedy)
 
     def write(self, settings: dict, **about) -> None:
         """Write run.json, with what else is known `about` the run, or check `settings` against the one that exists."""

@@ -104,6 +104,7 @@ class Training:
             is_resumed = False
         with ddp.first() as is_first:
             if is_first:
+                before_write()  # the settings are still those of the run
                 slice_model.save(folder / "model.pt", slice_model.for_prediction(fold.model))
                 checkpoint.path.unlink(missing_ok=True)
         n_patients = fold.held_out.patient_id.nunique()

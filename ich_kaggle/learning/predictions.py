@@ -137,7 +137,9 @@ def predict_run(
         settings = {"views": views, "all_slices": all_slices, "model": storage.file_hash(folder / "model.pt")}
         done = folder / "predict.json"
         if done.exists() and not overwrite:
-            storage.same_settings(done, storage.read_json(done), settings, "give --overwrite")
+            found = storage.read_json(done)  # of all slices: as good as of these
+            wider = {"all_slices": found.get("all_slices") or all_slices}
+            storage.same_settings(done, found, settings | wider, "give --overwrite")
             cli.say(f"{folder / 'oof.parquet'}{cli.THERE}")
             continue
         done.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ SHARE = 0.8  # fraction of the free memory for a step; the rest is for the loade
 
 def recipe_for(options: argparse.Namespace) -> str | None:
     """Return the recipe for the device, or None if the flags name an architecture or a run that has begun."""
-    is_begun = options.run is not None and Run(options.work_dir, options.run).begun
+    is_begun = options.run is not None and Run(options.work_dir, options.run).path.exists()
     return None if options.arch or is_begun else default_recipe(options.device)
 
 

@@ -70,7 +70,12 @@ def _download(arch: str, folder: Path) -> dict[str, torch.Tensor]:
 
 
 def identity(source: str) -> str:
-    """Return the identity of weights: none, imagenet, or the hash of the file, whatever its path."""
+    """Return the identity of weights: none, imagenet, or the hash of the file, whatever its path.
+
+    Raises FileNotFoundError for a file that does not exist.
+    """
+    if source not in ("none", "imagenet") and not Path(source).is_file():
+        raise FileNotFoundError(f"{source}: no such weights: give the path of the same file to --weights")
     return source if source in ("none", "imagenet") else storage.file_hash(Path(source))
 
 

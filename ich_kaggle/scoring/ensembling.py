@@ -1,6 +1,7 @@
 """Ensembles: runs blended by the log loss of their out-of-fold predictions, scored plain and nested."""
 
 import hashlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from ich_kaggle.common.project import Project
 from ich_kaggle.common.run_predictions import read_oof, read_test
 from ich_kaggle.common.runs import Run, hash_of, written
 from ich_kaggle.scoring import blending, comparison, nested_choice, patient_bootstrap, patient_folds
+
+log = logging.getLogger(__name__)
 
 METHODS = ("auto", *blending.METHODS)
 LEAST_FOLDS, N_GROUPS = 3, 5  # runs with fewer folds than the first are nested between that many groups of patients
@@ -212,7 +215,18 @@ def predicted(project: Project, runs: dict[Run, list[int]], predict: Callable) -
         cli.say(project.describe(run, of_run))
         predict(project, run, of_run)
         made_from |= hashes_of(run, of_run)
+    say_stale(project, list(runs))
     return made_from
+
+
+def say_stale(project: Project, runs: list[Run]) -> None:
+    """Say which folds of second levels among `runs` were fitted on predictions that have changed since."""
+    for run in (run for run in runs if run.is_second_level):
+        for k in run.predicted:
+            reads = storage.read_json(run.fold(k) / "predict.json").get("reads", {})
+            files = {name: run.folder.parent / name for name in reads}
+            if any(path.exists() and storage.file_hash(path) != reads[name] for name, path in files.items()):
+                log.warning("WARNING %s was fitted on other predictions: %s --overwrite", run.fold(k), run.resume(k))
 
 
 def is_current(done: Path, settings: dict, made_from: dict[str, str]) -> bool:

@@ -75,9 +75,10 @@ def folds_to_read(
         raise ValueError(f"{', '.join(run.name for run in on)}: no fold is finished in all of them")
     if features == "oof" and len(shared) < 2:
         more = next(k for k in project.folds if k not in shared)
+        lacks = next(run for run in on if more not in run.finished)
         raise ValueError(
             f"--features oof takes two folds or more, to fit on some and to score on another, and only fold "
-            f"{shared[0]} is finished: run {on[0].resume(more)}, or give --features fold"
+            f"{shared[0]} is finished: run {lacks.resume(more)}, or give --features fold"
         )
     return shared, chosen
 
@@ -142,10 +143,12 @@ def fit_second_level(
 ) -> None:
     """Fit the chosen folds of the second level `name` on the runs `on`, except those that are finished."""
     run, features = project.run(name), options["features"]
+    if run.begun and not run.is_second_level:
+        raise ValueError(f"{run.folder} is a slice model, not a second level: give another --run")
     shared, chosen = folds_to_read(project, on, features, fold)
-    need_predictions(project, on, shared if features == "oof" else chosen, features)
     settings = options | project.same
     run.check(settings, replaced=chosen if overwrite else [])
+    need_predictions(project, on, shared if features == "oof" else chosen, features)
     if overwrite:
         run.remove(chosen)
     part = part_of(project, shared if features == "oof" else project.folds)

@@ -61,7 +61,7 @@ def test_flags_are_not_guessed_from_their_beginning(parser, capsys):
 
 @pytest.mark.parametrize(
     "argv, folds",
-    [([], None), (["--fold", "all"], None), (["--fold", "3"], [3]), (["--fold", "2", "0"], [2, 0])],
+    [([], None), (["--fold", "all"], None), (["--fold", "3"], [3]), (["--fold", "2", "0"], [0, 2])],
 )
 def test_folds_are_one_several_or_all(parser, argv, folds):
     assert cli.parse(parser, argv).fold == folds
