@@ -224,7 +224,8 @@ def say_stale(project: Project, runs: list[Run]) -> None:
     for run in (run for run in runs if run.is_second_level):
         for k in run.predicted:
             reads = storage.read_json(run.fold(k) / "predict.json").get("reads", {})
-            files = {name: run.folder.parent / name for name in reads}
+            # Gigabytes of embeddings need no reading: they are of the model.pt that is read beside them.
+            files = {name: run.folder.parent / name for name in reads if not name.endswith("embeddings.npy")}
             if any(path.exists() and storage.file_hash(path) != reads[name] for name, path in files.items()):
                 log.warning("WARNING %s was fitted on other predictions: %s --overwrite", run.fold(k), run.resume(k))
 
