@@ -89,6 +89,9 @@ def caches(work_dir: Path) -> Iterator[str]:
 def runs(work_dir: Path) -> Iterator[str]:
     n_folds = len(set(folds_of(work_dir)))
     for run in runs_of(work_dir):
+        if not run.path.exists():
+            yield f"{run.name}: {run.path.name} is missing: {storage.remedy(run.path)}"
+            continue
         begun = [k for k in run.begun if k not in run.finished]
         resumable = f", begun {_numbers(begun)}" if begun else ""
         of = f" of {n_folds}" if n_folds else ""
@@ -102,7 +105,8 @@ def runs_of(work_dir: Path) -> list:
     from ich_kaggle.common.runs import Run  # takes most of the time of this command
 
     found = [Run(work_dir, name) for name in names]
-    return sorted((run for run in found if run.path.exists()), key=lambda run: run.is_second_level)
+    known = (run for run in found if run.path.exists() or run.begun)
+    return sorted(known, key=lambda run: run.path.exists() and run.is_second_level)
 
 
 def ensembles(work_dir: Path) -> Iterator[str]:

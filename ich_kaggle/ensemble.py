@@ -13,9 +13,10 @@ Example: python -m ich_kaggle.ensemble --runs cpu resnet50
          python -m ich_kaggle.ensemble --name cpu+resnet50 --export model.zip
 """
 
+import argparse
 from pathlib import Path
 
-from ich_kaggle.common import cli
+from ich_kaggle.common import cli, paths, storage
 from ich_kaggle.common.project import Project
 from ich_kaggle.scans import model_bundle, on_demand
 from ich_kaggle.scoring import ensembling, patient_folds
@@ -35,6 +36,8 @@ def ensemble(
     if export is None:
         patient_folds.ensure(project)
         ensembling.blend_runs(project, runs, overwrite=overwrite, predict=on_demand.predict, **options)
+        if runs and (others := [run.name for run in project.runs() if run.finished and run.name not in runs]):
+            cli.say(f"not blended: {', '.join(others)}")
         return
     if runs:
         raise ValueError("--export packs an existing ensemble: give --name instead of --runs")
@@ -45,9 +48,23 @@ def ensemble(
     cli.say(f"{export}: {export.stat().st_size / 1e6:.1f} MB, the models of {folder}")
 
 
+def recorded(options: argparse.Namespace) -> dict:
+    """Return the options of the existing ensemble to be blended that is named, as flags; {} without one."""
+    done = paths.ensemble(options.work_dir, options.name) / "weights.json" if options.name else None
+    if done is None or options.export or not done.exists():
+        return {}
+    try:
+        found = storage.read_json(done)
+        return {**found["blended"], **found["asked"]}
+    except ValueError:
+        if options.overwrite:  # damaged: to be made anew with the flags that are given
+            return {}
+        raise
+
+
 def build_parser():
     parser = cli.command(__doc__, "--data-dir", "--work-dir", "--fold", "--seed", "--workers", "--overwrite")
-    parser.add_argument("--runs", nargs="+", help="names of folders in work/runs (default: all)")
+    parser.add_argument("--runs", nargs="+", help="names of folders in work/runs (default: those of --name, or all)")
     parser.add_argument("--name", help="name of the ensemble (default: the names of its runs)")
     parser.add_argument("--method", choices=ensembling.METHODS, default="auto", help="method of the blend")
     parser.add_argument("--export", type=Path, metavar="FILE", help="pack the models of an existing ensemble")
@@ -56,7 +73,7 @@ def build_parser():
 
 
 def main(argv=None):
-    cli.run(ensemble, build_parser(), argv)
+    cli.run(ensemble, build_parser(), argv, recorded)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from ich_kaggle.common import cli, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.html import figures
-from ich_kaggle.scoring import evaluation, patient_bootstrap, patient_folds
+from ich_kaggle.scans import on_demand
+from ich_kaggle.scoring import ensembling, evaluation, patient_bootstrap, patient_folds
 
 
 def draw(folder: Path, target: np.ndarray, probability: np.ndarray, metrics: dict, chosen: dict) -> None:
@@ -61,6 +62,8 @@ def evaluate(
     asked, project = evaluation.Asked(**options), Project(data_dir, work_dir, workers)
     asked.check()
     patient_folds.ensure(project)
+    if name is not None:
+        ensembling.refresh(project, name, on_demand.predict)
     found = evaluation.read(project, run, name, fold)
     folder = found.folder / "evaluation"
     if compare_splits:

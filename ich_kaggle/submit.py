@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from ich_kaggle.common import cli, paths, storage
+from ich_kaggle.common import cli, paths
 from ich_kaggle.common.project import Project
 from ich_kaggle.dicom import slice_table
 from ich_kaggle.kaggle_api import client, submission_log, submissions
@@ -31,13 +31,7 @@ def blend(project: Project, name: str | None, run: str | None, fold: list[int] |
         return ensembling.blend_runs(project, None if run is None else [run], fold=fold, predict=on_demand.predict)
     if fold is not None:
         raise ValueError("--fold applies to runs, not to --ensemble: it has the folds that it was blended from")
-    path = storage.require(paths.ensemble(project.work_dir, name) / "weights.json", f"--name {name}")
-    found = storage.read_json(path)
-    if not all(project.run(one).finished for one in found["blended"]["runs"]):
-        cli.say(f"{path.parent}: used as it is, its runs are not in {project.work_dir / 'runs'}")
-        return path.parent
-    names, of_runs = found["blended"]["runs"], found["blended"]["fold"]
-    return ensembling.blend_runs(project, names, name=name, fold=of_runs, predict=on_demand.predict, **found["asked"])
+    return ensembling.refresh(project, name, on_demand.predict)
 
 
 def submit(

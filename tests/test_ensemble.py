@@ -154,6 +154,18 @@ def test_another_method_over_an_ensemble_is_refused_and_other_predictions_are_bl
     assert "blended anew (predicted anew: fine/fold0)" in capsys.readouterr().out
 
 
+def test_an_ensemble_that_exists_keeps_its_runs_and_options_and_names_the_runs_beside_it(work_dir, capsys):
+    run(work_dir, "--name", "one", "--runs", "fine", "--method", "equal", "--no-calibrate")
+    capsys.readouterr()
+    run(work_dir, "--name", "one")
+    out = capsys.readouterr().out
+    assert "one exists: nothing to do" in out and "not blended: noisy" in out
+    run(work_dir, "--name", "one", "--overwrite", "--runs", "noisy")
+    found = storage.read_json(folder_of(work_dir, "one") / "weights.json")
+    assert found["blended"] == {"runs": ["noisy"], "fold": None}
+    assert found["asked"] == {"method": "equal", "calibrate": False, "seed": 0}
+
+
 @pytest.mark.parametrize("file", ["oof.parquet", "test.parquet"])
 def test_a_run_whose_rows_are_missing_is_named(work_dir, file):
     path = paths.fold(work_dir, "noisy", 1) / file

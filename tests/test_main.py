@@ -71,6 +71,17 @@ def test_an_empty_folder_has_nothing_and_begins_with_the_download(capsys):
     assert next_of(capsys) == "python -m ich_kaggle.download --all"
 
 
+def test_a_run_without_its_settings_is_told_and_mended_first(prepared, capsys):
+    shutil.copytree(prepared, "work")
+    fold_of("a", 0, "model.pt")
+    fold_of("b", 0, "model.pt")
+    Path("work/runs/a/run.json").unlink()
+    with pytest.raises(SystemExit, match=r"work/runs/a/run\.json is missing: remove work/runs/a and make"):
+        overview.main([])
+    lines = capsys.readouterr().out
+    assert "a: run.json is missing: remove work/runs/a" in lines and "b: finished folds 0 of 3" in lines
+
+
 def test_the_state_of_a_work_folder_is_told(prepared, capsys):
     shutil.copytree(prepared, "work")
     (Path("work") / "cache" / "512").mkdir()

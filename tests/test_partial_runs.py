@@ -155,6 +155,16 @@ def test_evaluate_scores_a_run_anew_when_it_has_more_folds(made, capsys):
     assert "scored anew (new: fold2)" in capsys.readouterr().out
 
 
+def test_an_ensemble_is_blended_anew_before_it_is_scored(made, capsys):
+    kept = shutil.move(paths.fold(made, "fine", 2), made / "kept")
+    work = ["--work-dir", str(made), "--workers", "1"]
+    ensemble.main([*work, "--runs", "fine", "--name", "x"])
+    shutil.move(kept, paths.fold(made, "fine", 2))
+    capsys.readouterr()
+    evaluate.main([*work, "--ensemble", "x", "--draws", "20"])
+    assert "x: blended anew (new: fine/fold2)" in capsys.readouterr().out
+
+
 def test_the_second_level_works_from_one_fold_where_it_can_and_says_what_it_takes_where_not(one, capsys):
     quick = ["--work-dir", str(one), "--on", "a", "--epochs", "1", "--hidden", "8", "--device", "cpu", "--workers", "0"]
     line = refused(sequence.main, *quick, "--features", "oof")
@@ -208,6 +218,8 @@ def test_weights_are_compared_by_content(one, tmp_path):
     train.main([*flags, "--fold", "0", "--weights", str(first)])
     train.main([*flags, "--fold", "1", "--weights", str(copy)])
     assert "was made with weights" in refused(train.main, *flags, "--fold", "2", "--weights", other)
+    first.unlink()
+    train.main(["--work-dir", str(one), "--run", "w", "--fold", "2"])  # from the copy, as the last fold
 
 
 def interrupt(*_, **__):
@@ -236,4 +248,7 @@ def test_views_are_those_of_the_run(one):
     line = refused(predict.main, *common, "--fold", "1", "--views", "hflip", "--overwrite")
     assert "was made with views ['identity'], not ['hflip']: give the same, or --overwrite --fold 0 1" in line
     predict.main([*common, "--views", "hflip", "--overwrite"])
+    assert storage.read_json(paths.fold(one, "a", 0) / "predict.json")["views"] == ["hflip"]
+    train.main([*common, "--fold", "0", "1", "--overwrite"])
+    predict.main([*common, "--fold", "0"])
     assert storage.read_json(paths.fold(one, "a", 0) / "predict.json")["views"] == ["hflip"]

@@ -272,6 +272,16 @@ def test_missing_embeddings_are_refused_with_the_command_that_makes_them(work_di
     run_sequence(work_dir, "--features", "fold")
 
 
+def test_nothing_is_overwritten_before_all_inputs_can_be_read(work_dir, capsys):
+    run_sequence(work_dir, "--features", "fold")
+    path = paths.fold(work_dir, "a", 1) / "embeddings.npy"
+    embeddings = np.load(path)
+    embeddings[3] = np.nan
+    second_level.write_embeddings(path, embeddings)
+    assert "has no embedding" in refusal(work_dir, capsys, "--features", "fold", "--overwrite")
+    assert Run(work_dir, "second").finished == [0, 1, 2]
+
+
 def test_a_run_on_other_slices_or_folds_is_refused(work_dir, capsys):
     path = work_dir / "runs" / "b" / "run.json"
     record = storage.read_json(path)

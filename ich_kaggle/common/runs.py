@@ -85,11 +85,18 @@ class Run:
             storage.same_settings(self.path, self.settings, settings, remedy)
 
     def write(self, settings: dict, **about) -> None:
-        """Write run.json, with what else is known `about` the run, or check `settings` against the one that exists."""
+        """Write run.json, with other facts `about` the run, or check `settings` against the one that exists.
+
+        The views of the predictions outlive folds that were removed: the next predictions are made with them.
+        """
         self.check(settings)
+        known = self.record if self.path.exists() else {}
         if not self.begun:
+            kept = {key: known[key] for key in ("views",) if key in known}
             about |= {"versions": versions(), "commit": paths.git_commit()}
-            storage.write_json(self.path, {"settings": settings, **about})
+            storage.write_json(self.path, {"settings": settings, **kept, **about})
+        elif known != {**known, **about}:  # the same weights at another path
+            storage.write_json(self.path, {**known, **about})
 
     def remove(self, folds: list[int]) -> None:
         """Remove `folds`, with all that was made of them."""

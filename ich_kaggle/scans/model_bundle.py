@@ -9,6 +9,7 @@ series (mm), the `thresholds`, the `aggregate` of a study's slices, and the inte
 import hashlib
 import io
 import json
+import logging
 import shutil
 import zipfile
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from ich_kaggle.common.runs import Run
 from ich_kaggle.kaggle_api import wheel
 from ich_kaggle.scans import resampling
 from ich_kaggle.scoring import blending, study_level
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "models.json"
 AGAIN = "pack the models again"
@@ -75,6 +78,7 @@ def gather(work_dir: Path, ensemble: Path, names: dict[str, float]) -> tuple[dic
     packed |= {"pictures": {}, "views": {}, "made_with": {}}
     packed["mean"] = pd.read_parquet(ensemble / "oof.parquet")[list(LABELS)].mean().tolist()
     _same_files(work_dir, ensemble / "weights.json", scores["made_from"], names, _again(ensemble))
+    say_new_folds(work_dir, ensemble, scores)
     files, wanted = {}, folds_to_pack(work_dir, scores["folds"])
     for name in needed(work_dir, list(names)):
         run = Run(work_dir, name)
@@ -87,6 +91,14 @@ def gather(work_dir: Path, ensemble: Path, names: dict[str, float]) -> tuple[dic
         packed["pictures"][name] = {"size": options["cache_size"], "crop": options.get("crop", "none")}
         packed["views"][name] = run.record["views"]
     return packed, files
+
+
+def say_new_folds(work_dir: Path, ensemble: Path, scores: dict) -> None:
+    """Log the folds that runs of `ensemble`, blended of all their folds, have finished since."""
+    for name, of_run in scores["folds"].items() if scores["blended"]["fold"] is None else ():
+        if new := sorted(set(Run(work_dir, name).finished) - set(of_run)):
+            without = f"blended without fold {', '.join(map(str, new))} of run {name}"
+            log.warning("WARNING %s: %s: python -m ich_kaggle.ensemble --name %s", ensemble, without, ensemble.name)
 
 
 def folds_to_pack(work_dir: Path, blended: dict[str, list[int]]) -> dict[str, list[int]]:
@@ -141,7 +153,7 @@ def export(project: Project, ensemble: Path, path: Path) -> Path:
     packed, files = gather(project.work_dir, ensemble, kept(ensemble))
     train, nested = project.slices[project.is_train], ensemble / "nested.parquet"
     packed |= {"format": FORMAT, "version": __version__, "license": LICENSE, "intended_use": INTENDED_USE}
-    packed |= {"spacing": training_spacing(train), "thresholds": read_thresholds(ensemble, nested)}
+    packed |= {"spacing": training_spacing(train), "thresholds": read_thresholds(ensemble, nested, project.folds)}
     probability = blending.raise_any(tables.read_predictions(nested, train.slice_id.to_numpy(), partial=True).copy())
     known = ~np.isnan(probability[:, 0])
     of_studies = study_level.of_studies(train.study_id[known], tables.targets(train)[known], probability[known])
@@ -156,10 +168,11 @@ def training_spacing(table: pd.DataFrame) -> float:
     return round(float(np.nanmedian(gaps)), 3)
 
 
-def read_thresholds(ensemble: Path, nested: Path) -> dict:
+def read_thresholds(ensemble: Path, nested: Path, folds: list[int]) -> dict:
     """Return the thresholds of slices and of studies: level -> label -> rule.
 
-    Raises FileNotFoundError where they have not been chosen, ValueError where that was for other predictions.
+    Raises FileNotFoundError where they have not been chosen, ValueError where that was for other predictions or not
+    on all `folds`.
     """
     path = ensemble / "evaluation" / "thresholds.json"
     command = f"python -m ich_kaggle.evaluate --ensemble {ensemble.name}"
@@ -167,7 +180,7 @@ def read_thresholds(ensemble: Path, nested: Path) -> dict:
         raise FileNotFoundError(f"{path} is missing: run {command}")
     found = storage.read_json(path)
     digest = storage.file_hash(storage.require(nested, f"--name {ensemble.name} --overwrite"))
-    now = dict.fromkeys(found["made_from"], digest)  # by fold, all of the one file
+    now = {f"fold{k}/nested.parquet": digest for k in folds}
     storage.same_settings(path, found["made_from"], now, f"run {command} --overwrite")
     return {level: found[level] for level in ("slices", "studies_max")}
 

@@ -207,6 +207,20 @@ def blend_runs(
     return folder
 
 
+def refresh(project: Project, name: str, predict: Callable[[Project, Run, list[int]], None]) -> Path:
+    """Return the folder of the ensemble `name`, blended anew with its own options where its runs have changed.
+
+    Without its runs it is used as it is. Raises FileNotFoundError if it does not exist.
+    """
+    path = storage.require(paths.ensemble(project.work_dir, name) / "weights.json", f"--name {name}")
+    found = storage.read_json(path)
+    names, fold = found["blended"]["runs"], found["blended"]["fold"]
+    if not all(project.run(one).finished for one in names):
+        cli.say(f"{path.parent}: used as it is, its runs are not in {project.work_dir / 'runs'}")
+        return path.parent
+    return blend_runs(project, names, name=name, fold=fold, predict=predict, **found["asked"])
+
+
 def predicted(project: Project, runs: dict[Run, list[int]], predict: Callable) -> dict[str, str]:
     """Return the hashes of the predictions of `runs`, by file, predicted first where they do not exist."""
     made_from = {}

@@ -149,9 +149,11 @@ def fit_second_level(
     settings = options | project.same
     run.check(settings, replaced=chosen if overwrite else [])
     need_predictions(project, on, shared if features == "oof" else chosen, features)
-    if overwrite:
-        run.remove(chosen)
     part = part_of(project, shared if features == "oof" else project.folds)
+    if overwrite:
+        for k in chosen:
+            read_inputs(on, k, features, shared, part)  # nothing is removed if an input cannot be read
+        run.remove(chosen)
     for k in chosen:
         folder, files = run.fold(k), run_predictions.files([one.name for one in on], k, features, shared)
         reads = {file: runs.hash_of(run.folder.parent / file) for file in files}

@@ -8,7 +8,7 @@ import packed
 import pandas as pd
 import pytest
 
-from ich_kaggle import ensemble
+from ich_kaggle import ensemble, evaluate
 from ich_kaggle.common import paths, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
@@ -114,10 +114,26 @@ def test_missing_thresholds_are_named_with_the_command_that_makes_them(home):
 
 def test_thresholds_of_other_predictions_are_refused(home):
     path = home / "ensemble" / "levels" / "evaluation" / "thresholds.json"
-    storage.write_json(path, storage.read_json(path) | {"made_from": {"nested.parquet": "0123456789ab"}})
+    storage.write_json(path, storage.read_json(path) | {"made_from": {"fold0/nested.parquet": "0123456789ab"}})
     message = refusal(home, "--name", "levels")
-    assert "thresholds.json was made with nested.parquet 0123456789ab, not " in message
+    assert "thresholds.json was made with fold0/nested.parquet 0123456789ab, not " in message
     assert message.endswith("run python -m ich_kaggle.evaluate --ensemble levels --overwrite")
+
+
+def test_thresholds_of_some_folds_are_refused(home):
+    flags = ["--work-dir", str(home), "--workers", "1", "--ensemble", "levels", "--draws", "20"]
+    evaluate.main([*flags, "--fold", "0", "1", "--overwrite"])
+    message = refusal(home, "--name", "levels")
+    assert "thresholds.json was made with fold2/nested.parquet None, not " in message
+
+
+def test_folds_that_were_finished_after_the_blend_are_named(home, caplog):
+    path = home / "ensemble" / "levels" / "weights.json"
+    content = storage.read_json(path)
+    storage.write_json(path, content | {"folds": content["folds"] | {"b": [0, 1]}})
+    export(home)
+    command = "python -m ich_kaggle.ensemble --name levels"
+    assert f"{path.parent}: blended without fold 2 of run b: {command}" in caplog.text
 
 
 def test_a_stack_is_refused_by_name_where_it_is_only_read_too(home):
