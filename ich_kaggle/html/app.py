@@ -131,12 +131,16 @@ def _embed(new: Path, content: dict, studies: Iterable[Study], plotly: str, _ima
     (new / "index.html").write_text(_one_file(scripts, inert), encoding="utf-8")
 
 
+def digest(text: str) -> str:
+    """Return how a Content-Security-Policy names an embedded script or style."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
 def _one_file(scripts: dict[str, str], inert: dict[str, str]) -> str:
     """Return index.html with its style, its `scripts` by name and its `inert` texts by id embedded."""
     texts = [*scripts.values(), inert["plotly"]]
-    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts)
     parts = {
-        POLICY: "script-src " + " ".join(f"'sha256-{digest}'" for digest in digests),
+        POLICY: "script-src " + " ".join(map(digest, texts)),
         '<link rel="stylesheet" href="style.css">': f"<style>{(WEB / 'style.css').read_text(encoding='utf-8')}</style>",
         "<!-- inert -->": "\n".join(
             f'<script type="text/plain" id="{html.escape(key)}">{text}</script>' for key, text in inert.items()
