@@ -178,7 +178,7 @@ def hu_figure(pixels: dict[str, np.ndarray], title: str, low: float, high: float
         axes.set(xlabel="HU", ylabel="pixels, %", yscale=scale)
 
     def beyond(n: np.ndarray) -> str:
-        return f"{n[HU < low].sum() / n.sum():.1%} below, {n[HU > high].sum() / n.sum():.1%} above"
+        return f"{n[low > HU].sum() / n.sum():.1%} below, {n[high < HU].sum() / n.sum():.1%} above"
 
     caption = "; ".join(f"{split}: {beyond(n)}" for split, n in pixels.items())
     return drawn(f"{title}, {low:g} to {high:g} HU", caption, draw)
