@@ -100,7 +100,7 @@ def test_the_notebook_has_a_kernelspec_and_no_output(tmp_path):
     notebook = json.loads((built("ich-explore", tmp_path) / "ich-explore.ipynb").read_text())
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
     assert not any(cell.get("outputs") for cell in notebook["cells"])
-    assert notebook["cells"][1]["source"].startswith("# Hemorrhage in head CT")
+    assert "".join(notebook["cells"][1]["source"]).startswith("# Hemorrhage in head CT")
 
 
 # What is refused.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ich_kaggle import explain, predict, train
-from ich_kaggle.common import cli, storage, tables
+from ich_kaggle.common import recipes, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.dicom import png
@@ -20,7 +20,7 @@ from ich_kaggle.scoring import patient_folds
 pytest.importorskip("captum")
 
 TINY = ["--weights", "none", "--image-size", "32", "--cache-size", "64", "--epochs", "1", "--workers", "0"]
-RECIPES = sorted(path.stem for path in cli.RECIPES.glob("*.toml"))
+RECIPES = [path.stem for path in recipes.files()]
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def size_for(arch: str) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_has_maps_for_its_six_labels(recipe):
-    options = cli.read_recipe(cli.recipe_path(recipe))
+    options = recipes.read(recipes.path_of(recipe))
     extra = {
         "context": options.get("context", "windows"),
         "output_stride": options.get("output-stride", slice_model.STRIDE),
