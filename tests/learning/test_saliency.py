@@ -284,21 +284,8 @@ def test_stopped_in_a_study_it_ends_with_the_same_maps(trained, monkeypatch):
     assert {path.name: path.read_bytes() for path in explained(trained).iterdir()} == whole
 
 
-def test_stopped_before_the_last_file_it_only_writes_that(trained):
-    run(trained, "--method", "gradcam", "--n-studies", "1")
-    done = explained(trained) / "explain.json"
-    content, before = done.read_bytes(), {path: path.stat().st_mtime_ns for path in explained(trained).glob("*.png")}
-    done.rename(explained(trained) / "begun.json")
-    run(trained, "--method", "gradcam", "--n-studies", "1")
-    assert done.read_bytes() == content and not (explained(trained) / "begun.json").exists()
-    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
-
-
-@pytest.mark.parametrize("is_finished", [True, False])
-def test_maps_of_another_model_are_refused_with_both_named(trained, is_finished):
+def test_maps_of_another_model_are_refused_with_both_named(trained):
     run(trained, "--method", "gradcam", "--n-studies", "0")
-    if not is_finished:
-        (explained(trained) / "explain.json").rename(explained(trained) / "begun.json")
     path = trained / "runs/a/fold0/model.pt"
     old, model = storage.file_hash(path), slice_model.load(path)
     with torch.no_grad():
