@@ -23,7 +23,7 @@ Example: python -m ich_kaggle.report
 from pathlib import Path
 
 from ich_kaggle.common import cli, storage
-from ich_kaggle.common.project import Project
+from ich_kaggle.common.project import Project, opening
 from ich_kaggle.dicom import slice_table
 from ich_kaggle.html import app, data_report, report_content, report_scores, report_studies
 from ich_kaggle.scoring import evaluation, patient_folds
@@ -44,11 +44,11 @@ def page(
     project: Project,
     submissions_dir: Path,
     *,
-    seed: int = 0,
-    cache_name: str | None = None,
-    n_studies: int = 200,
-    bone: bool = True,
-    embed: bool = False,
+    seed: int,
+    cache_name: str | None,
+    n_studies: int,
+    bone: bool,
+    embed: bool,
     **which,
 ) -> Path:
     """Return index.html, the page on the runs, ensembles and folds that `which` names, see `read_sources`."""
@@ -72,19 +72,9 @@ def page(
     return folder / "index.html"
 
 
-def report(
-    *,
-    data_dir: Path | None = None,
-    work_dir: Path = Path("work"),
-    workers: int = 1,
-    submissions_dir: Path = Path("submissions"),
-    data: bool = False,
-    seed: int = 0,
-    **options,
-) -> Path:
+def report(project: Project, *, data: bool, seed: int, **options) -> Path:
     """Return the report's index.html, made anew, or with `data` the page on the data; `options` are those of `page`."""
-    project = Project(data_dir, work_dir, workers)
-    return data_page(project, seed) if data else page(project, submissions_dir, seed=seed, **options)
+    return data_page(project, seed) if data else page(project, seed=seed, **options)
 
 
 def build_parser():
@@ -103,7 +93,7 @@ def build_parser():
 
 
 def main(argv=None):
-    cli.run(report, build_parser(), argv)
+    cli.run(opening(report), build_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ich_kaggle.common import cli, paths, storage
-from ich_kaggle.common.project import Project
+from ich_kaggle.common.project import Project, opening
 from ich_kaggle.dicom import slice_table
 from ich_kaggle.kaggle_api import client, submission_log, submissions
 from ich_kaggle.scans import on_demand
@@ -72,7 +72,13 @@ def submit(
 
 
 def command(
-    *, status: bool, history: bool, submissions_dir: Path, connect: Callable = client.connect, **options
+    project: Project,
+    *,
+    status: bool,
+    history: bool,
+    submissions_dir: Path,
+    connect: Callable = client.connect,
+    **options,
 ) -> None:
     history_csv = submissions_dir / "history.csv"
     if history:
@@ -80,7 +86,6 @@ def command(
     elif status:
         submissions.show_status(connect(), history_csv)
     else:
-        project = Project(*(options.pop(key) for key in ("data_dir", "work_dir", "workers")))
         delivery = {key: options.pop(key) for key in ("again", "no_wait")} | {"connect": connect}
         submit(project, submissions_dir, delivery=delivery, **options)
 
@@ -104,7 +109,7 @@ def build_parser():
 
 
 def main(argv=None):
-    cli.run(command, build_parser(), argv)
+    cli.run(opening(command), build_parser(), argv)
 
 
 if __name__ == "__main__":

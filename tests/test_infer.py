@@ -12,6 +12,7 @@ import torch
 
 from ich_kaggle import infer
 from ich_kaggle.common import paths, storage
+from ich_kaggle.common.project import Project
 from ich_kaggle.kaggle_api import submissions
 from ich_kaggle.learning import fit
 from ich_kaggle.scans import passes, test_set
@@ -35,9 +36,9 @@ def predict(packed, competition, tmp_path, capsys):
     """Predict with the packed models in a folder of the test's own; return the lines printed."""
 
     def predict(hours: float = 8, now=None, models_dir: Path = packed) -> list[str]:
-        options = dict(data_dir=competition, work_dir=tmp_path / "work", out=tmp_path / "out" / "submission.csv")
-        more = {} if now is None else {"now": now}
-        infer.infer(models_dir=models_dir, hours=hours, batch_size=8, device="cpu", workers=1, **options, **more)
+        more = {"out": predict.out} | ({} if now is None else {"now": now})
+        project = Project(competition, tmp_path / "work", 1)
+        infer.infer(project, models_dir=models_dir, hours=hours, batch_size=8, device="cpu", **more)
         return capsys.readouterr().out.splitlines()
 
     predict.out = tmp_path / "out" / "submission.csv"

@@ -22,6 +22,7 @@ import torch
 
 from ich_kaggle import kernel, submit
 from ich_kaggle.common import cli, paths, storage, tables
+from ich_kaggle.common.project import opening
 from ich_kaggle.dicom import png, slice_image
 from ich_kaggle.kaggle_api import client, kernel_build, kernel_rules, kernels
 from ich_kaggle.kaggle_api import wheel as wheel_module
@@ -455,7 +456,7 @@ def test_weights_to_score(run, kaggle_server, home, competition, tmp_path, sandb
     np.testing.assert_allclose(ours.Label, theirs.Label, atol=1e-5)
     connect = functools.partial(client.connect, sleep=lambda seconds: None)
     argv = ["--file", str(output / "submission.csv"), "--data-dir", str(competition)]
-    cli.run(functools.partial(submit.command, connect=connect), submit.build_parser(), argv)
+    cli.run(opening(functools.partial(submit.command, connect=connect)), submit.build_parser(), argv)
     (sent,) = kaggle_server.submissions
     assert kaggle_server.content(sent) == left.files["submission.csv"]
     assert "COMPLETE" in Path("submissions/history.csv").read_text()

@@ -350,8 +350,8 @@ def test_without_plotly_the_extra_is_named(work_dir, capsys, monkeypatch):
 
 def test_a_report_needs_no_torch(made):
     code = (
-        "import sys; from ich_kaggle import report; from pathlib import Path; "
-        f"report.report(work_dir=Path({str(made)!r}), n_studies=1); assert 'torch' not in sys.modules"
+        f"import sys; from ich_kaggle import report; report.main(['--work-dir', {str(made)!r}, '--studies', '1'])\n"
+        "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
     assert pd.Series(content_of(made)["studies"]).size == 1

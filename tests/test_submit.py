@@ -18,7 +18,7 @@ import pytest
 from ich_kaggle import submit
 from ich_kaggle.common import cli, paths, storage, tables
 from ich_kaggle.common.labels import LABELS
-from ich_kaggle.common.project import Project
+from ich_kaggle.common.project import Project, opening
 from ich_kaggle.kaggle_api import client, submission_log, submission_requests, submissions
 
 no_network, kaggle_server, proxied_server = fake.no_network, fake.kaggle_server, fake.proxied_server
@@ -98,7 +98,7 @@ def run(project, capfd, caplog):
         connect = functools.partial(client.connect, sleep=sleep, timeout=timeout)
         code, message = 0, ""
         try:
-            cli.run(functools.partial(submit.command, connect=connect), submit.build_parser(), list(argv))
+            cli.run(opening(functools.partial(submit.command, connect=connect)), submit.build_parser(), list(argv))
         except SystemExit as end:
             code, message = 1, str(end.code)
         out, err = capfd.readouterr()
@@ -980,7 +980,7 @@ def test_a_submission_of_full_size_arrives_byte_for_byte(tmp_path, kaggle_server
     write_competition(tmp_path, n_train=2000, n_test=121_232)
     kaggle_server.fail("PUT", fake.cut_body(5_000_000))
     connect = functools.partial(client.connect, sleep=lambda seconds: None)
-    cli.run(functools.partial(submit.command, connect=connect), submit.build_parser(), list(BLEND))
+    cli.run(opening(functools.partial(submit.command, connect=connect)), submit.build_parser(), list(BLEND))
     content = only_csv().read_bytes()
     assert content.count(b"\n") == 727_393
     assert kaggle_server.content(kaggle_server.submissions[0]) == content

@@ -1,5 +1,6 @@
 """The data and the work folder that a command works on, opened once: each table is read once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -94,3 +95,12 @@ class Project:
         n_patients = self.slices.patient_id[np.isin(self.fold, folds)].nunique()
         which = "" if len(folds) == len(self.folds) else f" ({', '.join(map(str, folds))})"
         return f"run {run.name}: {len(folds)} of {len(self.folds)} folds{which}, scored on {n_patients} patients"
+
+
+def opening(function: Callable) -> Callable:
+    """Return `function`, whose first argument is a project, as one that takes its three flags instead."""
+
+    def opened(*, data_dir: Path | None = None, work_dir: Path = Path("work"), workers: int = 1, **options):
+        return function(Project(data_dir, work_dir, workers), **options)
+
+    return opened
