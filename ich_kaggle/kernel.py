@@ -31,7 +31,7 @@ OUT = Path("build") / "kernels"  # of what is built, packed and fetched
 NEGLIGIBLE = 1e-4  # a run with a smaller weight in every label is not worth its time
 
 
-def pack(out: Path, work_dir: Path, ensemble: Path, extra: list[Path]) -> Path:
+def pack(work_dir: Path, ensemble: Path, out: Path, extra: list[Path]) -> Path:
     """Return `out` with the models of `ensemble`, the list of them, the package and the `extra` files.
 
     An `out` that exists is replaced once the new one is complete. Raises ValueError and FileNotFoundError like
@@ -50,10 +50,11 @@ def pack(out: Path, work_dir: Path, ensemble: Path, extra: list[Path]) -> Path:
     return out
 
 
-def weights(name: str, user: str, dry_run: bool, connect: Callable, **models) -> None:
-    """Pack `models`, see `pack`, and unless `dry_run` upload them as the dataset `name`."""
-    models["ensemble"] = model_bundle.choose_ensemble(models["work_dir"], models["ensemble"], "--ensemble")
-    folder = pack(OUT / name, **models)
+def weights(
+    name: str, user: str, dry_run: bool, connect: Callable, *, work_dir: Path, ensemble: str | None, extra: list[Path]
+) -> None:
+    """Pack the models of an ensemble, see `pack`, and unless `dry_run` upload them as the dataset `name`."""
+    folder = pack(work_dir, model_bundle.choose_ensemble(work_dir, ensemble, "--ensemble"), OUT / name, extra)
     n_files = len(list(folder.iterdir()))
     cli.say(f"{folder}: {n_files} files")
     if not dry_run:

@@ -61,4 +61,4 @@ def home(competition, tmp_path_factory) -> Path:
 def packed(home, tmp_path_factory) -> Path:
     """The folder that `kernel weights` packs."""
     out = tmp_path_factory.mktemp("packed") / "ich-models"
-    return kernel.pack(out, home, home / "ensemble" / "both", [])
+    return kernel.pack(home, home / "ensemble" / "both", out, [])

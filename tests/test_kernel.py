@@ -491,7 +491,7 @@ def test_a_kernel_installs_the_wheels_of_its_dataset(home, competition, tmp_path
         "more-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         "more-1.0.dist-info/RECORD": b"more.py,,\n",
     }))  # fmt: skip
-    pack = kernel.pack(tmp_path / "pack", home, home / "ensemble" / "both", [wheel])
+    pack = kernel.pack(home, home / "ensemble" / "both", tmp_path / "pack", [wheel])
     text = (built("ich-infer", tmp_path / "built") / "main.py").read_text()
     inputs = image.lay_out(tmp_path, competition, {f"{USER}/ich-models": image.files_in(pack)}, "new")
     code, log, working = image.run(tmp_path, f"{text}\n    import more\n    print('more is', more.VALUE)\n", inputs)
@@ -503,7 +503,7 @@ def test_a_kernel_installs_the_wheels_of_its_dataset(home, competition, tmp_path
 @pytest.mark.slow
 def test_the_kernel_reads_second_levels_as_they_were_read_at_home(prepared, competition, tmp_path):
     work = made_with.work_of(prepared)
-    pack = kernel.pack(tmp_path / "pack", work, work / "ensemble" / "levels", [])
+    pack = kernel.pack(work, work / "ensemble" / "levels", tmp_path / "pack", [])
     text = (built("ich-infer", tmp_path / "built") / "main.py").read_text()
     inputs = image.lay_out(tmp_path, competition, {f"{USER}/ich-models": image.files_in(pack)}, "new")
     sandboxed = not image.why_no_namespaces()

@@ -26,7 +26,7 @@ def made(prepared) -> Path:
 @pytest.fixture(scope="module")
 def packed(made, tmp_path_factory) -> Path:
     """What `kernel weights` packs of the runs b, c and s, which read a and g too."""
-    return kernel.pack(tmp_path_factory.mktemp("packed") / "ich-models", made, made / "ensemble" / "levels", [])
+    return kernel.pack(made, made / "ensemble" / "levels", tmp_path_factory.mktemp("packed") / "ich-models", [])
 
 
 @pytest.fixture
