@@ -5,8 +5,8 @@ the explained studies, then those with the worst slices: in turn the worst miss 
 and the study of highest mean loss. The others are drawn at random. Scores are out of fold, those of ensembles nested.
 The previous report stays in place until the new one is complete.
 
-With --data it is a page on the data alone, before any training: counts, labels, headers, gray values, defects and
-sample studies. Of the other flags, this page uses --data-dir, --work-dir, --seed and --workers.
+With --data it is a page on the data alone, before any training: counts, labels, headers, gray values and defects. Of
+the other flags, this page uses --data-dir, --work-dir, --seed and --workers.
 
 Reads:   work/slices.parquet, work/folds.csv, work/cache/<name>/, submissions/history.csv,
          work/runs/<run>/fold<k>/ oof.parquet, log.csv, explain/, work/ensemble/<name>/ weights.json, nested.parquet,

@@ -124,51 +124,6 @@ def test_a_kernel_that_is_not_there_is_answered_with_those_that_are(run):
 # Python and the image.
 
 
-def test_no_module_uses_syntax_newer_than_python_3_11():
-    sources = [*PACKAGE.rglob("*.py"), *KERNELS.rglob("*.py")]
-    assert [path for path in sources if not ast.parse(path.read_text(), feature_version=(3, 11))] == []
-
-
-def interpreter(version: str) -> str:
-    """Return a Python of this version: of those that ICH_PYTHONS names (paths, with : between), else of the machine."""
-    named = os.environ.get("ICH_PYTHONS", "").split(":")
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/{version}.*/bin/python")
-    for path in [*filter(None, named), shutil.which(f"python{version}") or "", *map(str, pyenv)]:
-        ask = [path, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
-        if path and subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip() == version:
-            return path
-    return pytest.skip(f"no Python {version} on this machine")
-
-
-@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
-def test_every_module_compiles_without_a_warning(version, tmp_path):
-    code = (
-        "import pathlib, sys\n"
-        "for path in sys.argv[1:]: compile(pathlib.Path(path).read_text(encoding='utf-8'), path, 'exec')"
-    )
-    sources = [*PACKAGE.rglob("*.py"), *KERNELS.rglob("*.py")]
-    done = subprocess.run(
-        [interpreter(version), "-W", "error", "-c", code, *map(str, sources)], capture_output=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("version", ["3.12", "3.13"])
-def test_the_kernel_predicts_the_same_on_other_pythons(version, home, packed, competition, tmp_path):
-    python, needed = interpreter(version), "import torch, timm, cv2, pydicom, pyarrow, joblib, scipy, sklearn"
-    tried = subprocess.run([python, "-c", needed], capture_output=True, text=True, check=False)
-    if tried.returncode:
-        pytest.skip(f"Python {version} here: {tried.stderr.strip().splitlines()[-1]}")
-    inputs = image.lay_out(tmp_path, competition, {f"{USER}/ich-models": image.files_in(packed)}, "new")
-    text = (built("ich-infer", tmp_path / "built") / "main.py").read_text()
-    code, log, working = image.run(tmp_path, text, inputs, python=python)
-    assert code == 0, log
-    (working / "home.csv").write_bytes(local_submission(home))
-    ours, theirs = (pd.read_csv(working / name).Label for name in ("home.csv", "submission.csv"))
-    np.testing.assert_allclose(theirs, ours, atol=1e-5)  # other versions of torch add up in another order
-
-
 def test_without_isal_the_pixels_are_the_same(competition, tmp_path):
     path = sorted((competition / "stage_2_test").glob("*.dcm"))[0]
     code = (

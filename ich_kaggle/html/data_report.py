@@ -1,4 +1,4 @@
-"""The page of `report --data`: counts, labels, headers, HU, defects and sample studies, in one file without scripts.
+"""The page of `report --data`: counts, labels, headers, HU and defects, in one file without scripts.
 
 Every text is escaped, and a Content-Security-Policy allows only the page's own style and embedded pictures.
 """
@@ -8,29 +8,20 @@ import html
 import io
 from collections.abc import Callable, Iterable
 
-import cv2
 import numpy as np
 import pandas as pd
 
 from ich_kaggle.common import cli, paths, tables, windows
-from ich_kaggle.common.labels import ANY, LABELS
-from ich_kaggle.dicom import pixels, png, slice_table
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.dicom import pixels, slice_table
 from ich_kaggle.html import app
 
 N_SAMPLED = 200  # slices per split whose pixels are read
-TILE, COLUMNS = 96, 8  # px of a slice on a contact sheet, slices per row
 LEVELS = 8  # a property with at most this many values is drawn value by value
 COLORS = {"train": "#0a84c6", "test": "#e0761f"}
 HU = np.arange(windows.LOWEST, windows.HIGHEST + 1)
 
 Values = dict[str, pd.Series]  # of one property, by split
-
-
-def _figure(title: str, caption: str, picture: bytes, kind: str = "svg+xml") -> str:
-    title, caption = html.escape(title), html.escape(caption)
-    source = f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
-    image = f'<img src="{source}" alt="{title}: {caption}">'
-    return f"<figure><h3>{title}</h3>{image}<figcaption>{caption}</figcaption></figure>"
 
 
 def drawn(title: str, caption: str, draw: Callable) -> str:
@@ -44,7 +35,10 @@ def drawn(title: str, caption: str, draw: Callable) -> str:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8)
         axes.figure.savefig(out := io.BytesIO(), format="svg", metadata={"Date": None, "Creator": None})
-    return _figure(title, caption, out.getvalue())
+    title, caption = html.escape(title), html.escape(caption)
+    source = f"data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}"
+    image = f'<img src="{source}" alt="{title}: {caption}">'
+    return f"<figure><h3>{title}</h3>{image}<figcaption>{caption}</figcaption></figure>"
 
 
 def section(title: str, note: str, frames: Iterable[pd.DataFrame] = (), figures: Iterable[str] = ()) -> str:
@@ -193,60 +187,19 @@ def window_section(pixels: dict[str, np.ndarray], seed: int) -> str:
     return section("Windows", note, figures=figures)
 
 
-def sample_studies(slices: pd.DataFrame, rng: np.random.Generator) -> list[str]:
-    """Return a study with each label, one without any, and a test study, as far as they exist, drawn by `rng`."""
-    train = slices.split == "train"
-    has_any = (slices["any"] > 0).groupby(slices.study_id).transform("any")
-    groups = [train & (slices[label] > 0) for label in LABELS[:ANY]] + [train & ~has_any, ~train]
-    studies = (np.sort(slices.study_id[group].unique()) for group in groups)
-    return list(dict.fromkeys(ids[rng.integers(len(ids))] for ids in studies if len(ids)))
-
-
-def tile(hu: np.ndarray, is_positive: bool) -> np.ndarray:
-    """Return a slice in the brain window, padded to a square and framed if positive: uint8 (TILE, TILE, 3)."""
-    gray, side = windows.apply(hu, (windows.BRAIN,))[..., 0], max(hu.shape)
-    square = np.zeros((side, side), np.uint8)
-    top, left = ((side - n) // 2 for n in hu.shape)
-    square[top : top + hu.shape[0], left : left + hu.shape[1]] = gray
-    image = np.repeat(cv2.resize(square, (TILE, TILE), interpolation=cv2.INTER_AREA)[..., None], 3, axis=2)
-    return cv2.rectangle(image, (0, 0), (TILE - 1, TILE - 1), (224, 118, 31), 2) if is_positive else image
-
-
-def contact_sheet(data: paths.Data, study: pd.DataFrame) -> bytes:
-    """Return the slices of a study, in order from left to right, as a PNG."""
-    images = [tile(hu, any_ > 0) for hu, any_ in zip(read_hu(data, study, "sample study"), study["any"], strict=True)]
-    images += [np.zeros_like(images[0])] * (-len(images) % COLUMNS)
-    return png.encode(np.vstack([np.hstack(images[i : i + COLUMNS]) for i in range(0, len(images), COLUMNS)]))
-
-
-def study_section(data: paths.Data, slices: pd.DataFrame, rng: np.random.Generator, seed: int) -> str:
-    figures = []
-    for study_id in sample_studies(slices, rng):
-        study = slices[slices.study_id == study_id]
-        n = study[list(LABELS)].sum().astype(int)
-        found = ", ".join(f"{label} on {n[label]}" for label in LABELS if n[label]) or "no hemorrhage"
-        labels = found if study.split.iloc[0] == "train" else "test"
-        caption = f"patient {study.patient_id.iloc[0]}, {len(study)} slices: {labels}"
-        figures.append(_figure(study_id, caption, contact_sheet(data, study), "png"))
-    note = "One with each label, one without, one of test, in the brain window, from the lowest slice at the top left."
-    return section("Sample studies", f"{note} Positive slices are framed. Drawn with --seed {seed}.", figures=figures)
-
-
 def make(data: paths.Data, slices: pd.DataFrame, defects: pd.DataFrame, *, seed: int) -> str:
-    """Return the page on a slice table and the pixels of a sample of its slices and studies, drawn by `seed`.
+    """Return the page on a slice table and the pixels of a sample of its slices, drawn by `seed`.
 
     `defects` has a row per kind: defect, action, slices, first.
     """
-    rng = np.random.default_rng(seed)
     found = "Found in the headers; blank slices are found with slices --pixels, or when the cache is made."
     headers = (fact_figure(name, values) for name, values in facts(slices).items())
     sections = (
         section("Size", "", [counts(slices).map("{:,}".format).reset_index()]),
         label_section(slices[slices.split == "train"]),
         section("Headers", "Shares within each split.", figures=headers),
-        window_section(sample_pixels(data, slices, rng), seed),
+        window_section(sample_pixels(data, slices, np.random.default_rng(seed)), seed),
         section("Defects", found if len(defects) else "None.", [defects] if len(defects) else ()),
-        study_section(data, slices, rng, seed),
     )
     about = html.escape(f"{data.root}, {len(slices):,} slices, table {tables.slices_hash(slices)}")
     style = (app.WEB / "style.css").read_text(encoding="utf-8")

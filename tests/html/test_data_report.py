@@ -5,14 +5,13 @@ from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import pydicom
 import pytest
 
 from ich_kaggle import report as command
-from ich_kaggle.common import paths, tables, windows
+from ich_kaggle.common import paths, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.html import app, data_report
 
@@ -122,31 +121,6 @@ def test_the_sample_is_as_large_as_said_and_comes_from_the_seed(competition, pre
     assert (counts(0) == counts(0)).all() and (counts(0) != counts(1)).any()
 
 
-def test_a_contact_sheet_shows_each_slice_in_its_place_and_frames_the_bloody(competition, prepared):
-    data, table = paths.find_data(competition), tables.read_slices(prepared)
-    study = table[table.study_id == table.study_id[table["any"] == 1].iloc[0]]
-    sheet = cv2.imdecode(np.frombuffer(data_report.contact_sheet(data, study), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-    size, columns = data_report.TILE, data_report.COLUMNS
-    assert sheet.shape == (-(-len(study) // columns) * size, columns * size, 3)
-    for i, (hu, any_) in enumerate(zip(data_report.read_hu(data, study, ""), study["any"], strict=True)):
-        top, left = i // columns * size, i % columns * size
-        part = sheet[top : top + size, left : left + size]
-        gray = windows.apply(hu, (windows.BRAIN,))[..., 0]
-        wanted = cv2.resize(gray, (size, size), interpolation=cv2.INTER_AREA)
-        np.testing.assert_array_equal(part[4:-4, 4:-4], np.repeat(wanted[4:-4, 4:-4, None], 3, axis=2))
-        assert (part[0, 0].tolist() == [224, 118, 31]) == bool(any_)
-
-
-def test_sample_studies_have_each_label_there_is_none_and_test(prepared):
-    table = tables.read_slices(prepared)
-    chosen = data_report.sample_studies(table, np.random.default_rng(0))
-    part = table[table.study_id.isin(chosen)]
-    there = [label for label in LABELS if (table[label] == 1).any()]
-    assert all((part[label] == 1).any() for label in there)
-    assert (part.split == "test").any() and (part.groupby("study_id")["any"].max() == 0).any()
-    assert len(chosen) == len(set(chosen))
-
-
 def test_the_page_loads_nothing_and_runs_nothing(text):
     page = Page(text)
     policy = next(a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
@@ -171,7 +145,7 @@ def test_strings_of_headers_are_shown_as_text(data_dir_of_strangers, tmp_path):
     data_dir, name = data_dir_of_strangers
     page = report(tmp_path / "work", "--data-dir", str(data_dir))
     assert HOSTILE not in page and "<script" not in page
-    assert html.escape(HOSTILE) in page and html.escape(name) in page
+    assert html.escape(name) in page
     assert {tag for tag, _ in Page(page).tags} & {"script", "iframe", "object"} == set()
 
 
