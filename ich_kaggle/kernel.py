@@ -106,7 +106,7 @@ def build_parser():
     add = parser.add_argument
     add("action", choices=ACTIONS, metavar="ACTION", help=", ".join(ACTIONS))
     add("name", nargs="?", metavar="NAME", help=f"a folder in kernels/; with weights a dataset (default: {DATASET})")
-    add("--user", default=os.environ.get("KAGGLE_USERNAME", ""), help="your name at Kaggle (from KAGGLE_USERNAME)")
+    add("--user", default=os.environ.get("KAGGLE_USERNAME", ""), help="your name at Kaggle (default: $KAGGLE_USERNAME)")
     add("--kernels-dir", type=Path, default=Path("kernels"), help="folder of the sources")
     add("--ensemble", help="folder in work/ensemble whose models are packed (default: the only one)")
     add("--extra", type=Path, nargs="+", default=[], help="more files for the dataset: wheels, pretrained weights")

@@ -83,7 +83,7 @@ def build_parser():
     add("--submissions-dir", type=Path, default=Path("submissions"), help="folder of history.csv")
     add("--runs", nargs="+", help="names of folders in work/runs (default: all with predictions)")
     add("--ensemble", dest="name", help="name of one folder in work/ensemble (default: all)")
-    add("--cache", dest="cache_name", help="name of a folder in work/cache (default: the one with most px)")
+    add("--cache", dest="cache_name", help="name of a folder in work/cache (default: that of the largest pictures)")
     add("--studies", dest="n_studies", type=cli.within(0, kind=int), default=200, help="number of studies to show")
     add("--no-bone", dest="bone", action="store_false", help="leave out the bone window")
     kind = parser.add_mutually_exclusive_group()

@@ -95,7 +95,7 @@ FLAGS = {
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         is_switch = action.nargs == 0
-        return action.help if is_switch or action.default is None else super()._get_help_string(action)
+        return action.help if is_switch or action.default in (None, "", []) else super()._get_help_string(action)
 
 
 def _prog(module: str) -> str:
@@ -196,9 +196,6 @@ class _Log:
     def write(self, text: str) -> None:
         if line := text.strip():
             log.info(line)
-
-    def flush(self) -> None:
-        pass
 
 
 LINE = "{desc}: {n_fmt} of {total_fmt}{unit} ({percentage:.0f}%), {rate_fmt}, {remaining} left{postfix}"

@@ -55,11 +55,8 @@ def nested(project: Project, name: str, folds: list[int]) -> np.ndarray:
 
 def curve(target: np.ndarray, probability: np.ndarray) -> dict:
     """Return the areas and the calibration of one label, (n,), and its true and false positives at THRESHOLDS."""
-    above = {
-        name: n - np.searchsorted(np.sort(values), THRESHOLDS)
-        for name, values in (("tp", probability[target > 0]), ("fp", probability[target == 0]))
-        for n in [len(values)]
-    }
+    by_class = {"tp": probability[target > 0], "fp": probability[target == 0]}
+    above = {name: len(p) - np.searchsorted(np.sort(p), THRESHOLDS) for name, p in by_class.items()}
     exact = curves.exact(target, probability, 0.5)
     found, meant, count = curves.reliability(target, probability)
     return {
