@@ -12,6 +12,15 @@ from ich_kaggle.common import paths, storage, tables
 from ich_kaggle.common.runs import Run
 
 
+def opening(function: Callable) -> Callable:
+    """Return `function`, whose first argument is a project, as one that takes its three flags instead."""
+
+    def opened(*, data_dir: Path | None = None, work_dir: Path = Path("work"), workers: int = 1, **options):
+        return function(Project(data_dir, work_dir, workers), **options)
+
+    return opened
+
+
 @dataclass
 class Project:
     """The competition's data, everything made from it, and how many processes make more."""
@@ -95,12 +104,3 @@ class Project:
         n_patients = self.slices.patient_id[np.isin(self.fold, folds)].nunique()
         which = "" if len(folds) == len(self.folds) else f" ({', '.join(map(str, folds))})"
         return f"run {run.name}: {len(folds)} of {len(self.folds)} folds{which}, scored on {n_patients} patients"
-
-
-def opening(function: Callable) -> Callable:
-    """Return `function`, whose first argument is a project, as one that takes its three flags instead."""
-
-    def opened(*, data_dir: Path | None = None, work_dir: Path = Path("work"), workers: int = 1, **options):
-        return function(Project(data_dir, work_dir, workers), **options)
-
-    return opened
