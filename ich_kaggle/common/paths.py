@@ -85,27 +85,16 @@ class Data:
 
     def members(self, split: str) -> list[Member]:
         """Return every DICOM file of `split`, sorted by path; empty if its folder does not exist."""
-        return _zip_members(self, split) if self.is_zip else _folder_members(self.root, split)
-
-
-def _folder_members(root: Path, split: str) -> list[Member]:
-    for folder in DICOM_FOLDERS[split]:
-        if (root / folder).is_dir():
-            with os.scandir(root / folder) as entries:
-                files = [entry for entry in entries if entry.name.endswith(".dcm") and entry.is_file()]
-                return sorted(_member(folder, file) for file in files)
-    return []
-
-
-def _member(folder: str, file: os.DirEntry) -> Member:
-    status = file.stat()
-    return Member(f"{folder}/{file.name}", status.st_size, stamp=status.st_mtime_ns)
-
-
-def _zip_members(data: Data, split: str) -> list[Member]:
-    folders = tuple(data.inner + folder + "/" for folder in DICOM_FOLDERS[split])
-    members = zip_reader.directory(data.root).items()
-    return sorted(member for name, member in members if name.startswith(folders) and name.endswith(".dcm"))
+        if self.is_zip:
+            folders = tuple(self.inner + folder + "/" for folder in DICOM_FOLDERS[split])
+            members = zip_reader.directory(self.root).items()
+            return sorted(member for name, member in members if name.startswith(folders) and name.endswith(".dcm"))
+        folder = next((folder for folder in DICOM_FOLDERS[split] if (self.root / folder).is_dir()), None)
+        if folder is None:
+            return []
+        with os.scandir(self.root / folder) as entries:
+            files = [(one.name, one.stat()) for one in entries if one.name.endswith(".dcm") and one.is_file()]
+        return sorted(Member(f"{folder}/{name}", found.st_size, stamp=found.st_mtime_ns) for name, found in files)
 
 
 def places(data_dir: Path | None = None) -> list[Path]:

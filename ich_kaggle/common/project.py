@@ -1,5 +1,6 @@
 """The data and the work folder that a command works on, opened once: each table is read once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,15 @@ import pandas as pd
 
 from ich_kaggle.common import paths, storage, tables
 from ich_kaggle.common.runs import Run
+
+
+def opening(function: Callable) -> Callable:
+    """Return `function`, whose first argument is a project, as one that takes its three flags instead."""
+
+    def opened(*, data_dir: Path | None = None, work_dir: Path = Path("work"), workers: int = 1, **options):
+        return function(Project(data_dir, work_dir, workers), **options)
+
+    return opened
 
 
 @dataclass
