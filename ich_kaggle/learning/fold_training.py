@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from ich_kaggle.common import cli, metric, runs, tables
 from ich_kaggle.common.project import Project
-from ich_kaggle.learning import ddp, fit, pretrained, profiling, slice_model, tasks
+from ich_kaggle.learning import datasets, ddp, fit, inference, pretrained, profiling, slice_model, tasks
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Fold:
     loader: DataLoader
     valid_loader: DataLoader
 
-    def names(self, batch: tuple) -> list[str]:
-        """Return the ids of the slices of a batch of `loader`."""
-        return self.seen.slice_id.iloc[batch[-1].tolist()].tolist()
+    def names(self, rows: list[int]) -> list[str]:
+        """Return the ids of the slices of `rows` of a batch of `loader`."""
+        return self.seen.slice_id.iloc[rows].tolist()
 
     def validate(self, averaged: slice_model.SliceModel, device: torch.device) -> dict:
         """Return the columns of the log that score `averaged` on all held-out slices."""
-        logits = ddp.gather(fit.predict(averaged, self.valid_loader, device, what="validate"))
+        logits = ddp.gather(inference.predict(averaged, self.valid_loader, device, what="validate"))
         return metric.validation(tables.targets(self.held_out), logits)
 
 
@@ -124,8 +124,8 @@ def rehearse(fold: Fold, plan: tasks.Plan, device: torch.device) -> str:
     run.start_epoch()
     n_queued = loader.num_workers * (loader.prefetch_factor or 0)
     cli.say(f"dry run: timing training, then validation, for up to {profiling.LONGEST:.0f} s each")
-    step = profiling.seconds_per_batch(fit.batches(loader), partial(fit.careful_step, run, plan.loss), n_queued)
-    outputs = fit.outputs(run.averaged(), fold.valid_loader, device)
+    step = profiling.seconds_per_batch(datasets.batches(loader), partial(fit.careful_step, run, plan.loss), n_queued)
+    outputs = inference.outputs(run.averaged(), fold.valid_loader, device)
     valid = profiling.seconds_per_batch(outputs, lambda _: None, n_queued)
     epoch, size = step * len(loader) + valid * len(fold.valid_loader), len(loader.batch_sampler.rows()) / len(loader)
     memory, checkpoint = profiling.peak_memory(device), profiling.size_on_disk(run.write)

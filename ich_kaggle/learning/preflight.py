@@ -7,7 +7,7 @@ import torch
 
 from ich_kaggle.common import cli
 from ich_kaggle.common.runs import Run
-from ich_kaggle.learning import devices, fit, pretrained, profiling, slice_model, tasks
+from ich_kaggle.learning import devices, out_of_memory, pretrained, profiling, slice_model, tasks
 
 PROBE = 224  # px: the size at which a step is measured; memory grows with the number of pixels
 COPIES = 4  # of all weights: gradient, two moments of AdamW, average
@@ -45,11 +45,11 @@ def check_memory(model: slice_model.SliceModel, batch_size: int, accumulate: int
     room = SHARE * free
     if held + batch_size * per_slice <= room:
         return
-    fitting = next((n for n in fit.halves(batch_size) if held + n * per_slice <= room), 0)
+    fitting = next((n for n in out_of_memory.halves(batch_size) if held + n * per_slice <= room), 0)
     raise RuntimeError(
         f"not enough memory: a step of {batch_size} slices at {model.config.image_size} px takes about "
         f"{(held + batch_size * per_slice) / 1e9:.1f} GB, too much for the {free / 1e9:.1f} GB that are free: "
-        f"{fit.smaller_steps(fitting, batch_size * accumulate)}"
+        f"{out_of_memory.smaller_steps(fitting, batch_size * accumulate)}"
     )
 
 

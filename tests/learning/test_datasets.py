@@ -4,7 +4,7 @@ import torch
 
 from ich_kaggle.common import paths
 from ich_kaggle.dicom import png
-from ich_kaggle.learning import datasets, fit
+from ich_kaggle.learning import datasets
 from ich_kaggle.learning.datasets import Batches, SliceDataset
 
 IDS = [f"ID_{i:09x}" for i in range(6)]
@@ -73,7 +73,7 @@ def test_a_damaged_slice_names_itself_and_the_command_that_mends_it(folder, work
         path.unlink()
     loader = datasets.loader(dataset(folder), 2, workers)
     with pytest.raises(ValueError) as error:
-        list(fit.batches(loader))
+        list(datasets.batches(loader))
     assert str(error.value).startswith(f"{path} can't be read")
     assert "python -m ich_kaggle.cache --cache-size 8" in str(error.value)
     assert "\n" not in str(error.value)

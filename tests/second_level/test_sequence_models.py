@@ -53,11 +53,11 @@ def test_a_gru_without_packing_would_answer_otherwise():
 
 def test_packing_agrees_with_torch():
     x, length = torch.randn(12, 4), torch.tensor([2, 7, 3])
-    packed, rows = sequence_models.pack(x, length)
+    series, packed, sizes = series_dataset.layout(length)
     expected = torch.nn.utils.rnn.pack_sequence(x.split(length.tolist()), enforce_sorted=False)
-    assert torch.equal(packed.data, expected.data)
-    assert torch.equal(packed.batch_sizes, expected.batch_sizes)
-    assert torch.equal(x[rows], packed.data)
+    assert torch.equal(x[packed], expected.data)
+    assert torch.equal(sizes, expected.batch_sizes)
+    assert series.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2]
 
 
 @pytest.mark.parametrize("kind", KINDS)
