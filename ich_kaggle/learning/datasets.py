@@ -12,6 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 from ich_kaggle.common import parallel, paths
 from ich_kaggle.dicom import png
 
+SMALL_SHM = "/dev/shm is too small for the batches of the loader's workers"
+LARGER_SHM = "give the container --shm-size 8g or --ipc=host, or this command fewer --workers (0: none)"
+
 
 class SliceDataset(Dataset):
     """Cached slices: uint8 (size, size, c), their target float32 (6,), and their row.
@@ -166,8 +169,7 @@ def batches(loader: DataLoader) -> Iterator[tuple]:
     except RuntimeError as error:
         if not any(text in str(error) for text in ("shared memory", "</torch_", "Bus error")):
             raise
-        remedy = "give the container --shm-size 8g or --ipc=host, or --workers 0 to this command"
-        raise RuntimeError(f"/dev/shm is too small for the batches of the loader's workers: {remedy}") from error
+        raise RuntimeError(f"{SMALL_SHM}: {LARGER_SHM}") from error
 
 
 def _start_worker(_: int) -> None:

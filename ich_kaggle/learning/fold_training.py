@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from ich_kaggle.common import cli, metric, runs, tables
 from ich_kaggle.common.project import Project
-from ich_kaggle.learning import datasets, ddp, fit, inference, pretrained, profiling, slice_model, tasks
+from ich_kaggle.learning import datasets, ddp, fit, inference, pretrained, profiling, side_by_side, slice_model, tasks
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,21 @@ class Training:
                     is_open = not self._is_finished(k)
                 if is_open:
                     self._fit_fold(self.fold(k), self.run.fold(k), before_write)
+
+    def fit_side_by_side(
+        self, chosen: list[int], devices: list[torch.device], before_write: Callable[[], None]
+    ) -> None:
+        """Train the `chosen` folds, except those that are finished, one on each of the `devices` at a time."""
+        if self.session.overwrite:
+            self.run.remove(chosen)
+        before_write()  # from here on the settings of the run are those of each command
+        flags = {"--run": self.run.name, "--work-dir": self.project.work_dir, "--data-dir": self.project.data_dir}
+        flags["--checkpoint-every"] = self.session.checkpoint_every
+        if self.project.workers != cli.n_workers(cli.AUTO):
+            flags["--workers"] = self.project.workers
+        given = [str(part) for flag in flags.items() if flag[1] is not None for part in flag]
+        command = ["ich_kaggle.train", *given, *["--tensorboard"] * self.session.tensorboard]
+        side_by_side.run(command, [k for k in chosen if not self._is_finished(k)], devices)
 
     def _is_finished(self, k: int) -> bool:
         """Return whether fold `k` has a model, and if so say it."""

@@ -79,6 +79,33 @@ def test_a_damaged_slice_names_itself_and_the_command_that_mends_it(folder, work
     assert "\n" not in str(error.value)
 
 
+def test_workers_that_are_started_anew_load_the_same(folder, monkeypatch):
+    def epoch(workers):
+        return [batch[0] for batch in datasets.loader(dataset(folder), 4, workers)]
+
+    monkeypatch.setenv("ICH_START_METHOD", "spawn")
+    loader = datasets.loader(dataset(folder), 4, 1)
+    assert loader.multiprocessing_context.get_start_method() == "spawn"
+    assert all(torch.equal(one, other) for one, other in zip(epoch(1), epoch(0), strict=True))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "DataLoader worker (pid 9) is killed by signal: Bus error. It is possible that workers are out of shared memory.",
+        "Traceback:\nRuntimeError: unable to write to file </torch_9_1_0>: No space left on device (28)",
+    ],
+)
+def test_a_small_dev_shm_is_told_in_one_line_with_the_remedy(told):
+    def loader():
+        raise RuntimeError(told)
+        yield
+
+    with pytest.raises(RuntimeError, match="^/dev/shm is too small .*: give the container --shm-size 8g or") as error:
+        list(datasets.batches(loader()))
+    assert "\n" not in str(error.value)
+
+
 def rows(batches) -> list[int]:
     return [row for batch in batches for _, row in batch]
 
