@@ -25,7 +25,7 @@ from ich_kaggle.common import cli, paths, storage, tables
 from ich_kaggle.dicom import png, slice_image
 from ich_kaggle.kaggle_api import client, kernel_build, kernel_rules, kernels, submissions
 from ich_kaggle.kaggle_api import wheel as wheel_module
-from ich_kaggle.learning import devices, fit, slice_model, tasks
+from ich_kaggle.learning import devices, inference, slice_model, tasks
 from ich_kaggle.scans import model_bundle, passes, test_set
 
 no_network, kaggle_server, proxied_server = fake.no_network, fake.kaggle_server, fake.proxied_server
@@ -218,7 +218,7 @@ def test_a_gpu_that_can_not_run_this_torch_gives_way_to_the_cpu_in_one_line(monk
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(fit.torch, "zeros", fail)
+    monkeypatch.setattr(devices.torch, "zeros", fail)
     caplog.set_level("INFO")
     assert devices.pick_device("auto").type == "cpu"
     (record,) = caplog.records
@@ -536,7 +536,7 @@ def test_a_run_cut_short_and_gone_on_from_ends_in_the_same_bytes(predict, packed
     predict()
     whole = out.read_bytes()
     shutil.rmtree(out.parent)
-    make, made = fit.outputs, []
+    make, made = inference.outputs, []
 
     def stop_in_the_third_chunk(*args, **options):
         for part in make(*args, **options):
@@ -545,7 +545,7 @@ def test_a_run_cut_short_and_gone_on_from_ends_in_the_same_bytes(predict, packed
                 raise KeyboardInterrupt
             yield part
 
-    monkeypatch.setattr(fit, "outputs", stop_in_the_third_chunk)
+    monkeypatch.setattr(inference, "outputs", stop_in_the_third_chunk)
     with pytest.raises(KeyboardInterrupt):
         predict()
     assert out.exists()

@@ -92,7 +92,7 @@ def test_workers_that_are_started_anew_load_the_same(folder, monkeypatch):
 @pytest.mark.parametrize(
     "told",
     [
-        "DataLoader worker (pid 9) is killed by signal: Bus error. It is possible that workers are out of shared memory.",
+        "DataLoader worker (pid 9) is killed by signal: Bus error. It is possible that it lacks shared memory.",
         "Traceback:\nRuntimeError: unable to write to file </torch_9_1_0>: No space left on device (28)",
     ],
 )
