@@ -408,7 +408,7 @@ train.main(sys.argv[1:])
 def test_when_one_of_two_processes_runs_out_of_memory_both_stop_with_the_remedy(work, tmp_path):
     (tmp_path / "hungry.py").write_text(HUNGRY)
     flags = [*TINY, "--work-dir", str(work), "--fold", "0", "--run", "a"]
-    argv = [sys.executable, *RANKS, str(tmp_path / "hungry.py"), *flags]
+    argv = [sys.executable, *RANKS, "--", str(tmp_path / "hungry.py"), *flags]
     done = subprocess.run(argv, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
     said = "error: out of memory at step 0: 8 at once do not fit: give --batch-size 4 --accumulate 2"
     assert done.returncode != 0 and done.stderr.count(said) == 1

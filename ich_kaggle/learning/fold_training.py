@@ -139,7 +139,12 @@ def rehearse(fold: Fold, plan: tasks.Plan, device: torch.device) -> str:
     run.start_epoch()
     n_queued = loader.num_workers * (loader.prefetch_factor or 0)
     cli.say(f"dry run: timing training, then validation, for up to {profiling.LONGEST:.0f} s each")
-    step = profiling.seconds_per_batch(datasets.batches(loader), partial(fit.careful_step, run, plan.loss), n_queued)
+
+    def take(batch: tuple) -> None:
+        fit.careful_step(run, plan.loss, batch)
+        run.read()  # waits for the device
+
+    step = profiling.seconds_per_batch(datasets.batches(loader), take, n_queued)
     outputs = inference.outputs(run.averaged(), fold.valid_loader, device)
     valid = profiling.seconds_per_batch(outputs, lambda _: None, n_queued)
     epoch, size = step * len(loader) + valid * len(fold.valid_loader), len(loader.batch_sampler.rows()) / len(loader)
