@@ -10,6 +10,7 @@ medians are shown.
 """
 
 import argparse
+import logging
 import statistics
 import tempfile
 import time
@@ -26,7 +27,7 @@ from ich_kaggle.dicom import picture_cache, slice_table
 from ich_kaggle.learning import augment, datasets, devices, fit, inference, slice_model, tasks
 
 NETWORKS = {"resnet50": (224, 128), "seresnext50_32x4d": (448, 64), "tf_efficientnetv2_s": (384, 64)}  # px, batch
-SMALL = {"resnet18": (96, 8)}  # on a CPU
+SMALL = {"resnet18": (96, 32)}  # on a CPU
 COMPILED = "resnet50"  # compiling takes up to a minute a network
 ROUNDS, CACHE = 3, 512
 
@@ -60,8 +61,14 @@ class Bench:
     def ours(self, batches=None, compiled: bool = False):
         run = fit.Fit(self.model(), fit.FitSettings(epochs=9999, compile=compiled), 10_000, self.device)
         run.start_epoch()
-        batches = cycle([(self.images, self.target)]) if batches is None else batches
-        return lambda: fit.careful_step(run, tasks.slice_loss, next(batches))
+        batches = cycle([(self.images, self.target, self.target)]) if batches is None else batches
+
+        def step():
+            fit.careful_step(run, tasks.slice_loss, next(batches))
+            if run.step % 100 == 0:  # about as often as a line of the log
+                run.read()
+
+        return step
 
     def bare_prediction(self):
         model = timm.create_model(self.arch, num_classes=6).to(self.device, memory_format=torch.channels_last).eval()
@@ -125,11 +132,11 @@ def loader_of(folder: Path, table: pd.DataFrame, bench: Bench, workers: int):
 
 
 def made_cache(folder: Path, is_small: bool, workers: int) -> tuple[Path, pd.DataFrame]:
-    size = ["--patients", "2", "--slices", "8", "--size", "256"] if is_small else ["--patients", "24", "--slices", "24"]
+    size = ["--patients", "4", "--slices", "8", "--size", "256"] if is_small else ["--patients", "24", "--slices", "24"]
     phantom.main(["--out", str(folder / "data"), *size, "--defects", "0", "--workers", str(max(1, workers))])
     project = Project(folder / "data", folder / "work", workers)
     table = slice_table.ensure(project)
-    return picture_cache.ensure(project, CACHE), table
+    return picture_cache.ensure(project, CACHE), table[table.split == "train"]
 
 
 def row(bench: Bench, folder: Path, table: pd.DataFrame, workers: int) -> str:
@@ -173,6 +180,7 @@ def main() -> None:
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         cache, table = made_cache(Path(folder), is_small, options.workers)
+        logging.disable(logging.INFO)  # the progress of predictions without end
         print(f"torch {torch.__version__}, {name}, {workers} workers\n\n| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
         for arch, (px, batch) in (SMALL if is_small else NETWORKS).items():
             print(row(Bench(arch, px, batch, device, options.seconds), cache, table, workers), flush=True)
