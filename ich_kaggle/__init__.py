@@ -1,8 +1,11 @@
 """From raw CT slices to a verified submission: RSNA Intracranial Hemorrhage Detection."""
 
+import os
 import sys
 
 __version__ = "0.1.0"
+
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # read when torch is imported: the CPU does what MPS lacks
 
 
 def _say_interrupted(kind: type, error: BaseException, trace) -> None:

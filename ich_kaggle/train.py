@@ -1,6 +1,7 @@
 """For each fold, train a slice model on the other folds and score it on that fold.
 
-Without --recipe, --arch or the --run of a begun run, the recipe that suits the device gives the settings.
+Without --recipe, --arch or the --run of a begun run, the recipe that suits the device gives the settings. Several GPUs
+train several folds side by side, one each.
 
 Reads:   work/slices.parquet, work/folds.csv, work/cache/  (made first if they do not exist),
          work/weights/<arch>.safetensors  (if it exists, instead of a download)
@@ -49,8 +50,8 @@ def train(*, arch: str | None, run: str | None = None, fold: list[int] | None = 
         training_options.check(settings)  # a run that has begun is resumed with the settings that it has
     plan = plan_of(arch, flags)
     with ddp.processes(session.device) as name:
-        device = devices.pick_device(name)
-        probe = partial(preflight.check, plan, device, project.work_dir, session.tensorboard)
+        on = devices.pick_devices(name)
+        probe = partial(preflight.check, plan, on[0], project, session.tensorboard)
         if is_new:
             probe()
         with ddp.first():
@@ -61,11 +62,14 @@ def train(*, arch: str | None, run: str | None = None, fold: list[int] | None = 
             probe()
         with ddp.first():
             cache_dir = picture_cache.ensure(project, plan.config.cache_size, plan.config.crop)
-        training = fold_training.Training(project, this, plan, session, device, cache_dir)
+        training = fold_training.Training(project, this, plan, session, on[0], cache_dir)
+        write = partial(this.write, recorded, weights_from=settings["weights"])
         if session.dry_run:
             cli.say(training.rehearse(chosen))
+        elif len(on) > 1 and len(chosen) > 1:
+            training.fit_side_by_side(chosen, on, write)
         else:
-            training.fit_folds(chosen, partial(this.write, recorded, weights_from=settings["weights"]))
+            training.fit_folds(chosen, write)
 
 
 def plan_of(arch: str, settings: dict) -> tasks.Plan:

@@ -14,7 +14,7 @@ from ich_kaggle import infer
 from ich_kaggle.common import paths, storage
 from ich_kaggle.common.project import Project
 from ich_kaggle.kaggle_api import submissions
-from ich_kaggle.learning import fit
+from ich_kaggle.learning import inference
 from ich_kaggle.scans import passes, test_set
 
 RUNS = ("test_efficientnet", "test_resnet")
@@ -111,7 +111,7 @@ def test_a_run_cut_short_and_gone_on_from_ends_in_the_same_bytes(predict, packed
     predict()
     whole = out.read_bytes()
     shutil.rmtree(out.parent)
-    make, made = fit.outputs, []
+    make, made = inference.outputs, []
 
     def stop_in_the_third_chunk(*args, **options):
         for part in make(*args, **options):
@@ -120,7 +120,7 @@ def test_a_run_cut_short_and_gone_on_from_ends_in_the_same_bytes(predict, packed
                 raise KeyboardInterrupt
             yield part
 
-    monkeypatch.setattr(fit, "outputs", stop_in_the_third_chunk)
+    monkeypatch.setattr(inference, "outputs", stop_in_the_third_chunk)
     with pytest.raises(KeyboardInterrupt):
         predict()
     assert out.exists()

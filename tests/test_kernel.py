@@ -26,7 +26,7 @@ from ich_kaggle.common.project import opening
 from ich_kaggle.dicom import png, slice_image
 from ich_kaggle.kaggle_api import client, kernel_build, kernel_rules, kernels
 from ich_kaggle.kaggle_api import wheel as wheel_module
-from ich_kaggle.learning import devices, fit, slice_model, tasks
+from ich_kaggle.learning import devices, slice_model, tasks
 from ich_kaggle.scans import model_bundle, test_set
 
 no_network, kaggle_server, proxied_server = fake.no_network, fake.kaggle_server, fake.proxied_server
@@ -147,7 +147,7 @@ def test_a_gpu_that_can_not_run_this_torch_gives_way_to_the_cpu_in_one_line(monk
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(fit.torch, "zeros", fail)
+    monkeypatch.setattr(devices.torch, "zeros", fail)
     caplog.set_level("INFO")
     assert devices.pick_device("auto").type == "cpu"
     (record,) = caplog.records

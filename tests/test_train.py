@@ -343,13 +343,73 @@ def test_a_run_killed_at_any_moment_and_started_again_ends_bit_identical(work):
         assert n_runs < 12, "the runs end before they can be killed"
 
 
+@pytest.mark.slow
+def test_folds_side_by_side_end_as_each_alone_and_one_that_fails_stops_no_other(work, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    flags = [*TINY, "--work-dir", str(work), "--run", "both", "--fold", "all"]
+    train.main([*flags, "--device", "cpu,cpu"])
+    told = capsys.readouterr().out
+    assert all(f"fold {k}, cpu: {work / 'runs' / 'both' / f'fold{k}'}: log loss 0." in told for k in range(3))
+    for fold in (0, 2):
+        run(work, fold=fold, name="alone")
+        names = [work / "runs" / name / f"fold{fold}" for name in ("both", "alone")]
+        assert all(len({(folder / file).read_bytes() for folder in names}) == 1 for file in LEFT)
+    for fold in (0, 1):
+        (work / "runs" / "both" / f"fold{fold}" / "model.pt").unlink()
+    (work / "runs" / "both" / "fold0" / "state.pt").write_bytes(b"damaged")
+    with pytest.raises(SystemExit, match="^error: fold 0 failed, see its lines above; the other folds are finished$"):
+        train.main([*flags, "--device", "cpu,cpu"])
+    told = capsys.readouterr().out
+    assert f"fold 0, cpu: error: {work / 'runs' / 'both' / 'fold0' / 'state.pt'}: not a state of this run" in told
+    assert "fold2/model.pt exists: nothing to do" in told
+    assert (work / "runs" / "both" / "fold1" / "model.pt").exists()
+
+
+RANKS = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+
+
 def torchrun(work, *flags) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "--"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    argv = [*command, "ich_kaggle.train", *TINY, "--work-dir", str(work), "--fold", "0", *flags]
+    argv = [
+        sys.executable,
+        *RANKS,
+        "-m",
+        "--",
+        "ich_kaggle.train",
+        *TINY,
+        "--work-dir",
+        str(work),
+        "--fold",
+        "0",
+        *flags,
+    ]
     done = subprocess.run(argv, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("held-out patients") == 1, "the first process speaks for all"
+
+
+HUNGRY = """
+import sys, torch
+from ich_kaggle import train
+from ich_kaggle.learning import ddp, tasks
+loss = tasks.slice_loss
+def hungry(model, batch, **options):
+    if ddp.shard()[0] == 1:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return loss(model, batch, **options)
+tasks.slice_loss = hungry
+train.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_when_one_of_two_processes_runs_out_of_memory_both_stop_with_the_remedy(work, tmp_path):
+    (tmp_path / "hungry.py").write_text(HUNGRY)
+    flags = [*TINY, "--work-dir", str(work), "--fold", "0", "--run", "a"]
+    argv = [sys.executable, *RANKS, "--", str(tmp_path / "hungry.py"), *flags]
+    done = subprocess.run(argv, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    said = "error: out of memory at step 0: 6 at once do not fit: give --batch-size 2 --accumulate 3"
+    assert done.returncode != 0 and done.stderr.count(said) == 1
 
 
 @pytest.mark.slow

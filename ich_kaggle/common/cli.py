@@ -51,6 +51,16 @@ def within(low: float, high: float = math.inf, kind: type = float) -> Callable[[
 
 
 POSITIVE = within(1, kind=int)
+AUTO = "auto"
+
+
+def n_workers(text: str) -> int:
+    """Return the number `text`; auto: the cores of this process, shared with others of torchrun, at most 16."""
+    if text != AUTO:
+        return int(text)
+    import joblib  # counts affinity and control group
+
+    return max(1, min(16, joblib.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 FLAGS = {
@@ -78,8 +88,12 @@ FLAGS = {
         help="initial weights: imagenet, none, or a file",
     ),
     "--seed": dict(type=within(0, 2**63 - 1, int), default=0, help="seed of all random numbers"),
-    "--device": dict(default="auto", help="auto, cpu, cuda, or one GPU, as cuda:1"),
-    "--workers": dict(type=within(0, kind=int), default=os.cpu_count(), help="number of worker processes"),
+    "--device": dict(
+        default=AUTO, help="auto (all GPUs, else the CPU), cpu, or GPUs, as cuda:1 or (train) cuda:0,cuda:1"
+    ),
+    "--workers": dict(
+        type=within(0, kind=n_workers), default=AUTO, help="number of worker processes; auto: one per core, at most 16"
+    ),
     "--backend": dict(
         choices=("loky", "dask"), default="loky", help="loky: worker processes on this machine; dask: a Dask cluster"
     ),

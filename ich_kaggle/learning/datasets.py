@@ -1,5 +1,6 @@
 """Data sets and batches of cached slices."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from ich_kaggle.common import parallel, paths
 from ich_kaggle.dicom import png
+
+SMALL_SHM = "/dev/shm is too small for the batches of the loader's workers"
+LARGER_SHM = "give the container --shm-size 8g or --ipc=host, or this command fewer --workers (0: none)"
 
 
 class SliceDataset(Dataset):
@@ -76,7 +80,7 @@ class SliceDataset(Dataset):
 
 
 class Batches:
-    """The batches of an epoch, as lists of (epoch, row): shuffled by seed and epoch, all of nearly one size.
+    """The batches of an epoch, as lists of (epoch, row): shuffled by seed and epoch, of at most two sizes, n and n - 1.
 
     `draw(rng)` gives the rows of an epoch, in random order (None: all rows). Each of several processes, `shard` (rank,
     number), takes its part of every batch, or without a seed its part of the rows: none is dropped or doubled. `epoch`
@@ -135,7 +139,9 @@ def loader(
 ) -> DataLoader:
     """Return a loader of `dataset`, shuffled by `seed`, or in order without one; no worker holds any state.
 
-    `batches` are further arguments of `Batches`; with `sizes`, the batches are those of `in_parts` instead.
+    `batches` are further arguments of `Batches`; with `sizes`, the batches are those of `in_parts` instead. Workers end
+    with each pass, so that training and validation never have theirs at once; ICH_START_METHOD=spawn starts them anew
+    instead of by fork.
     """
     parallel.keep_memory()
     ordered = Batches(len(dataset), batch_size, seed, **batches) if sizes is None else in_parts(sizes, batch_size)
@@ -144,10 +150,26 @@ def loader(
         batch_sampler=ordered,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0,
+        multiprocessing_context=os.environ.get("ICH_START_METHOD") if workers else None,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # its own, so that making an iterator draws nothing from the global one
     )
+
+
+def batches(loader: DataLoader) -> Iterator[tuple]:
+    """Yield the batches of `loader`. An error in a worker is raised with its own message, without the traceback.
+
+    Raises RuntimeError with the remedy where /dev/shm, through which workers pass batches, is too small.
+    """
+    try:
+        yield from loader
+    except (ValueError, OSError) as error:
+        told = str(error).strip().splitlines()[-1]  # the line below the worker's traceback
+        raise ValueError(told.removeprefix(f"{type(error).__name__}: ")) from error
+    except RuntimeError as error:
+        if not any(text in str(error) for text in ("shared memory", "</torch_", "Bus error")):
+            raise
+        raise RuntimeError(f"{SMALL_SHM}: {LARGER_SHM}") from error
 
 
 def _start_worker(_: int) -> None:

@@ -22,12 +22,10 @@ def processes(device: str) -> Iterator[str]:
     on_gpu = device != "cpu" and torch.cuda.is_available()
     # In a first run the others wait until a million slices are cached.
     distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(days=2))
-    try:
-        if on_gpu:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        yield f"cuda:{os.environ['LOCAL_RANK']}" if on_gpu else "cpu"
-    finally:
-        distributed.destroy_process_group()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    yield f"cuda:{os.environ['LOCAL_RANK']}" if on_gpu else "cpu"
+    distributed.destroy_process_group()  # after an error it would wait for the others, which torchrun ends
 
 
 def shard() -> tuple[int, int]:
@@ -51,6 +49,16 @@ def alone(path: Path) -> Iterator[None]:
     """Lock `path` against other commands, see locks.locked; the first process holds the lock for all."""
     with locks.locked(path) if shard()[0] == 0 else contextlib.nullcontext():
         yield
+
+
+def mean(value: float, device: torch.device) -> float:
+    """Return the mean of `value` over all processes."""
+    world = shard()[1]
+    if world == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=device)
+    distributed.all_reduce(total)
+    return total.item() / world
 
 
 def gather(part: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from ich_kaggle.common import cli, metric, runs, tables
 from ich_kaggle.common.project import Project
-from ich_kaggle.learning import ddp, fit, pretrained, profiling, slice_model, tasks
+from ich_kaggle.learning import datasets, ddp, fit, inference, pretrained, profiling, side_by_side, slice_model, tasks
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Fold:
     loader: DataLoader
     valid_loader: DataLoader
 
-    def names(self, batch: tuple) -> list[str]:
-        """Return the ids of the slices of a batch of `loader`."""
-        return self.seen.slice_id.iloc[batch[-1].tolist()].tolist()
+    def names(self, rows: list[int]) -> list[str]:
+        """Return the ids of the slices of `rows` of a batch of `loader`."""
+        return self.seen.slice_id.iloc[rows].tolist()
 
     def validate(self, averaged: slice_model.SliceModel, device: torch.device) -> dict:
         """Return the columns of the log that score `averaged` on all held-out slices."""
-        logits = ddp.gather(fit.predict(averaged, self.valid_loader, device, what="validate"))
+        logits = ddp.gather(inference.predict(averaged, self.valid_loader, device, what="validate"))
         return metric.validation(tables.targets(self.held_out), logits)
 
 
@@ -78,6 +78,21 @@ class Training:
                     is_open = not self._is_finished(k)
                 if is_open:
                     self._fit_fold(self.fold(k), self.run.fold(k), before_write)
+
+    def fit_side_by_side(
+        self, chosen: list[int], devices: list[torch.device], before_write: Callable[[], None]
+    ) -> None:
+        """Train the `chosen` folds, except those that are finished, one on each of the `devices` at a time."""
+        if self.session.overwrite:
+            self.run.remove(chosen)
+        before_write()  # from here on the settings of the run are those of each command
+        flags = {"--run": self.run.name, "--work-dir": self.project.work_dir, "--data-dir": self.project.data_dir}
+        flags["--checkpoint-every"] = self.session.checkpoint_every
+        if self.project.workers != cli.n_workers(cli.AUTO):
+            flags["--workers"] = self.project.workers
+        given = [str(part) for flag in flags.items() if flag[1] is not None for part in flag]
+        command = ["ich_kaggle.train", *given, *["--tensorboard"] * self.session.tensorboard]
+        side_by_side.run(command, [k for k in chosen if not self._is_finished(k)], devices)
 
     def _is_finished(self, k: int) -> bool:
         """Return whether fold `k` has a model, and if so say it."""
@@ -124,8 +139,13 @@ def rehearse(fold: Fold, plan: tasks.Plan, device: torch.device) -> str:
     run.start_epoch()
     n_queued = loader.num_workers * (loader.prefetch_factor or 0)
     cli.say(f"dry run: timing training, then validation, for up to {profiling.LONGEST:.0f} s each")
-    step = profiling.seconds_per_batch(fit.batches(loader), partial(fit.careful_step, run, plan.loss), n_queued)
-    outputs = fit.outputs(run.averaged(), fold.valid_loader, device)
+
+    def take(batch: tuple) -> None:
+        fit.careful_step(run, plan.loss, batch)
+        run.read()  # waits for the device
+
+    step = profiling.seconds_per_batch(datasets.batches(loader), take, n_queued)
+    outputs = inference.outputs(run.averaged(), fold.valid_loader, device)
     valid = profiling.seconds_per_batch(outputs, lambda _: None, n_queued)
     epoch, size = step * len(loader) + valid * len(fold.valid_loader), len(loader.batch_sampler.rows()) / len(loader)
     memory, checkpoint = profiling.peak_memory(device), profiling.size_on_disk(run.write)

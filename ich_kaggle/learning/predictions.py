@@ -12,7 +12,7 @@ from ich_kaggle.common import cli, runs, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.dicom import picture_cache
-from ich_kaggle.learning import augment, devices, fit, slice_model, tasks
+from ich_kaggle.learning import augment, devices, inference, slice_model, tasks
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def run_model(
     With `sizes`, they come part by part instead: `sizes` are the numbers of slices of the parts, which the batches of
     `loader` respect (`datasets.in_parts`). Once `is_late()` after a batch, the iterator ends and drops that part.
     """
-    with closing(fit.outputs(model, loader, device, [augment.VIEWS[view] for view in views], what)) as batches:
+    with closing(inference.outputs(model, loader, device, [augment.VIEWS[view] for view in views], what)) as batches:
         if sizes is None:
             yield from batches
             return

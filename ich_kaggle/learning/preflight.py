@@ -1,17 +1,20 @@
 """Before training: the default recipe of the device, and checks of model, weights, packages and memory."""
 
 import argparse
+import shutil
 from pathlib import Path
 
 import torch
 
 from ich_kaggle.common import cli
+from ich_kaggle.common.project import Project
 from ich_kaggle.common.runs import Run
-from ich_kaggle.learning import devices, fit, pretrained, profiling, slice_model, tasks
+from ich_kaggle.learning import datasets, devices, out_of_memory, pretrained, profiling, slice_model, tasks
 
 PROBE = 224  # px: the size at which a step is measured; memory grows with the number of pixels
 COPIES = 4  # of all weights: gradient, two moments of AdamW, average
 OVERHEAD = 1.15  # peak memory of a step relative to its activations: 1.07 to 1.16 in four networks
+SHARED = Path("/dev/shm")
 SHARE = 0.8  # fraction of the free memory for a step; the rest is for the loader's workers and fragmentation
 
 
@@ -29,14 +32,25 @@ def default_recipe(device: str) -> str:
     return name
 
 
-def check(plan: tasks.Plan, device: torch.device, work_dir: Path, tensorboard: bool = False) -> None:
+def check(plan: tasks.Plan, device: torch.device, project: Project, tensorboard: bool = False) -> None:
     """Raise an error with a remedy if the model cannot be made, or weights, a package or memory are missing."""
     if tensorboard:
         profiling.summary_writer()
     model = slice_model.SliceModel(plan.config)
-    pretrained.check(model.backbone, plan.config.arch, plan.task.weights, work_dir / "weights")
+    pretrained.check(model.backbone, plan.config.arch, plan.task.weights, project.work_dir / "weights")
+    check_shared_memory(slice_model.blank(plan.config, 1, plan.config.image_size).nbytes, plan.task, project.workers)
     if device.type == "cpu":  # a GPU reports the lack of memory itself, and no process is killed
         check_memory(model, plan.task.batch_size, plan.settings.accumulate)
+
+
+def check_shared_memory(per_slice: int, task: tasks.Task, workers: int) -> None:
+    """Raise RuntimeError if /dev/shm, which Docker makes 64 MB, has no room for the two batches that a worker keeps."""
+    if not SHARED.is_dir():
+        return
+    needed, free = 2 * workers * task.batch_size * per_slice, shutil.disk_usage(SHARED).free
+    if needed > free:
+        held = f"it has {free / 1e6:.0f} MB, and those of {workers} workers take {needed / 1e6:.0f} MB"
+        raise RuntimeError(f"{datasets.SMALL_SHM}: {held}: {datasets.LARGER_SHM}")
 
 
 def check_memory(model: slice_model.SliceModel, batch_size: int, accumulate: int) -> None:
@@ -45,11 +59,11 @@ def check_memory(model: slice_model.SliceModel, batch_size: int, accumulate: int
     room = SHARE * free
     if held + batch_size * per_slice <= room:
         return
-    fitting = next((n for n in fit.halves(batch_size) if held + n * per_slice <= room), 0)
+    fitting = next((n for n in out_of_memory.halves(batch_size) if held + n * per_slice <= room), 0)
     raise RuntimeError(
         f"not enough memory: a step of {batch_size} slices at {model.config.image_size} px takes about "
         f"{(held + batch_size * per_slice) / 1e9:.1f} GB, too much for the {free / 1e9:.1f} GB that are free: "
-        f"{fit.smaller_steps(fitting, batch_size * accumulate)}"
+        f"{out_of_memory.smaller_steps(fitting, batch_size * accumulate)}"
     )
 
 

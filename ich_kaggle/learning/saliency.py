@@ -19,7 +19,7 @@ from ich_kaggle.common import cli, metric, paths, storage, tables
 from ich_kaggle.common.labels import LABELS, SHARE
 from ich_kaggle.common.project import Project
 from ich_kaggle.dicom import picture_cache, png
-from ich_kaggle.learning import devices, fit, slice_model, tasks
+from ich_kaggle.learning import datasets, devices, slice_model, tasks
 
 METHODS = ("gradcam", "lrp")
 DONE = "explain.json"  # written last
@@ -182,7 +182,7 @@ def explain_fold(
     model = slice_model.load(folder / "model.pt", device)
     cache_dir = picture_cache.ensure(project, model.config.cache_size, model.config.crop)
     loader = tasks.slice_loader(todo, cache_dir, model.config, batch_size=batch_size, workers=project.workers)
-    write(out, method, model, fit.batches(loader), todo.slice_id.tolist())
+    write(out, method, model, datasets.batches(loader), todo.slice_id.tolist())
     whole = table[table.study_id.isin([*found["studies"], *todo.study_id])]
     about = {"labels": LABELS, "shape": [SIZE, SIZE], "studies": whole.study_id.unique().tolist()}
     storage.write_json(done, settings | {"cache": cache_dir.name, **about, "n_slices": len(whole)})

@@ -87,9 +87,11 @@ class SliceModel(nn.Module):
         return logits if self.config.n_targets == 1 else logits.unflatten(1, (self.config.n_targets, len(LABELS)))
 
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the logits (n, 6) of the slice itself and the embeddings (n, d)."""
-        embedding = self.embed(images)
-        return self.head(embedding)[:, self.config.own], embedding
+        """Return the logits (n, 6) of the slice itself and the embeddings (n, d), from pooling on in float32."""
+        features = self.backbone.forward_features(self.normalised(images))
+        with torch.autocast(features.device.type, enabled=False):
+            embedding = self.backbone.forward_head(features.float(), pre_logits=True)
+            return self.head(embedding)[:, self.config.own], embedding
 
 
 def _backbone(config: SliceConfig, **options) -> nn.Module:

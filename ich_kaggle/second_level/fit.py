@@ -12,7 +12,7 @@ from scipy.special import expit
 
 from ich_kaggle.common import metric, run_predictions, storage
 from ich_kaggle.common.labels import LABELS
-from ich_kaggle.learning import datasets, devices, fit
+from ich_kaggle.learning import datasets, devices, fit, inference
 from ich_kaggle.second_level import boosting, sequence_models, series_dataset, smoothing
 
 AUXILIARY = 0.5  # weight of the auxiliary loss
@@ -52,7 +52,7 @@ def fit_networks(
     valid_loader = series_loader(inputs, held_out, options["batch_size"])
 
     def validate(averaged) -> dict:
-        logits = fit.predict(averaged, valid_loader, device, what="validate")
+        logits = inference.predict(averaged, valid_loader, device, what="validate")
         return metric.validation(inputs.target[held_out], logits)
 
     augment, networks, log_rows = series_dataset.SeriesAugment(**options["augment"]), [], []
@@ -103,7 +103,7 @@ def by_network(
 
 def ask_networks(networks: list, loader, device) -> np.ndarray:
     """Return the mean of the probabilities, (n, 6), that `networks` give the slices of `loader`."""
-    return np.mean([expit(fit.predict(one, loader, device).astype(float)) for one in networks], axis=0)
+    return np.mean([expit(inference.predict(one, loader, device).astype(float)) for one in networks], axis=0)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ich_kaggle.common import storage, zip_reader
 from ich_kaggle.common.labels import LABELS
+from ich_kaggle.second_level.series_dataset import Batch
 
 LOGIT_SCALE = 4.0  # divides logits, to bring them to the scale of the other inputs
 DILATIONS = (1, 2, 4)
@@ -40,16 +41,6 @@ def beside(series: torch.Tensor, offset: int) -> tuple[torch.Tensor, torch.Tenso
     return torch.where(is_there, other, own), is_there[:, None]
 
 
-def pack(x: torch.Tensor, length: torch.Tensor) -> tuple[PackedSequence, torch.Tensor]:
-    """Return the series of `length` (n_series,) in `x` (n, d), packed for a recurrent layer, and the packed rows."""
-    ordered, by_length = length.sort(descending=True, stable=True)
-    start = (length.cumsum(0) - length)[by_length]
-    step = torch.arange(int(ordered[0]), device=x.device)[:, None]
-    is_there = step < ordered
-    rows = (start + step)[is_there]
-    return PackedSequence(x[rows], is_there.sum(1).cpu()), rows
-
-
 class GRU(nn.Module):
     """Two bidirectional layers: (n, 2 hidden) -> the outputs of both, (n, 2 hidden) each."""
 
@@ -59,11 +50,10 @@ class GRU(nn.Module):
         self.second = nn.GRU(2 * hidden, hidden, bidirectional=True)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: torch.Tensor, length: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        packed, rows = pack(x, length)
-        first = self.first(packed)[0]
+    def forward(self, x: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        first = self.first(PackedSequence(x[batch.packed], batch.sizes))[0]
         second = self.second(first._replace(data=self.dropout(first.data)))[0]
-        back = rows.argsort()
+        back = batch.packed.argsort()
         return first.data[back], second.data[back]
 
 
@@ -91,24 +81,18 @@ class Conv(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Dilated(2 * hidden, dilation, dropout) for dilation in DILATIONS)
 
-    def forward(self, x: torch.Tensor, length: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        series = number(length)
-        first = x = self.blocks[0](x, series)
+    def forward(self, x: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        first = x = self.blocks[0](x, batch.series)
         for block in self.blocks[1:]:
-            x = block(x, series)
+            x = block(x, batch.series)
         return first, x
-
-
-def number(length: torch.Tensor) -> torch.Tensor:
-    """Return the number of the series of each row: (n,)."""
-    return torch.arange(len(length), device=length.device).repeat_interleave(length)
 
 
 KINDS = {"gru": GRU, "conv": Conv}
 
 
 class SequenceModel(nn.Module):
-    """A series_dataset.Batch -> logits (n, 6), and logits for the auxiliary loss (n, 6).
+    """A series_dataset.Batch -> logits (n, 6), and logits for the auxiliary loss (n, 6), all in float32.
 
     The input per slice is a projection of each run's embedding, the logits of each run and the smoothed logits, their
     differences from the previous and the next slice, and the place. The output is added to the smoothed logits.
@@ -133,31 +117,37 @@ class SequenceModel(nn.Module):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 
-    def read(self, batch) -> torch.Tensor:
+    def read(self, batch: Batch) -> torch.Tensor:
         """Return the input per slice: (n, n_inputs)."""
         projected = [layer(part.float()) for layer, part in zip(self.projections, batch.embeddings, strict=True)]
         logits = torch.cat([batch.logits.flatten(1), batch.smoothed], 1) / LOGIT_SCALE
         own = torch.cat([*projected, logits], 1)
-        series = number(batch.length)
-        differences = [own - own[beside(series, offset)[0]] for offset in (-1, 1)]
+        differences = [own - own[beside(batch.series, offset)[0]] for offset in (-1, 1)]
         return torch.cat([own, *differences, batch.place], 1)
 
-    def features(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def features(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the features of the auxiliary and of the last head: (n, 2 hidden) each."""
         x = self.enter(self.read(batch))
-        first, last = self.body(x, batch.length)
+        first, last = self.body(x, batch)
         return first, last + x
 
-    def forward(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
-        first, last = self.features(batch)
-        start = batch.smoothed * self.scale
-        return start + self.head(self.dropout(last)), start + self.auxiliary(self.dropout(first))
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        with in_float32(batch):
+            first, last = self.features(batch)
+            start = batch.smoothed * self.scale
+            return start + self.head(self.dropout(last)), start + self.auxiliary(self.dropout(first))
 
-    def outputs(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def outputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits (n, 6) and features (n, 2 hidden), means over both directions of the series."""
-        flipped, rows = batch.flip()
-        features = (self.features(batch)[1] + self.features(flipped)[1][rows]) / 2
-        return batch.smoothed * self.scale + self.head(features), features
+        with in_float32(batch):
+            flipped, rows = batch.flip()
+            features = (self.features(batch)[1] + self.features(flipped)[1][rows]) / 2
+            return batch.smoothed * self.scale + self.head(features), features
+
+
+def in_float32(batch: Batch) -> torch.autocast:
+    """Return the context without mixed precision, in which cuDNN's recurrent layers would run in half precision."""
+    return torch.autocast(batch.logits.device.type, enabled=False)
 
 
 def save(path: Path, models: list[SequenceModel], reads: dict[str, str]) -> None:

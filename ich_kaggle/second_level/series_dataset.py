@@ -3,8 +3,8 @@
 The slices of the series of a batch are concatenated.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,26 +49,40 @@ class Batch:
     smoothed: torch.Tensor  # (n, 6)
     place: torch.Tensor  # (n, 3): gap to the previous and next slice in cm, 0 at the ends; relative position
     length: torch.Tensor  # (n_series,)
+    series: torch.Tensor  # (n,), number of the series of each row
+    packed: torch.Tensor  # (n,), the rows in the order of a PackedSequence
+    sizes: torch.Tensor  # (longest,), the batch sizes of that, on the host always
 
     def __len__(self) -> int:
         return len(self.length)
 
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        """Return the batch with `change` made to all tensors that a device reads."""
+        rest = (self.logits, self.smoothed, self.place, self.length, self.series, self.packed)
+        return Batch([change(part) for part in self.embeddings], *map(change, rest), self.sizes)
+
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
-        embeddings = [part.to(device, non_blocking=non_blocking) for part in self.embeddings]
-        rest = (self.logits, self.smoothed, self.place, self.length)
-        return Batch(embeddings, *(part.to(device, non_blocking=non_blocking) for part in rest))
+        return self.each(lambda part: part.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        return self.each(torch.Tensor.pin_memory)
+
+    def record_stream(self, stream) -> None:
+        self.each(lambda part: part.record_stream(stream))
 
     def flip(self) -> tuple["Batch", torch.Tensor]:
         """Return the batch with each series reversed, and the row numbers in that order.
 
         Indexing the outputs with the same row numbers restores the original order.
         """
-        stop = self.length.cumsum(0)
-        rows = (2 * stop - self.length - 1).repeat_interleave(self.length)
+        rows = (2 * self.length.cumsum(0) - self.length - 1)[self.series]
         rows = rows - torch.arange(len(rows), device=rows.device)
+        gap_before, gap_after, relative = self.place[rows].unbind(1)
+        place = torch.stack([gap_after, gap_before, relative], 1)
         embeddings = [part[rows] for part in self.embeddings]
-        place = self.place[rows][:, [1, 0, 2]]
-        return Batch(embeddings, self.logits[rows], self.smoothed[rows], place, self.length), rows
+        return replace(
+            self, embeddings=embeddings, logits=self.logits[rows], smoothed=self.smoothed[rows], place=place
+        ), rows
 
 
 def draw_rows(start: int, stop: int, augment: SeriesAugment, rng: np.random.Generator) -> np.ndarray:
@@ -124,7 +138,17 @@ def join(items: list[tuple]) -> tuple[Batch, torch.Tensor, torch.Tensor]:
     embeddings, *rest, target, rows = zip(*items, strict=True)
     embeddings = [_cat(parts) for parts in zip(*embeddings, strict=True)]
     length = torch.tensor([len(part) for part in rows])
-    return Batch(embeddings, *map(_cat, rest), length), _cat(target), _cat(rows)
+    return Batch(embeddings, *map(_cat, rest), length, *layout(length)), _cat(target), _cat(rows)
+
+
+def layout(length: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return series, packed and sizes of a Batch of series of `length`, on the host: a device would be waited for."""
+    series = torch.arange(len(length)).repeat_interleave(length)
+    ordered, by_length = length.sort(descending=True, stable=True)
+    start = (length.cumsum(0) - length)[by_length]
+    step = torch.arange(int(ordered[0]))[:, None]
+    is_there = step < ordered
+    return series, (start + step)[is_there], is_there.sum(1)
 
 
 def _cat(parts: Sequence[np.ndarray]) -> torch.Tensor:
@@ -136,4 +160,5 @@ def loader(dataset: SeriesDataset, batches: Iterable[list[tuple[int, int]]]) -> 
 
     It has no workers: reading a series takes less time than passing it between processes.
     """
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=join, generator=torch.Generator())
+    pin = torch.cuda.is_available()
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=join, pin_memory=pin, generator=torch.Generator())

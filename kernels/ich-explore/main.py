@@ -15,7 +15,7 @@ from ich_kaggle.common import paths, tables, windows
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.dicom import picture_cache, pixels, slice_image, slice_table
-from ich_kaggle.learning import devices, fit, slice_model, tasks
+from ich_kaggle.learning import devices, inference, slice_model, tasks
 from ich_kaggle.scans import passes, test_set
 
 DATASET, SIZE = "ich-models", 512  # px
@@ -76,7 +76,7 @@ tables.write_slices(work / "study", study, {"data_dir": str(data.root)})
 slice_table.write_defects(work / "study", slice_table.read_defects(work))
 folder = picture_cache.ensure(Project(None, work / "study", 4), model.config.cache_size, model.config.crop)
 loader = tasks.slice_loader(study, folder, model.config, batch_size=32, workers=0)
-probability = expit(fit.predict(model, loader, device))
+probability = expit(inference.predict(model, loader, device))
 
 # %%
 plt.figure(figsize=(12, 4))

@@ -71,6 +71,7 @@ def pad(batch: tuple) -> tuple:
         smoothed=longer(inputs.smoothed),
         place=longer(inputs.place),
         length=length,
+        **dict(zip(("series", "packed", "sizes"), series_dataset.layout(length), strict=True)),
     )
     return inputs, longer(target), mask
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ich_kaggle.common import tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.dicom import picture_cache
-from ich_kaggle.learning import datasets, devices, fit, slice_model, tasks
+from ich_kaggle.learning import datasets, devices, fit, inference, slice_model, tasks
 from ich_kaggle.scoring import patient_folds
 
 SIZE, BATCH, STEPS = 224, 16, 4
@@ -150,7 +150,7 @@ def prediction_rates(arch: str, rounds: int) -> None:
             for (batch,) in plain:
                 model(batch)
 
-    runs = {"bare inference_mode loop": bare, "ours": lambda: fit.predict(model, loader, device)}
+    runs = {"bare inference_mode loop": bare, "ours": lambda: inference.predict(model, loader, device)}
     compare("prediction", runs, rounds, len(images))
 
 

@@ -230,3 +230,12 @@ def test_on_a_terminal_progress_is_a_bar(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert list(cli.progress(range(3), 3, "cache 512")) == [0, 1, 2]
     assert "cache 512: 100%|" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cores, ranks, found", [(2, None, 2), (96, None, 16), (96, "8", 12), (4, "8", 1)])
+def test_workers_are_the_cores_of_this_process_shared_by_the_ranks_and_at_most_16(cores, ranks, found, monkeypatch):
+    monkeypatch.setattr("joblib.cpu_count", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks or "1")
+    parser = cli.command("", "--workers")
+    assert cli.parse(parser, []).workers == found
+    assert cli.parse(parser, ["--workers", "3"]).workers == 3

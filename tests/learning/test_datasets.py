@@ -4,7 +4,7 @@ import torch
 
 from ich_kaggle.common import paths
 from ich_kaggle.dicom import png
-from ich_kaggle.learning import datasets, fit
+from ich_kaggle.learning import datasets
 from ich_kaggle.learning.datasets import Batches, SliceDataset
 
 IDS = [f"ID_{i:09x}" for i in range(6)]
@@ -73,9 +73,36 @@ def test_a_damaged_slice_names_itself_and_the_command_that_mends_it(folder, work
         path.unlink()
     loader = datasets.loader(dataset(folder), 2, workers)
     with pytest.raises(ValueError) as error:
-        list(fit.batches(loader))
+        list(datasets.batches(loader))
     assert str(error.value).startswith(f"{path} can't be read")
     assert "python -m ich_kaggle.cache --cache-size 8" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_workers_that_are_started_anew_load_the_same(folder, monkeypatch):
+    def epoch(workers):
+        return [batch[0] for batch in datasets.loader(dataset(folder), 4, workers)]
+
+    monkeypatch.setenv("ICH_START_METHOD", "spawn")
+    loader = datasets.loader(dataset(folder), 4, 1)
+    assert loader.multiprocessing_context.get_start_method() == "spawn"
+    assert all(torch.equal(one, other) for one, other in zip(epoch(1), epoch(0), strict=True))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "DataLoader worker (pid 9) is killed by signal: Bus error. It is possible that it lacks shared memory.",
+        "Traceback:\nRuntimeError: unable to write to file </torch_9_1_0>: No space left on device (28)",
+    ],
+)
+def test_a_small_dev_shm_is_told_in_one_line_with_the_remedy(told):
+    def loader():
+        raise RuntimeError(told)
+        yield
+
+    with pytest.raises(RuntimeError, match="^/dev/shm is too small .*: give the container --shm-size 8g or") as error:
+        list(datasets.batches(loader()))
     assert "\n" not in str(error.value)
 
 

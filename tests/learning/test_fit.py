@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 
 from ich_kaggle.common import metric
-from ich_kaggle.learning import datasets
+from ich_kaggle.learning import datasets, training_state
 from ich_kaggle.learning import fit as fit_module
 from ich_kaggle.learning.fit import Checkpoint, Fit, FitSettings
 from ich_kaggle.second_level import series_dataset
@@ -91,7 +92,7 @@ def test_the_focal_loss_can_be_learned_by():
 
 
 def test_the_rate_warms_up_and_falls_along_a_cosine_to_zero():
-    rates = [fit_module.warmup_cosine(step, 100, 10) for step in range(101)]
+    rates = [training_state.warmup_cosine(step, 100, 10) for step in range(101)]
     assert rates[:11] == pytest.approx([(i + 1) / 11 for i in range(10)] + [1])
     assert rates[55] == pytest.approx(0.5)
     assert rates[100] == pytest.approx(0)
@@ -149,19 +150,22 @@ def test_a_state_of_the_last_step_is_still_validated_and_logged(tmp_path):
 
 
 def test_accumulated_batches_step_as_one_batch_of_their_size():
-    plain, gathered = (nn.Linear(4, 6) for _ in range(2))
-    gathered.load_state_dict(plain.state_dict())
-    once = Fit(plain, FitSettings(epochs=1, clip=1e9), 1, CPU)
-    thrice = Fit(gathered, FitSettings(epochs=1, clip=1e9, accumulate=3, warmup=0), 3, CPU)
-    x, target = torch.randn(12, 4), torch.ones(12, 6)
-    for run, size in ((once, 12), (thrice, 4)):
+    x, target = torch.randn(12, 4), torch.randint(0, 2, (12, 6)).float()
+    weights = []
+    for size in (12, 4):
+        torch.manual_seed(0)
+        n = 12 // size
+        run = Fit(nn.Linear(4, 6), FitSettings(epochs=9999, lr=0.1, accumulate=n, warmup=0), n, CPU)
         run.start_epoch()
+        before = run.model.weight.clone()
         for i in range(0, 12, size):
             assert run.may_pause == (i == 0)
-            loss_value = fit_module.bce(run.network(x[i : i + size]), target[i : i + size])
-            run.scaler.scale(loss_value / (12 // size)).backward()
-            run.step += 1
-    torch.testing.assert_close(plain.weight.grad, gathered.weight.grad)
+            assert torch.equal(run.model.weight, before)
+            run.train_step(loss, (x[i : i + size], target[i : i + size]))
+        moment = run.optimizer.state[run.model.weight]["exp_avg"]
+        weights.append((run.model.weight.detach(), moment, before))
+    torch.testing.assert_close(weights[0], weights[1])
+    assert (weights[0][0] - weights[0][2]).abs().min() > 0.05  # Adam's first step is the rate, 0.1
 
 
 def test_the_last_group_of_an_epoch_is_stepped_though_it_is_short():
@@ -201,7 +205,7 @@ def test_layers_nearer_to_the_image_learn_more_slowly_with_layer_decay():
             self.backbone = timm.create_model("test_resnet", num_classes=6)
 
     model = Slices()
-    groups = fit_module.parameter_groups(model, FitSettings(layer_decay=0.5))
+    groups = training_state.parameter_groups(model, FitSettings(layer_decay=0.5))
     share = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     names = ["conv1.0.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight", "fc.weight"]
     shares = [share[id(model.backbone.get_parameter(name))] for name in names]
@@ -209,48 +213,68 @@ def test_layers_nearer_to_the_image_learn_more_slowly_with_layer_decay():
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
-@pytest.mark.parametrize("clip", [1e-3, 1e9])
+@pytest.mark.parametrize("clip", [1e-3, 1e9, 0.0])
 def test_a_gradient_is_cut_to_its_norm_and_a_shorter_one_left(clip):
-    seen = []
-    run = Fit(net(), FitSettings(epochs=1, clip=clip), 5, CPU)
-    step = run.optimizer.step
-    run.optimizer.step = lambda: seen.append([p.grad.clone() for p in run.model.parameters()]) or step()
+    model, batch = nn.Linear(4, 6), tuple(next(iter(data())))
+    loss(model, batch).backward()
+    gradient = model.weight.grad.clone()
+    norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
+    model.zero_grad(set_to_none=True)
+    run = Fit(model, FitSettings(epochs=1, clip=clip), 5, CPU)
     run.start_epoch()
-    run.train_step(loss, tuple(next(iter(data()))))
-    norm = torch.cat([grad.flatten() for grad in seen[0]]).norm().item()
-    assert norm == pytest.approx(clip, rel=1e-2) if clip < 1 else norm > 1e-2
+    run.train_step(loss, batch)
+    moment = run.optimizer.state[model.weight]["exp_avg"]  # a tenth of the gradient, after the first step of AdamW
+    torch.testing.assert_close(moment * 10, gradient * min(1, (clip or math.inf) / norm), rtol=1e-4, atol=0)
 
 
 def test_biases_and_norms_do_not_decay():
-    groups = fit_module.parameter_groups(net(), FitSettings(weight_decay=0.3))
+    groups = training_state.parameter_groups(net(), FitSettings(weight_decay=0.3))
     assert [(group["weight_decay"], {p.ndim for p in group["params"]}) for group in groups] == [(0.3, {2}), (0.0, {1})]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_stops_with_step_batch_and_checkpoint_and_spoils_nothing(tmp_path, value):
     def spoilt(model, batch):
-        spoilt.n += 1
-        return loss(model, batch) * (value if spoilt.n > 7 else 1)
+        seen.append(batch[-1].tolist())
+        return loss(model, batch) * (value if len(seen) > 7 else 1)
 
-    spoilt.n = 0
-    names = lambda batch: [f"ID_{row}" for row in batch[-1].tolist()]  # noqa: E731
-    with pytest.raises(RuntimeError, match=rf"the loss is {value} at step 7, in the batch ID_\d+, ID_\d+") as error:
-        fit(net(), tmp_path, loss=spoilt, names=names)
+    seen = []
+    with pytest.raises(RuntimeError) as error:
+        fit(net(), tmp_path, loss=spoilt, names=lambda rows: [f"ID_{row}" for row in rows])
     said = str(error.value)
+    assert said.startswith(f"the loss is {value} at step 7, in the batch {', '.join(f'ID_{row}' for row in seen[7])}: ")
     assert said.endswith(f"start another --run with a lower --lr; {tmp_path / 'state.pt'}, of an earlier step, is kept")
     assert "--overwrite" not in said
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert all(torch.isfinite(part).all() for part in state["model"].values())
 
 
-def test_a_gradient_that_is_no_number_stops_before_it_is_stepped():
+def infinite(model, batch):
+    """Return a loss that is 0, and whose gradient is not finite."""
+    return torch.sqrt(model(batch[0]) * 0).sum()
+
+
+def test_a_gradient_that_is_no_number_skips_its_step_and_is_counted(tmp_path):
+    def sometimes(model, batch):
+        sometimes.n += 1
+        return infinite(model, batch) if sometimes.n == 7 else loss(model, batch)
+
     run = Fit(net(), FitSettings(epochs=1), 5, CPU)
     run.start_epoch()
     before = run.model.head.weight.clone()
-    with pytest.raises(RuntimeError, match=r"the gradient is nan at step 0.*start another --run with a lower --lr$"):
-        batch = tuple(next(iter(data())))
-        fit_module.careful_step(run, lambda m, b: torch.sqrt(m(b[0]) * 0).sum(), batch)
+    run.train_step(infinite, tuple(next(iter(data()))))
     assert torch.equal(run.model.head.weight, before)
+    assert all(state["step"] == 0 and not state["exp_avg"].any() for state in run.optimizer.state.values())
+    sometimes.n = 0
+    rows = fit(net(), tmp_path, loss=sometimes)
+    assert [row["skipped"] for row in rows] == [0, 1, 0]
+
+
+def test_gradients_that_stay_no_numbers_stop_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_state, "PATIENCE", 7)
+    with pytest.raises(RuntimeError, match=r"^the gradient was not finite in 7 steps in a row at step \d"):
+        fit(net(), tmp_path, loss=infinite)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["in_a_row"] == 5  # after the first epoch: it counts on
 
 
 @pytest.mark.parametrize("room, told", [(4, "2 do: give --batch-size 2 --accumulate 3"), (0, "smaller --image-size")])
@@ -302,7 +326,8 @@ def test_out_of_memory_over_series_which_cannot_be_cut_says_what_to_make_smaller
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     length = torch.tensor([2, 1])
-    series_batch = series_dataset.Batch([], torch.zeros(3, 1, 6), torch.zeros(3, 6), torch.zeros(3, 3), length)
+    parts = torch.zeros(3, 1, 6), torch.zeros(3, 6), torch.zeros(3, 3), length
+    series_batch = series_dataset.Batch([], *parts, *series_dataset.layout(length))
     run = Fit(net(), FitSettings(epochs=1), 5, CPU)
     run.start_epoch()
     with pytest.raises(RuntimeError, match="out of memory at step 0: give a smaller --batch-size or --hidden"):
@@ -319,35 +344,52 @@ def test_a_step_draws_the_same_wherever_the_generator_stands():
         run = Fit(net(), FitSettings(epochs=1), 5, CPU)
         run.start_epoch()
         torch.manual_seed(seed)
-        return run.train_step(loss, tuple(next(iter(data()))))
+        run.train_step(loss, tuple(next(iter(data()))))
+        return run.read()
 
     assert drawn(1) == drawn(2)
 
 
-class Answers(nn.Module):
-    """Gives the images back as logits, and remembers in which mode it was asked."""
+class Waits(TorchDispatchMode):
+    """Counts the operations for which a host waits for its device, by name."""
 
-    def outputs(self, images):
-        assert not self.training
-        return images[:, :6].float(), images[:, :2].float()
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "repeat_interleave", "is_nonzero", "equal")
 
+    def __init__(self):
+        super().__init__()
+        self.found = []
 
-def test_predictions_come_in_the_order_of_the_rows_from_a_model_in_evaluation_mode():
-    images = torch.arange(42).reshape(7, 6)
-    model = Answers().train()
-    loader = datasets.loader(Rows(images, torch.zeros(7, 6)), 3, 0)
-    assert (fit_module.predict(model, loader, CPU) == images.numpy()).all()
-    assert model.training
-
-
-def test_views_are_averaged():
-    images = torch.arange(42).reshape(7, 6)
-    loader = datasets.loader(Rows(images, torch.zeros(7, 6)), 3, 0)
-    views = [lambda x: x, lambda x: 3 * x]
-    logits, embeddings = zip(*fit_module.outputs(Answers(), loader, CPU, views), strict=True)
-    assert (np.concatenate(logits) == 2 * images.numpy()).all()
-    assert np.concatenate(embeddings).dtype == np.float16
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        moved = name == "_to_copy" and "device" in (kwargs or {})
+        if name in self.NAMES or moved:
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
 
 
-def test_the_cpu_works_in_full_precision():
-    assert fit_module.precision(CPU) == (torch.bfloat16, False)
+@pytest.mark.parametrize("settings", [{}, {"accumulate": 3}, {"clip": 0.0}])
+def test_the_host_never_waits_for_the_device_within_a_step(monkeypatch, settings):
+    run = Fit(net(), FitSettings(epochs=2, **settings), 5, CPU)
+    run.start_epoch()
+    batches = [tuple(batch) for batch in data()]
+    run.train_step(loss, batches[0])  # the first makes what stays on the device: the weights of the loss, the moments
+    for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__"):
+        monkeypatch.setattr(torch.Tensor, name, lambda *_, name=name: pytest.fail(f"{name} waits for the device"))
+    with Waits() as waits:
+        for batch in batches[1:]:
+            fit_module.careful_step(run, loss, batch)
+    monkeypatch.undo()
+    assert waits.found == []
+    with Waits() as waits:
+        run.losses[0].item()
+    assert waits.found == ["_local_scalar_dense"]
+
+
+def test_the_average_of_the_loss_is_of_all_batches_and_read_ten_times_a_minute(tmp_path, monkeypatch):
+    monkeypatch.setattr(fit_module.time, "monotonic", iter(range(0, 99999, 4)).__next__)  # 4 s a batch
+    reads, read = [], Fit.read
+    monkeypatch.setattr(Fit, "read", lambda run: reads.append(run.step) or read(run))
+    seen = []
+    rows = fit(net(), tmp_path, loss=lambda *a: seen.append(loss(*a)) or seen[-1], settings=FitSettings(epochs=1))
+    assert reads == [3, 5]
+    assert rows[0]["train_loss"] == pytest.approx(sum(value.item() for value in seen) / 5, rel=1e-6)

@@ -1,6 +1,8 @@
 """What `train` refuses before it makes anything costly, and what it takes where no model is named."""
 
+import argparse
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +115,14 @@ def test_a_finished_run_takes_no_weights_memory_or_package(work, monkeypatch, ca
     assert capsys.readouterr().out.count("nothing to do") == 4
     assert "not enough memory" in refused(*flags, "--overwrite")
     assert (work / "runs" / "a" / "fold0" / "model.pt").exists()
+
+
+def test_a_small_dev_shm_is_refused_before_anything_is_made(fresh, monkeypatch):
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: argparse.Namespace(free=64_000_000))
+    flags = ["--batch-size", "64", "--image-size", "512", "--workers", "4"]  # 4 workers x 2 x 64 x 3 x 512^2 bytes
+    said = refused(*fresh, *MODEL, *TINY, "--device", "cpu", *flags)
+    assert "it has 64 MB, and those of 4 workers take 403 MB: give the container --shm-size 8g" in said
+    assert not Path(fresh[-1]).exists()
 
 
 @pytest.mark.parametrize("arch", ["test_resnet", "test_vit", "test_efficientnet"])

@@ -30,6 +30,18 @@ def test_logits_are_the_head_of_the_embeddings(arch):
         torch.testing.assert_close(model(pictures), logits)
 
 
+@pytest.mark.parametrize("arch", ["test_resnet", "test_convnext"])
+def test_pooling_and_head_compute_in_float32_under_mixed_precision(arch):
+    model = model_of(arch)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        logits, embedding = model.outputs(images())
+        features = model.backbone.forward_features(model.normalised(images())).float()
+    assert (logits.dtype, embedding.dtype) == (torch.float32, torch.float32)
+    with torch.inference_mode():
+        assert torch.equal(embedding, model.backbone.forward_head(features, pre_logits=True))
+        assert torch.equal(logits, model.head(embedding))
+
+
 def test_pixels_are_normalised_on_the_device_by_one_value_for_all_channels():
     model = model_of()
     seen = []

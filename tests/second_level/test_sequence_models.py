@@ -1,3 +1,4 @@
+import contextlib
 import re
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 import torch
 from test_series_dataset import made_inputs
 
-from ich_kaggle.second_level import sequence_models, series_dataset
+from ich_kaggle.second_level import fit, sequence_models, series_dataset
 
 KINDS = list(sequence_models.KINDS)
 
@@ -53,11 +54,11 @@ def test_a_gru_without_packing_would_answer_otherwise():
 
 def test_packing_agrees_with_torch():
     x, length = torch.randn(12, 4), torch.tensor([2, 7, 3])
-    packed, rows = sequence_models.pack(x, length)
+    series, packed, sizes = series_dataset.layout(length)
     expected = torch.nn.utils.rnn.pack_sequence(x.split(length.tolist()), enforce_sorted=False)
-    assert torch.equal(packed.data, expected.data)
-    assert torch.equal(packed.batch_sizes, expected.batch_sizes)
-    assert torch.equal(x[rows], packed.data)
+    assert torch.equal(x[packed], expected.data)
+    assert torch.equal(sizes, expected.batch_sizes)
+    assert series.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -87,6 +88,29 @@ def test_fitting_starts_from_the_smoothed_logits(kind, sizes):
     with torch.inference_mode():
         for logits in model(batch_of(inputs, [0, 1])):
             assert torch.allclose(logits, torch.from_numpy(inputs.smoothed))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_never_waits_for_the_device(kind, monkeypatch):
+    """On the device `meta`, which holds no values, every reading of one is an error."""
+    monkeypatch.setattr(sequence_models, "in_float32", lambda batch: contextlib.nullcontext())  # unknown to meta
+    inputs, target, rows = series_dataset.join(
+        [series_dataset.SeriesDataset(made_inputs(), np.arange(4))[0, i] for i in range(4)]
+    )
+    model = new_model(kind).to("meta")
+    fit.sequence_loss(model.train(), (inputs.to("meta"), target.to("meta"), rows)).backward()
+    assert model.eval().outputs(inputs.to("meta"))[0].is_meta
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_networks_compute_in_float32_under_mixed_precision(kind):
+    model, batch = new_model(kind), batch_of(made_inputs(), [0, 1, 3])
+    plain = [*model.outputs(batch), *model(batch)]
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = [*model.outputs(batch), *model(batch)]
+    assert all(
+        torch.equal(one, other) and other.dtype == torch.float32 for one, other in zip(plain, mixed, strict=True)
+    )
 
 
 def test_every_weight_of_both_heads_and_layers_learns():

@@ -1,0 +1,45 @@
+"""Folds side by side, one per device: each is trained by a command of its own, whose lines are shown with its fold."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+
+import torch
+
+from ich_kaggle.common import cli
+
+
+def run(command: list[str], folds: list[int], devices: list[torch.device]) -> None:
+    """Run `python -m` with `command`, `--fold` and `--device`, for each of the `folds` on the next free device.
+
+    A fold that fails does not stop the others. Raises RuntimeError naming those that failed, when all have ended.
+    """
+    free, started = SimpleQueue(), []
+    for device in devices:
+        free.put(device)
+    # As for the processes of torchrun, cores and memory of the machine are shared.
+    env = os.environ | {"LOCAL_WORLD_SIZE": str(min(len(devices), len(folds)))}
+
+    def one(k: int) -> int:
+        device = free.get()
+        argv = [sys.executable, "-m", *command, "--fold", str(k), "--device", str(device)]
+        both = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        with subprocess.Popen(argv, env=env, text=True, errors="replace", **both) as process:
+            started.append(process)
+            for line in process.stdout:
+                cli.say(f"fold {k}, {device}: {line.rstrip()}")
+        free.put(device)
+        return process.returncode
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        try:
+            codes = dict(zip(folds, pool.map(one, folds), strict=True))
+        except BaseException:  # Ctrl-C: a notebook sends it to this process alone
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in started:
+                process.terminate()
+            raise
+    if failed := [str(k) for k, code in codes.items() if code]:
+        raise RuntimeError(f"fold {', '.join(failed)} failed, see its lines above; the other folds are finished")
