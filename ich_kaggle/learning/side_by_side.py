@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from queue import SimpleQueue
 
 import torch
@@ -21,6 +22,8 @@ def run(command: list[str], folds: list[int], devices: list[torch.device]) -> No
         free.put(device)
     # As for the processes of torchrun, cores and memory of the machine are shared.
     env = os.environ | {"LOCAL_WORLD_SIZE": str(min(len(devices), len(folds)))}
+    here = Path(cli.__file__).parents[2]  # of this package, which a kernel may have unpacked anywhere
+    env["PYTHONPATH"] = os.pathsep.join([str(here), *filter(None, [env.get("PYTHONPATH")])])
 
     def one(k: int) -> int:
         device = free.get()

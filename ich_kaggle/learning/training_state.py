@@ -130,13 +130,18 @@ class Fit:
         """Step by the gradient, divided by what it exceeds the clip by, or, if it is not finite, skip the step."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * group.get("lr_scale", 1)
-        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
         norm = norm / self.scaler.scale(torch.ones_like(norm))
+        excess = (norm / (self.settings.clip or math.inf)).clamp(min=1)
         self.infinite.append((~torch.isfinite(norm)).float())
-        self.optimizer.grad_scale = (norm / (self.settings.clip or math.inf)).clamp(min=1)
-        self.optimizer.found_inf = self.infinite[-1]
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self.device.type != "mps":
+            self.optimizer.grad_scale, self.optimizer.found_inf = excess, self.infinite[-1]
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        elif not self.infinite[-1]:  # the fused AdamW of MPS reads neither of the two
+            torch._foreach_div_(gradients, excess)
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.n_updates += 1
         self.ema.update(self.model, self.n_updates)

@@ -1,6 +1,7 @@
 """Training on the GPU against training on the CPU, from the same weights, with the same batches."""
 
 import copy
+import gc
 import os
 import re
 import subprocess
@@ -38,6 +39,15 @@ class Pictures(torch.utils.data.Dataset):
         return torch.from_numpy(image), torch.from_numpy(target), item[1]
 
 
+def asked_for(dtype: torch.dtype, device: torch.device, monkeypatch) -> None:
+    """Let `device` compute in `dtype`, or skip where it cannot."""
+    if device.type == "mps" and dtype != torch.float32:
+        pytest.skip("MPS is used in float32 alone")
+    if (device.type, dtype) == ("cuda", torch.bfloat16) and not torch.cuda.is_bf16_supported(including_emulation=False):
+        pytest.skip("this GPU has no bfloat16")
+    monkeypatch.setattr(devices, "precision", lambda _: dtype)
+
+
 def loader():
     return datasets.loader(Pictures(), BATCH, 0, seed=0)
 
@@ -70,10 +80,8 @@ def on_cpu() -> tuple[Fit, np.ndarray]:
 
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_thirty_steps_lower_the_loss_as_on_the_cpu(device, on_cpu, dtype, monkeypatch):
-    if (device.type, dtype) == ("cuda", torch.bfloat16) and not torch.cuda.is_bf16_supported(including_emulation=False):
-        pytest.skip("this GPU has no bfloat16")
     expected = on_cpu[1]
-    monkeypatch.setattr(devices, "precision", lambda _: dtype)
+    asked_for(dtype, device, monkeypatch)
     run, losses = trained(device)
     assert expected[-1] < 0.8 * expected[0]
     assert np.abs(losses - expected).max() < BOUNDS[dtype]
@@ -112,7 +120,7 @@ class Head(nn.Module):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_accumulated_batches_step_as_one_of_their_size_with_the_scaler(device, dtype, monkeypatch):
-    monkeypatch.setattr(devices, "precision", lambda _: dtype)
+    asked_for(dtype, device, monkeypatch)
     weights = []
     for n in (1, 2):
         run = Fit(Head(), FitSettings(epochs=9999, lr=0.1, accumulate=n, warmup=0), n, device)
@@ -127,7 +135,7 @@ def test_accumulated_batches_step_as_one_of_their_size_with_the_scaler(device, d
 
 
 def test_float16_skips_steps_until_its_scale_fits_and_then_learns(device, monkeypatch):
-    monkeypatch.setattr(devices, "precision", lambda _: torch.float16)
+    asked_for(torch.float16, device, monkeypatch)
     run = Fit(Head(), FitSettings(epochs=9999, lr=0.1), 5, device)
     run.start_epoch()
     before = run.model.head.weight.detach().clone()
@@ -198,6 +206,7 @@ def test_out_of_memory_gives_flags_that_fit(cuda):
         n, accumulate = map(int, re.search(r"--batch-size (\d+) --accumulate (\d+)", str(error.value)).groups())
         assert n * accumulate >= 512
         del error
+        gc.collect()  # the traceback held the run
         torch.cuda.empty_cache()
         again = run()
         for _ in range(3):

@@ -227,6 +227,21 @@ def test_a_gradient_is_cut_to_its_norm_and_a_shorter_one_left(clip):
     torch.testing.assert_close(moment * 10, gradient * min(1, (clip or math.inf) / norm), rtol=1e-4, atol=0)
 
 
+def test_on_apples_gpu_a_step_is_clipped_and_skipped_as_elsewhere():
+    runs = []
+    for name in ("cpu", "mps"):
+        run = Fit(net(), FitSettings(epochs=1, clip=0.01), 5, CPU)
+        run.device = torch.device(name)  # alone: the tensors stay where they are
+        run.start_epoch()
+        for k, batch in enumerate(data()):
+            run.train_step(infinite if k == 2 else loss, tuple(batch))
+        run.read()
+        runs.append(run)
+    assert [run.skipped for run in runs] == [1, 1]
+    for one, other in zip(*(run.model.parameters() for run in runs), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_biases_and_norms_do_not_decay():
     groups = training_state.parameter_groups(net(), FitSettings(weight_decay=0.3))
     assert [(group["weight_decay"], {p.ndim for p in group["params"]}) for group in groups] == [(0.3, {2}), (0.0, {1})]
