@@ -9,21 +9,7 @@ import pandas as pd
 
 from ich_kaggle.common import storage
 from ich_kaggle.common.labels import ANY, LABELS
-from ich_kaggle.synthetic import anatomy, dicom_writer, hemorrhages, scanner
-
-SMALLEST = 12.0  # mm2: a slice with a smaller area of blood of a kind does not have its label
-
-# The kind of the first hemorrhage of a patient with blood, in label order, and the kinds that come along.
-REAL_PREVALENCE = 0.42  # share of patients with blood
-REAL_FIRST = (0.015, 0.335, 0.04, 0.26, 0.35)
-ENRICHED_FIRST = (0.13, 0.29, 0.05, 0.24, 0.29)
-ALONG = {
-    "epidural": {"subarachnoid": 0.25, "subdural": 0.3},
-    "intraparenchymal": {"intraventricular": 0.42, "subarachnoid": 0.25, "subdural": 0.12},
-    "intraventricular": {"subarachnoid": 0.2},
-    "subarachnoid": {"intraventricular": 0.25, "intraparenchymal": 0.15, "subdural": 0.2},
-    "subdural": {"subarachnoid": 0.3, "intraparenchymal": 0.12},
-}
+from ich_kaggle.synthetic import dicom_writer, scanner, studies
 
 HARMLESS = ("repeated", "resized", "restudied")  # z positions; another matrix; two studies of a patient
 DEFECTS = (*HARMLESS, "duplicated", "truncated", "intercept")  # label rows; PixelData; RescaleIntercept
@@ -81,8 +67,10 @@ def _quota(rng: np.random.Generator, items: tuple, shares: tuple, n: int) -> lis
 
 def _kinds(rng: np.random.Generator, prevalence: float | str, n: int) -> list[str | None]:
     real = prevalence == "real"
-    n_blood = round((REAL_PREVALENCE if real else prevalence) * n)
-    kinds = _quota(rng, LABELS[:ANY], REAL_FIRST if real else ENRICHED_FIRST, n_blood) + [None] * (n - n_blood)
+    n_blood = round((studies.REAL_PREVALENCE if real else prevalence) * n)
+    kinds = _quota(rng, LABELS[:ANY], studies.REAL_FIRST if real else studies.ENRICHED_FIRST, n_blood) + [None] * (
+        n - n_blood
+    )
     return [kinds[i] for i in rng.permutation(n)]
 
 
@@ -108,18 +96,19 @@ def write(patient: Patient, settings: Settings, out: Path) -> pd.DataFrame:
     """Write the DICOM files and masks of a patient below `out`, and return a row per slice for the tables."""
     dicom_writer.allow_short_ids()
     rng = np.random.default_rng([settings.seed, patient.number])
-    head = anatomy.Head(rng)
-    hemorrhages.bleed(rng, head, _all_kinds(rng, patient.kind))
-    studies = 2 if "restudied" in patient.defects else 1
-    return pd.concat([_write_study(patient, head, k, rng, settings, out) for k in range(studies)], ignore_index=True)
-
-
-def _all_kinds(rng: np.random.Generator, first: str | None) -> list[str]:
-    return [first] + [kind for kind, share in ALONG[first].items() if rng.random() < share] if first else []
+    head = studies.draw_head(rng, patient.kind)
+    n_studies = 2 if "restudied" in patient.defects else 1
+    return pd.concat([_write_study(patient, head, k, rng, settings, out) for k in range(n_studies)], ignore_index=True)
 
 
 def _write_study(patient: Patient, head, study: int, rng, settings: Settings, out: Path) -> pd.DataFrame:
-    gantry, positions = _prescribe(patient, head, rng, settings)
+    shape = (settings.size, settings.size)
+    if "resized" in patient.defects:
+        shape = tuple(n * settings.size // 512 for n in SHAPES[rng.integers(len(SHAPES))])
+    gantry, positions = studies.prescribe(rng, head, shape, settings.slices)
+    if "repeated" in patient.defects:
+        middle = len(positions) // 2
+        positions = np.sort(np.concatenate([positions, positions[middle : middle + 4]]))
     ids = [hashed(patient.number * 1024 + study * 512 + i, 9, settings.seed) for i in range(len(positions))]
     uids = (hashed(4 * patient.number + 2 * study + i, 10, settings.seed) for i in range(2))
     dicom = dicom_writer.header(patient.form, hashed(patient.number, 8, settings.seed), *uids)
@@ -129,7 +118,7 @@ def _write_study(patient: Patient, head, study: int, rng, settings: Settings, ou
     pixels = np.zeros((len(ids), ANY), int)
     for i, (slice_id, position) in enumerate(zip(ids, positions, strict=True)):
         hu, blood = scanner.scan(head, gantry, position, rng)
-        pixels[i] = pixels_of(blood)
+        pixels[i] = studies.pixels_of(blood)
         data = dicom_writer.store(hu, patient.form).tobytes()
         data = data[: len(data) // 6 * 2] if i == cut else data
         with storage.writing(out / f"stage_2_{patient.split}" / f"{slice_id}.dcm", sweep=False) as temporary:
@@ -137,45 +126,9 @@ def _write_study(patient: Patient, head, study: int, rng, settings: Settings, ou
         if settings.masks and blood.any():
             with storage.writing(out / "masks" / f"{slice_id}.png", sweep=False) as temporary:
                 temporary.write_bytes(cv2.imencode(".png", blood)[1])
-    labels = (pixels * gantry.pixel**2 >= SMALLEST).astype(np.int8)
+    labels = studies.labels_of(pixels, gantry)
     read = read_errors(rng, labels, settings.label_noise)
     return _rows(patient, ids, dicom.PatientID, pixels, labels, read)
-
-
-def pixels_of(blood: np.ndarray) -> np.ndarray:
-    """Return the number of pixels of each kind, int (5,), in a mask whose bit i is label i."""
-    return np.array([np.count_nonzero(blood & (1 << k)) for k in range(ANY)])
-
-
-def _prescribe(patient: Patient, head: anatomy.Head, rng, settings: Settings) -> tuple[anatomy.Gantry, np.ndarray]:
-    """Return the gantry of a study, and its table positions (mm) from the base of the skull to above its top."""
-    shape = (settings.size, settings.size)
-    if "resized" in patient.defects:
-        shape = tuple(n * settings.size // 512 for n in SHAPES[rng.integers(len(SHAPES))])
-    low, high = rng.uniform(-70, -52), head.half[2] + head.scalp + rng.uniform(0, 12)
-    n = (high - low) / 2.5 if rng.random() < 0.08 else settings.slices * rng.uniform(0.8, 1.15)
-    depths = np.linspace(low, high, int(np.clip(round(n), 3, 2 * settings.slices)))
-    gantry = draw_gantry(rng, shape, min(depths[1] - depths[0], 6.0), depths.mean())
-    if "repeated" in patient.defects:
-        middle = len(depths) // 2
-        depths = np.sort(np.concatenate([depths, depths[middle : middle + 4]]))
-    return gantry, np.round(depths / np.cos(gantry.tilt), 3)
-
-
-def draw_gantry(rng: np.random.Generator, shape: tuple[int, int], thickness: float, middle: float) -> anatomy.Gantry:
-    """Return a random gantry for a study of slices `thickness` mm thick, centered at depth `middle` (mm)."""
-    tilt = np.deg2rad(rng.uniform(-20, 20)) if rng.random() < 0.53 else 0.0
-    return anatomy.Gantry(
-        shape=shape,
-        pixel=round(rng.uniform(225, 258) / min(shape), 6),
-        thickness=thickness,
-        tilt=tilt,
-        pose=anatomy.turn(*np.deg2rad(rng.normal(0, (6, 3, 6)))),
-        center=(rng.normal(0, 4), rng.normal(0, 5) - middle * np.tan(tilt)),
-        noise=float(np.clip(rng.lognormal(0.85, 0.3), 1.3, 5)),
-        kernel=rng.uniform(0.35, 0.6),
-        holder=rng.uniform(98, 112) if rng.random() < 0.7 else 0,
-    )
 
 
 def read_errors(rng: np.random.Generator, labels: np.ndarray, rate: float) -> np.ndarray:

@@ -40,7 +40,7 @@ def models(folder: Path, arch: str, image_size: int) -> None:
     predict.main([*common, "--run", "one", "--all-slices"])
     sequence.main([*common, "--on", "one", "--run", "two", "--model", "gru", "--features", "fold", "--epochs", "1"])
     for name, runs in (("slices", ["one"]), ("levels", ["one", "two"])):
-        ensemble.main([*common, "--name", name, "--runs", *runs, "--method", "equal", "--no-calibrate"])
+        ensemble.main([*common, "--name", name, "--runs", *runs, "--method", "equal"])
         evaluate.main([*common, "--ensemble", name, "--draws", "10"])
         ensemble.main(["--work-dir", str(work), "--name", name, "--export", str(folder / f"{name}.zip")])
     kernel.pack(work, paths.ensemble(work, "slices"), folder / "packed", [])

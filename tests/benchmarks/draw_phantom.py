@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ich_kaggle.common import windows
 from ich_kaggle.common.labels import LABELS
-from ich_kaggle.synthetic import anatomy, hemorrhages, patients, scanner
+from ich_kaggle.synthetic import hemorrhages, scanner, studies
+from ich_kaggle.synthetic.anatomy import Head
 
 
 def draw_picture(path: Path, *, seed: int = 0, size: int = 512) -> None:
@@ -41,17 +42,17 @@ def _striking(seed: int, size: int) -> tuple[np.ndarray, list[str]]:
             scores[number, depth] = np.minimum(area, 400).sum()
     number, depth = max(scores, key=scores.get)
     [(hu, area)] = _bloody(seed, number, size, [depth])
-    return hu, [label for label, a in zip(LABELS, area, strict=False) if a >= patients.SMALLEST]
+    return hu, [label for label, a in zip(LABELS, area, strict=False) if a >= studies.SMALLEST]
 
 
 def _bloody(seed: int, number: int, size: int, depths) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return slices (HU) of a patient with blood of four kinds, and the area (mm2) of each."""
     rng = np.random.default_rng([seed, 2**32 - 2, number])
-    head = anatomy.Head(rng)
+    head = Head(rng)
     hemorrhages.bleed(rng, head, ["intraparenchymal", "intraventricular", "subdural", "subarachnoid"])
-    gantry = patients.draw_gantry(rng, (size, size), 5.0, 10.0)
+    gantry = studies.draw_gantry(rng, (size, size), 5.0, 10.0)
     slices = [scanner.scan(head, gantry, depth / np.cos(gantry.tilt), rng) for depth in depths]
-    return [(hu, patients.pixels_of(blood) * gantry.pixel**2) for hu, blood in slices]
+    return [(hu, studies.pixels_of(blood) * gantry.pixel**2) for hu, blood in slices]
 
 
 if __name__ == "__main__":

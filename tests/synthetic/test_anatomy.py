@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
 
-from ich_kaggle.synthetic.anatomy import Fields, Gantry, Head, ball, tract, tube, turn
+from ich_kaggle.synthetic.anatomy import Head
+from ich_kaggle.synthetic.fields import Fields, tract
+from ich_kaggle.synthetic.gantry import Gantry, turn
+from ich_kaggle.synthetic.shapes import ball, tube
 
 
 def gantry(**changes):

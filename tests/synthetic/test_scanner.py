@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 
 from ich_kaggle.common.labels import LABELS
-from ich_kaggle.synthetic import anatomy, hemorrhages, scanner
-from ich_kaggle.synthetic.anatomy import Gantry, Head
+from ich_kaggle.synthetic import fields as f
+from ich_kaggle.synthetic import hemorrhages, scanner
+from ich_kaggle.synthetic.anatomy import Head
+from ich_kaggle.synthetic.gantry import Gantry
 
 STILL = Gantry((128, 128), 1.9, 5.0, 0.0, np.eye(3), (0.0, 0.0), 0.0, 0.3, 0.0)
 DEPTHS = range(-40, 70, 10)
@@ -24,11 +26,11 @@ def scan(drawn, depths=DEPTHS, gantry=STILL, seed=0):
 def test_tissues_have_the_hu_of_their_kind():
     drawn = head()
     hu = scan(drawn, [20.0])[0][0]
-    fields = anatomy.Fields(drawn, STILL, 20.0)
+    fields = f.Fields(drawn, STILL, 20.0)
     brain, bone = fields.cavity.max(0) < -12, (fields.vault.max(0) < -2) & (fields.inside.min(0) > 2)
     assert 25 < np.median(hu[brain]) < 42
     assert np.median(hu[bone]) > 500
-    assert (hu[anatomy.tract(fields, drawn).max(0) < -2] < 20).mean() > 0.5
+    assert (hu[f.tract(fields, drawn).max(0) < -2] < 20).mean() > 0.5
     assert abs(np.median(hu[fields.vault.min(0) > 20]) + 1000) < 20
 
 
@@ -54,7 +56,7 @@ def test_blood_lies_inside_the_skull_and_spans_several_slices():
     assert np.count_nonzero(counts) >= 3
     z = DEPTHS[int(np.argmax(counts))]
     blood = scan(drawn, [z])[0][1] > 0
-    assert (anatomy.Fields(drawn, STILL, z).vault.min(0)[blood] < 0).all()
+    assert (f.Fields(drawn, STILL, z).vault.min(0)[blood] < 0).all()
 
 
 def test_a_smaller_pixel_shows_the_same_head():

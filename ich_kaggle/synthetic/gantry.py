@@ -1,0 +1,48 @@
+"""The geometry and the quality of a CT scan."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+GRID = 2.0  # mm, about, between the points where shapes are evaluated
+
+
+def turn(roll: float, pitch: float, yaw: float) -> np.ndarray:
+    """Return the rotation (3, 3) by angles in radians about the axes to the top, to the left and to the back."""
+    return Rotation.from_euler("zxy", (roll, pitch, yaw)).as_matrix()
+
+
+@dataclass(frozen=True)
+class Gantry:
+    """The geometry and the quality of a study's scan. Image rows run backward and, by the `tilt`, downward."""
+
+    shape: tuple[int, int]  # rows, columns
+    pixel: float  # mm
+    thickness: float  # mm
+    tilt: float  # radians
+    pose: np.ndarray  # (3, 3), turns gantry into head coordinates
+    center: tuple[float, float]  # mm, of the head, relative to the image center at z = 0
+    noise: float  # HU, standard deviation
+    kernel: float  # mm, standard deviation of the reconstruction's blur
+    holder: float  # mm, radius of the head holder; 0 without one
+    sharpness: float = 0  # strength of the kernel's enhancement of edges
+    motion: float = 0.06  # share of slices in which the head moved
+
+    @property
+    def zoom(self) -> int:
+        return max(1, round(GRID / self.pixel))
+
+    def corner(self, z: float) -> tuple[float, float, float]:
+        """Return the position (mm) of the first pixel of the slice at table position `z`."""
+        right, back = (-(n - 1) / 2 * self.pixel for n in self.shape[::-1])
+        return right, back * np.cos(self.tilt), z - back * np.sin(self.tilt)
+
+    def planes(self, z: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the coordinates (mm) of the image at table position `z`: right (1, w), back (h, 1), depths (2,)."""
+        rows, columns = (-(-n // self.zoom) for n in self.shape)
+        middle = (self.zoom - 1) / 2
+        right = (np.arange(columns) * self.zoom + middle - (self.shape[1] - 1) / 2) * self.pixel
+        back = (np.arange(rows) * self.zoom + middle - (self.shape[0] - 1) / 2) * self.pixel
+        depths = z * np.cos(self.tilt) + np.array([-0.25, 0.25]) * self.thickness
+        return right.astype(np.float32)[None], back.astype(np.float32)[:, None], depths.astype(np.float32)

@@ -1,0 +1,122 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ich_kaggle.common.labels import ANY, LABELS
+from ich_kaggle.synthetic import fields, scanner, studies
+from ich_kaggle.synthetic.variety import PLAIN, Variety
+
+
+def head_of(seed=0, first=None, **changes):
+    return studies.draw_head(np.random.default_rng(seed), first, replace(PLAIN, **changes))
+
+
+def still(head, **changes):
+    """Return a gantry without noise and a head that lies straight, at 2 mm."""
+    plain = replace(PLAIN, noise=(0, 0), position=0, turn=0, motion=0, tilt=0)
+    gantry = studies.draw_gantry(np.random.default_rng(0), (128, 128), 3.0, 0.0, plain)
+    return replace(gantry, holder=0, pixel=1.9, noise=0, **changes)
+
+
+def scans(head, gantry, depths):
+    return np.stack([scanner.scan(head, gantry, z, np.random.default_rng(0))[0] for z in depths])
+
+
+@pytest.mark.parametrize("variety", [PLAIN, Variety()])
+def test_a_seed_is_one_patient_and_another_seed_another(variety):
+    first, again, other = (list(studies.draw(k, size=48, slices=5, variety=variety)) for k in (4, 4, 5))
+    assert all(
+        np.array_equal(a, b) for one, two in zip(first, again, strict=True) for a, b in zip(one, two, strict=True)
+    )
+    assert not np.array_equal(first[2][0], other[2][0])
+
+
+def test_slices_are_hu_of_the_size_that_was_asked_for_with_six_labels():
+    found = [slice_ for seed in range(6) for slice_ in studies.draw(seed, size=64, slices=6, prevalence=1)]
+    hu, labels = (np.stack(part) for part in zip(*found, strict=True))
+    assert hu.dtype == np.float32 and hu.shape[1:] == (64, 64) and np.isfinite(hu).all()
+    assert labels.dtype == np.int8 and (labels[:, ANY] == labels[:, :ANY].max(axis=1)).all()
+    assert labels[:, ANY].any() and not labels[:, ANY].all()
+
+
+def test_nobody_bleeds_at_prevalence_0():
+    drawn = [studies.draw(seed, size=32, slices=4, prevalence=0, variety=Variety()) for seed in range(4)]
+    assert not any(labels.any() for study in drawn for _, labels in study)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_draw_of_the_widest_variety_is_a_scan(seed):
+    first = LABELS[seed % ANY]
+    always = dict.fromkeys(("metal", "operated", "drains", "air", "levels", "edema", "infarcts", "motion"), 1.0)
+    variety = Variety(**always, hydrocephalus=seed % 2, contrast=seed % 2)
+    rng = np.random.default_rng(seed)
+    head = studies.draw_head(rng, first, variety)
+    gantry, positions = studies.prescribe(rng, head, (96, 96), 6, variety)
+    for z in positions:
+        hu, blood = scanner.scan(head, gantry, z, rng)
+        assert np.isfinite(hu).all() and hu.min() > -3000 and hu.max() < 20_000 and blood.max() < 32
+
+
+def test_the_scanner_stays_in_its_ranges():
+    variety = Variety(thickness=(0.6, 10), field=(190, 290), noise=(1.3, 9), kernel=(0.3, 0.9))
+    rng = np.random.default_rng(0)
+    found = [studies.prescribe(rng, head_of(), (100, 100), 30, variety)[0] for _ in range(60)]
+    for low, high, values in (
+        (0.6, 10, [g.thickness for g in found]),
+        (1.9, 2.9, [g.pixel for g in found]),
+        (1.3, 9, [g.noise for g in found]),
+        (0.3, 0.9, [g.kernel for g in found]),
+    ):
+        assert low <= min(values) < low + 0.3 * (high - low) and high - 0.5 * (high - low) < max(values) <= high
+
+
+def test_what_is_switched_off_is_in_no_patient_and_what_is_on_in_all():
+    for seed in range(8):
+        off, on = head_of(seed), head_of(seed, metal=1, operated=1, drains=1, air=1, contrast=1)
+        assert off.metal is None and off.operation is None and off.sinus < 63
+        assert on.metal is not None and on.operation.drain is not None and on.operation.air > 0 and on.sinus >= 90
+
+
+def test_metal_is_denser_than_bone_and_streaks_through_the_brain():
+    head = head_of(2, metal=1)
+    gantry, z = still(head), float(head.metal[2])
+    with_metal = scans(head, gantry, [z])[0]
+    head.metal = None
+    without = scans(head, gantry, [z])[0]
+    brain = fields.Fields(head, gantry, z).cavity.max(0) < -8
+    brain = np.kron(brain, np.ones((gantry.zoom,) * 2, bool))[:128, :128]
+    assert with_metal.max() > without.max() and (with_metal - without)[brain].std() > 3
+
+
+def test_air_of_an_operation_lies_at_the_front_of_a_patient_on_the_back():
+    head = head_of(1, operated=1, drains=0, air=0)
+    gantry = still(head)
+    before = scans(head, gantry, [25.0])[0]
+    head.operation = head.operation._replace(air=15)
+    after = scans(head, gantry, [25.0])[0]
+    rows = np.flatnonzero(((after < -500) & (before > -500)).any(axis=1))
+    assert len(rows) and rows.max() < 64
+
+
+def test_a_missing_flap_opens_the_skull():
+    head = head_of(3, operated=1, drains=0, air=0)
+    gantry, z = still(head), float(head.operation.center[2])
+    head.operation = head.operation._replace(width=0, radius=30.0)
+    opened = scans(head, gantry, [z])[0]
+    head.operation = None
+    assert ((scans(head, gantry, [z])[0] > 500) & (opened < 300)).sum() > 20
+
+
+def test_a_level_is_brighter_below_and_old_blood_is_darker_than_the_brain():
+    for seed in range(20):
+        [bleed] = head_of(seed, "intraventricular").bleeds[:1]
+        assert 56 <= bleed.hu <= 80
+    old = [b for s in range(20) for b in head_of(s, "subdural", old=1, density=(14, 20), levels=1).bleeds]
+    assert all(14 <= b.hu <= 20 for b in old if b.kind == "subdural") and any(b.level is not None for b in old)
+
+
+def test_a_sharp_kernel_overshoots_at_the_skull():
+    head = head_of(0)
+    soft, sharp = (scans(head, still(head, sharpness=s), [40.0])[0] for s in (0, 1.5))
+    assert sharp.max() > soft.max() + 100 and sharp.min() < soft.min() - 50
