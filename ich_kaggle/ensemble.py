@@ -1,7 +1,8 @@
 """Blend runs by the competition's log loss over their out-of-fold predictions.
 
---method auto takes the method with the least nested loss, or equal weights if that gains no more than one standard
-error over patients. A calibration per label and a clip are accepted by the same rule. `plain` scores are on the slices
+--method equal is the mean of the runs; shrunk is that mean drawn to the prevalence; stack is a logistic regression on
+the runs, drawn to equal weights. auto is stack if it surely gains over shrunk on patients that it was not fitted to,
+by more than one standard error and by more than few patients can feign, else shrunk. `plain` scores are on the slices
 that the blend was fitted to; `nested` scores are on folds that neither the fit nor the choice has seen. In every run,
 `any` is raised to the largest subtype first, for the scores of single runs as well.
 
@@ -68,7 +69,6 @@ def build_parser():
     parser.add_argument("--name", help="name of the ensemble (default: the names of its runs)")
     parser.add_argument("--method", choices=ensembling.METHODS, default="auto", help="method of the blend")
     parser.add_argument("--export", type=Path, metavar="FILE", help="pack the models of an existing ensemble")
-    parser.add_argument("--no-calibrate", dest="calibrate", action="store_false", help="do not calibrate the blend")
     return parser
 
 

@@ -52,12 +52,14 @@ def test_the_blend_is_the_weighted_mean_with_any_raised():
 
 def test_the_constant_knows_the_prevalence_of_the_other_folds_only():
     found = ensembling.constant(TARGET, FOLD)
-    assert found[FOLD == 2] == pytest.approx(np.tile(TARGET[FOLD != 2].mean(axis=0), ((FOLD == 2).sum(), 1)))
+    rest = TARGET[FOLD != 2]
+    expected = (rest.sum(axis=0) + 0.5) / (len(rest) + 1)  # never 0
+    assert found[FOLD == 2] == pytest.approx(np.tile(expected, ((FOLD == 2).sum(), 1)))
 
 
 def test_nested_is_worse_than_plain_and_both_beat_the_constant():
     data = nested_choice.prepare(TARGET, RUNS, FOLD, PATIENT)
-    fitted = ensembling.fit(data, ensembling.Asked("simplex", calibrate=False))
+    fitted = ensembling.fit(data, ensembling.Asked("stack"))
     scores = ensembling.score(data, ["a", "b", "c"], fitted)
     constant = metric.log_loss(TARGET, ensembling.constant(TARGET, FOLD))
     assert scores["oof_log_loss"] <= scores["nested_log_loss"] < constant
@@ -115,13 +117,13 @@ def test_plain_predictions_are_the_pipeline_in_the_file_applied(work_dir):
 
 
 def test_the_order_of_the_runs_changes_no_prediction(work_dir):
-    run(work_dir, "--name", "ab", "--runs", "fine", "noisy", "--method", "simplex")
-    run(work_dir, "--name", "ba", "--runs", "noisy", "fine", "--method", "simplex")
+    run(work_dir, "--name", "ab", "--runs", "fine", "noisy", "--method", "stack")
+    run(work_dir, "--name", "ba", "--runs", "noisy", "fine", "--method", "stack")
     assert oof_of(work_dir, "oof.parquet", "ab")[1] == pytest.approx(oof_of(work_dir, "oof.parquet", "ba")[1], abs=1e-4)
 
 
-def test_one_run_alone_without_calibration_is_itself(work_dir):
-    run(work_dir, "--runs", "fine", "--no-calibrate")
+def test_one_run_alone_is_itself_with_equal_weights(work_dir):
+    run(work_dir, "--runs", "fine", "--method", "equal")
     table = tables.read_slices(work_dir)
     fold = tables.read_folds(work_dir, table)
     alone = blending.raise_any(run_predictions.read_oof(runs.Run(work_dir, "fine"), [0, 1, 2], table, fold))
@@ -144,8 +146,8 @@ def test_running_again_does_nothing_and_says_so(work_dir, capsys):
 
 def test_another_method_over_an_ensemble_is_refused_and_other_predictions_are_blended_anew(work_dir, capsys):
     run(work_dir)
-    with pytest.raises(SystemExit, match="was made with method auto, not simplex"):
-        run(work_dir, "--method", "simplex")
+    with pytest.raises(SystemExit, match="was made with method auto, not stack"):
+        run(work_dir, "--method", "stack")
     path = paths.fold(work_dir, "fine", 0) / "oof.parquet"
     table = pd.read_parquet(path)
     tables.write_predictions(path, table.slice_id, 1 - table[list(LABELS)].to_numpy())

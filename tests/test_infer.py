@@ -132,9 +132,8 @@ def test_a_run_cut_short_and_gone_on_from_ends_in_the_same_bytes(predict, packed
 def test_a_slice_is_blended_of_the_runs_that_have_seen_it(packed):
     content = test_set.read_models(packed)
     content["runs"] = {"test_efficientnet": 0.75, "test_resnet": 0.25}
-    content["pipeline"] |= {"space": "probability", "bias": [0] * 6, "clip": 0.0}
+    content["pipeline"] |= {"space": "probability", "bias": [0] * 6}
     content["pipeline"]["weights"] = {run: [weight] * 6 for run, weight in content["runs"].items()}
-    content["pipeline"]["calibration_parameters"] = [[1, 1, 0]] * 6
     logits = {one: np.full((4, 6), np.nan, np.float32) for one in passes.plan(content, packed)}
     for one, values in logits.items():
         if one.view == "identity" and one.fold == 0:

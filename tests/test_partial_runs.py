@@ -78,7 +78,7 @@ def test_one_fold_makes_a_verified_submission_and_more_folds_a_new_blend(one, ca
 
 def test_test_predictions_are_the_mean_over_the_folds_there_are(made):
     shutil.rmtree(paths.fold(made, "fine", 1))
-    ensemble.main(["--work-dir", str(made), "--runs", "fine", "--no-calibrate"])
+    ensemble.main(["--work-dir", str(made), "--runs", "fine"])
     ids = pd.read_parquet(made / "ensemble" / "fine" / "test.parquet")
     each = [pd.read_parquet(paths.fold(made, "fine", k) / "test.parquet")[list(LABELS)].to_numpy() for k in (0, 2)]
     raised = [np.column_stack([p[:, :5], p.max(axis=1)]) for p in each]
@@ -122,7 +122,7 @@ def test_with_one_fold_a_fit_is_scored_on_patients_it_was_not_fitted_to(made):
     groups = ensembling.groups_of(np.zeros(rows.sum(), int), target, patient)
     assert len(np.unique(groups)) == min(5, len(set(patient)))
     assert all(len(set(groups[patient == one])) == 1 for one in set(patient))
-    flags = ["--work-dir", str(made), "--fold", "0", "--method", "stack", "--no-calibrate"]
+    flags = ["--work-dir", str(made), "--fold", "0", "--method", "stack"]
     ensemble.main(flags)
     nested = storage.read_json(made / "ensemble" / "fine+noisy-fold0" / "weights.json")
     assert nested["nested_log_loss"] != nested["oof_log_loss"]

@@ -52,7 +52,7 @@ def test_the_submission_holds_each_id_once_in_the_samples_order(done, competitio
 
 def test_the_submission_is_the_weighted_mean_of_the_folds_models(done, tmp_path):
     work = done / "work"
-    ensemble.main(["--work-dir", str(work), "--name", "plain", "--method", "simplex", "--no-calibrate"])
+    ensemble.main(["--work-dir", str(work), "--name", "plain", "--method", "stack"])
     argv = ["--dry-run", "--work-dir", str(work), "--submissions-dir", str(tmp_path), "--ensemble", "plain"]
     submit.main(argv)
     weights = storage.read_json(paths.ensemble(work, "plain") / "weights.json")["runs"]

@@ -49,7 +49,7 @@ def describe_ensemble(work_dir: Path, name: str) -> dict:
     return {
         "name": name,
         "is_stale": is_stale,
-        "pipeline": ensembling.describe_pipeline(found["pipeline"]),
+        "pipeline": found["pipeline"]["method"],
         "by_label": found["pipeline"]["weights"],
         "methods": found.get("methods", {}),
         **{key: found[key] for key in kept},

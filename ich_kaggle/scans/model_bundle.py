@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "models.json"
 AGAIN = "pack the models again"
-FORMAT = 1
+FORMAT = 2
 KEYS = (
     *("format", "version", "license", "intended_use", "spacing", "thresholds", "aggregate", "ensemble", "runs"),
     *("pipeline", "models", "options", "pictures", "views", "made_with"),
@@ -239,7 +239,7 @@ def _check_blend(packed: dict) -> None:
     pipeline, n = packed["pipeline"], len(LABELS)
     weights = [pipeline["weights"][run] for run in packed["runs"]]
     sizes = [(list(packed["runs"].values()), -1), (weights, (-1, n)), (packed["mean"], n), (pipeline["bias"], n)]
-    for values, shape in [*sizes, (pipeline["calibration_parameters"], (n, 3)), (pipeline["clip"], 1)]:
+    for values, shape in sizes:
         if not np.isfinite(np.array(values, float).reshape(shape)).all():
             raise ValueError("a number of the blend is none")
     if pipeline["space"] not in ("probability", "logit"):

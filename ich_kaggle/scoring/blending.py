@@ -10,16 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import nnls
 from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
 from ich_kaggle.common.labels import ANY, LABELS, SHARE
-from ich_kaggle.common.metric import FLOOR, floored
+from ich_kaggle.common.metric import floored
 
 CHUNK = 1 << 13  # slices per block: 4 MB for 20 runs, about the cache of a core
 CLOSE = 1e-8  # the fit stops if one more step would gain less log loss than this
-PRIOR = 35.0  # weight of the ridge to equal weights, in slices: those of one study
+PRIOR = 100.0  # weight of a ridge, in slices: those of three studies
 
 # The blocks are so small that threads would wait several times as long as they work.
 one_thread = threadpool_limits.wrap(limits=1, user_api="blas")
@@ -63,23 +62,21 @@ def combine(blend: Blend, probabilities: Sequence[np.ndarray], rows: np.ndarray 
     return out
 
 
-def moments(target, probabilities, weight, space: str, weights: np.ndarray) -> tuple:
+def moments(target, probabilities, weight, weights: np.ndarray) -> tuple:
     """Return the mean log loss of each label, (6,), its gradient (6, k) and its Hessian (6, k, k) in `weights` (6, k).
 
-    k is the number of runs, plus one for the bias in logit space.
+    k is the number of runs and one, for the bias.
     """
     k = weights.shape[1]
     loss, gradient, hessian = np.zeros(len(LABELS)), np.zeros((len(LABELS), k)), np.zeros((len(LABELS), k, k))
     for rows in _kept(weight):
-        x = features(probabilities, rows, space)
-        if space == "logit":
-            x = np.concatenate([x, np.ones_like(x[:, :1])], axis=1)
-        mean = (weights[:, None].astype(np.float32) @ x)[:, 0]
-        cost, slope, curvature = (_logit_loss if space == "logit" else _loss)(target[rows].T, mean)
-        share = weight[rows]
-        loss += (cost * share).sum(axis=1)
-        gradient += (x @ (slope * share)[..., None])[..., 0]
-        x = x * np.sqrt(curvature * share)[:, None]
+        x = features(probabilities, rows, "logit")
+        x = np.concatenate([x, np.ones_like(x[:, :1])], axis=1)
+        z = (weights[:, None].astype(np.float32) @ x)[:, 0]
+        mean, share = expit(z), weight[rows]
+        loss += ((np.logaddexp(0, z) - target[rows].T * z) * share).sum(axis=1)
+        gradient += (x @ ((mean - target[rows].T) * share)[..., None])[..., 0]
+        x *= np.sqrt(mean * (1 - mean) * share)[:, None]
         hessian += x @ x.transpose(0, 2, 1)
     total = weight.sum(dtype=float)
     return loss / total, gradient / total, hessian / total
@@ -88,18 +85,6 @@ def moments(target, probabilities, weight, space: str, weights: np.ndarray) -> t
 def _kept(weight: np.ndarray) -> Iterator[np.ndarray]:
     rows = np.flatnonzero(weight)
     yield from (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
-
-
-def _loss(target: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    sign = 2 * target - 1
-    likelihood = np.clip(sign * mean + (1 - target), FLOOR, None)
-    slope = -sign / likelihood
-    return -np.log(likelihood), slope, slope**2
-
-
-def _logit_loss(target: np.ndarray, logit: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    mean = expit(logit)
-    return np.logaddexp(0, logit) - target * logit, mean - target, mean * (1 - mean)
 
 
 @one_thread
@@ -122,20 +107,20 @@ def newton(evaluate: Callable, step: Callable, weights: np.ndarray) -> np.ndarra
     return weights
 
 
-def simplex_step(weights: np.ndarray, gradient: np.ndarray, hessian: np.ndarray) -> np.ndarray:
-    """Return the step from `weights` to the minimum of the quadratic model on the simplex (Lawson-Hanson NNLS)."""
-    # The float32 sums of nearly identical runs may not be positive definite.
-    hessian = hessian + np.eye(len(weights)) * 1e-6 * (np.trace(hessian) + 1e-12)
-    root = np.linalg.cholesky(hessian)
-    sum_is_one = 1e3 * np.abs(root).max()
-    left = np.vstack([root.T, np.full(len(weights), sum_is_one)])
-    right = np.append(root.T @ weights - np.linalg.solve(root, gradient), sum_is_one)
-    best = nnls(left, right)[0]
-    return best / best.sum() - weights
-
-
 def free_step(weights: np.ndarray, gradient: np.ndarray, hessian: np.ndarray) -> np.ndarray:
     return -np.linalg.solve(hessian, gradient)
+
+
+def prevalence(target: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return the share of positive slices of each label, (6,), never 0 or 1 (Krichevsky and Trofimov, 1981)."""
+    return (weight.astype(float) @ target + 0.5) / (weight.sum(dtype=float) + 1)
+
+
+def ridge(parts: tuple, weights: np.ndarray, prior: np.ndarray | float, strength: float) -> tuple:
+    """Return loss, gradient and Hessian with the squared distance of `weights` (n, k) to `prior` added."""
+    (loss, gradient, hessian), away = parts, weights - prior
+    loss = loss + strength / 2 * (away**2).sum(axis=1)
+    return loss, gradient + strength * away, hessian + strength * np.eye(away.shape[1])
 
 
 def equal(target, probabilities, weight) -> Blend:
@@ -143,32 +128,31 @@ def equal(target, probabilities, weight) -> Blend:
     return Blend("probability", np.full((n_runs, len(LABELS)), 1 / n_runs), np.zeros(len(LABELS)))
 
 
-def simplex(target, probabilities, weight) -> Blend:
-    """Return the weighted mean, with the same weights for all labels, of least log loss: a convex problem."""
-
-    def evaluate(weights: np.ndarray) -> tuple:
-        parts = moments(target, probabilities, weight, "probability", np.repeat(weights, len(LABELS), axis=0))
-        return tuple(np.tensordot(SHARE[None], part, 1) for part in parts)
-
+def shrunk(target, probabilities, weight) -> Blend:
+    """Return the mean of the runs mixed with the prevalence: a share of least log loss, with a ridge to none."""
+    constant, shares, loss = prevalence(target, weight), np.linspace(0, 1, 41), 0.0
+    for rows in _kept(weight):
+        mean = np.mean([run[rows] for run in probabilities], axis=0)
+        mixed = mean + shares[:, None, None] * (constant - mean)
+        likelihood = np.where(target[rows] > 0.5, mixed, 1 - mixed)
+        loss = loss - np.log(floored(likelihood)) @ SHARE @ weight[rows]
+    share = shares[np.argmin(loss + PRIOR / 2 * shares**2)]
     n_runs = len(probabilities)
-    weights = newton(evaluate, simplex_step, np.full((1, n_runs), 1 / n_runs))
-    return Blend("probability", np.repeat(weights.T, len(LABELS), axis=1), np.zeros(len(LABELS)))
+    return Blend("probability", np.full((n_runs, len(LABELS)), (1 - share) / n_runs), share * constant)
 
 
 def stack(target, probabilities, weight) -> Blend:
     """Return a logistic regression per label on the logits of the runs, with a ridge to equal weights."""
-    n_runs = len(probabilities)
+    n_runs, total = len(probabilities), weight.sum(dtype=float)
     prior = np.append(np.full(n_runs, 1 / n_runs), 0)
-    ridge = np.append(np.full(n_runs, PRIOR), 1e-3) / weight.sum(dtype=float)
 
     def evaluate(weights: np.ndarray) -> tuple:
-        loss, gradient, hessian = moments(target, probabilities, weight, "logit", weights)
-        away = weights - prior
-        return loss + (ridge * away**2).sum(axis=1) / 2, gradient + ridge * away, hessian + np.diag(ridge)
+        return ridge(moments(target, probabilities, weight, weights), weights, prior, PRIOR / total)
 
     weights = newton(evaluate, free_step, np.tile(prior, (len(LABELS), 1)))
     return Blend("logit", weights[:, :-1].T, weights[:, -1])
 
 
-# Five other methods, in logits, per label and greedy, gained nothing over these: tests/benchmarks/RESULTS.md.
-METHODS = {"equal": equal, "simplex": simplex, "stack": stack}
+# What was tried besides, and gained nothing over these: tests/benchmarks/RESULTS.md.
+METHODS = {"equal": equal, "shrunk": shrunk, "stack": stack}
+CHOICES = ("shrunk", "stack")  # of auto; the first if no other is surely better

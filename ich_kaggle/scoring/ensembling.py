@@ -26,15 +26,14 @@ class Asked(NamedTuple):
     """The options of a blend."""
 
     method: str = "auto"
-    calibrate: bool = True
     seed: int = 0
 
 
 class Fitted(NamedTuple):
     """A blend that was chosen and fitted, and its predictions of the slices it was fitted to."""
 
-    choice: nested_choice.Choice
-    pipeline: nested_choice.Pipeline
+    method: str
+    blend: blending.Blend
     plain: np.ndarray  # float32 (n, 6)
     nested: np.ndarray  # float32 (n, 6), of each fold by a blend that was chosen and fitted on the others
 
@@ -50,7 +49,7 @@ def constant(target: np.ndarray, fold: np.ndarray) -> np.ndarray:
     """Return predictions (n, 6) of the prevalence of each label in the other folds."""
     out = np.empty(target.shape)
     for k in np.unique(fold):
-        out[fold == k] = target[fold != k].mean(axis=0)
+        out[fold == k] = blending.prevalence(target, fold != k)
     return out
 
 
@@ -70,10 +69,10 @@ def groups_of(fold: np.ndarray, target: np.ndarray, patient: np.ndarray, seed: i
 
 
 def fit(data: nested_choice.OutOfFold, asked: Asked) -> Fitted:
-    choice = nested_choice.choose(data, asked.method, calibrate=asked.calibrate)
-    pipeline = nested_choice.fit_pipeline(data, choice)
-    plain = nested_choice.predict(pipeline, data.probabilities)
-    return Fitted(choice, pipeline, plain, nested_choice.honest(data, asked.method, calibrate=asked.calibrate))
+    method = nested_choice.choose(data) if asked.method == "auto" else asked.method
+    fitted = data.fit(method)
+    plain = nested_choice.predict(fitted, data.probabilities)
+    return Fitted(method, fitted, plain, nested_choice.honest(data, asked.method))
 
 
 def score(data: nested_choice.OutOfFold, runs: list[str], fitted: Fitted, seed: int = 0) -> dict:
@@ -81,11 +80,11 @@ def score(data: nested_choice.OutOfFold, runs: list[str], fitted: Fitted, seed: 
 
     Also returned: intervals over patients, the gain that each run brings, and the fitted pipeline.
     """
-    choice, pipeline, plain, nested = fitted
+    method, mixed, plain, nested = fitted
     total = comparison.patient_losses(data.target, [*data.probabilities, nested], data.patient)
     size, single = nested_choice.sizes(data), total.sum(axis=0) / len(data.target)
     return {
-        "runs": dict(zip(runs, (pipeline.blend.weights @ blending.SHARE).tolist(), strict=True)),
+        "runs": dict(zip(runs, (mixed.weights @ blending.SHARE).tolist(), strict=True)),
         "single": dict(zip(runs, single[:-1].tolist(), strict=True)),
         "oof_log_loss": metric.log_loss(data.target, plain),
         "nested_log_loss": float(single[-1]),
@@ -95,8 +94,8 @@ def score(data: nested_choice.OutOfFold, runs: list[str], fitted: Fitted, seed: 
         "n_patients": int((size > 0).sum()),
         **comparison.compare([*runs, "nested"], total, size, n_draws=patient_bootstrap.N_DRAWS, seed=seed),
         "correlation": comparison.error_correlation(data.target, data.probabilities).round(4).tolist(),
-        "left_out": nested_choice.without_each(data, runs, choice),
-        "pipeline": nested_choice.to_json(choice, pipeline, runs),
+        "left_out": nested_choice.without_each(data, runs, method),
+        "pipeline": nested_choice.to_json(method, mixed, runs),
     }
 
 
@@ -118,17 +117,11 @@ def describe(name: str, scores: dict) -> str:
     return "\n".join(
         [
             *lines,
-            f"{name}: {describe_pipeline(scores['pipeline'])}",
+            f"{name}: {scores['pipeline']['method']}",
             f"plain {scores['oof_log_loss']:.5f}, nested {scores['nested_log_loss']:.5f} ({low:.4f} to {high:.4f}), "
             f"on {scores['n_slices']} slices of {scores['n_patients']} patients",
         ]
     )
-
-
-def describe_pipeline(pipeline: dict) -> str:
-    """Return the method, the calibrated labels and the clip of a pipeline of weights.json, in words."""
-    curves = [f"{kind} for {label}" for label, kind in pipeline["calibration"].items() if kind != "none"]
-    return ", ".join([pipeline["method"], *curves, *([f"clipped at {pipeline['clip']:g}"] if pipeline["clip"] else [])])
 
 
 def default_name(runs: list[str], fold: list[int] | None = None) -> str:
@@ -295,11 +288,11 @@ def write(folder: Path, project: Project, runs: dict[Run, list[int]], asked: Ask
     data = nested_choice.prepare(target, probabilities, group, patient)
     fitted = fit(data, asked)
     scores |= score(data, names, fitted, asked.seed)
-    if asked.method == "auto" and names[1:] and can_nest:
+    if asked.method == "auto" and can_nest:
         scores["methods"] = nested_choice.try_methods(data)
     for file, probability in (("oof.parquet", fitted.plain), ("nested.parquet", fitted.nested)):
         tables.write_predictions(folder / file, train.slice_id[rows], probability)
     of_runs = [{k: read_test(run, k, table) for k in of_run} for run, of_run in runs.items()]
-    test = nested_choice.of_folds(fitted.pipeline, of_runs)
+    test = nested_choice.of_folds(fitted.blend, of_runs)
     tables.write_predictions(folder / "test.parquet", table.slice_id[~project.is_train], test)
     return scores

@@ -1,9 +1,8 @@
 """Which ways to blend earn their place: on made-up competitions, what each gains on patients that no fit has seen.
 
-Every case is drawn several times. `auto` chooses as the ensemble does, by nested loss and one standard error; the loss
-of what it chose, calibrated as chosen, is measured on fresh patients. "without it" is what that loss grows by, on the
-mean of all draws, when `auto` may not choose the method.
-Example: python tests/benchmarks/bench_blending.py --draws 4 --only equal simplex stack
+Every case is drawn several times. `auto` chooses as the ensemble does; the loss of what it chose is measured on fresh
+patients. "without it" is what that loss grows by, on the mean of all draws, when `auto` may not choose the method.
+Example: python tests/benchmarks/bench_blending.py --draws 4
 """
 
 import argparse
@@ -58,7 +57,7 @@ def draw(rng, n_patients, noise, *, offset=COMMON, shared=0.0, slope=1.0, shift=
 
 
 def measure(case: str, seed: int) -> pd.DataFrame:
-    """Return for each method the nested losses, by patient, and the loss on fresh patients, plain and calibrated."""
+    """Return for each method the nested losses, by patient, and the loss on fresh patients."""
     n_patients, noise, special = CASES[case]
     rng = np.random.default_rng([seed, sorted(CASES).index(case)])
     target, runs, patient = draw(rng, n_patients, noise, **special)
@@ -66,48 +65,43 @@ def measure(case: str, seed: int) -> pd.DataFrame:
     fresh, fresh_runs, _ = draw(rng, FRESH, noise, **special)
     rows = []
     for method in blending.METHODS:
-        nested = nested_choice.nested_sums(data, nested_choice.Choice(method)) @ blending.SHARE
-        recipes = nested_choice.Choice(method), nested_choice.choose(data, method)
-        pipelines = (nested_choice.fit_pipeline(data, recipe) for recipe in recipes)
-        plain, calibrated = (metric.log_loss(fresh, nested_choice.predict(one, fresh_runs)) for one in pipelines)
-        rows.append((case, seed, method, nested, plain, calibrated))
-    return pd.DataFrame(rows, columns=["case", "seed", "method", "nested", "plain", "calibrated"]).set_index("method")
+        loss = metric.log_loss(fresh, nested_choice.predict(data.fit(method, frozenset()), fresh_runs))
+        rows.append((case, seed, method, nested_choice.nested_sums(data, method), loss))
+    return pd.DataFrame(rows, columns=["case", "seed", "method", "nested", "fresh"]).set_index("method")
 
 
 def choice(found: pd.DataFrame, methods) -> str:
     """Return what `auto` chooses of `methods` by the nested losses `found`."""
+    default, *_ = (method for method in blending.CHOICES if method in methods)
     total = found.nested[list(methods)]
     best = min(methods, key=lambda method: total[method].sum())
-    size = np.full(len(total[best]), 30.0)
-    return best if nested_choice.gains(total["equal"], total[best], size) else "equal"
+    return best if nested_choice.gains(total[default], total[best], np.full(len(total[best]), 30)) else default
 
 
 def regret(found: list[pd.DataFrame], methods) -> np.ndarray:
     """Return by how much, per draw, the loss of what `auto` chooses of `methods` is above that of all methods."""
-    return np.array([one.calibrated[choice(one, methods)] - one.calibrated[choice(one, one.index)] for one in found])
+    return np.array([one.fresh[choice(one, methods)] - one.fresh[choice(one, one.index)] for one in found])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--draws", type=int, default=6)
-    parser.add_argument("--only", nargs="+", default=list(blending.METHODS), help="also the loss where these are all")
     options = parser.parse_args()
     found = []
     for case in CASES:
         found += [measure(case, seed) for seed in range(options.draws)]
         print(case, [choice(one, one.index) for one in found[-options.draws :]], file=sys.stderr, flush=True)
-    gain = 1e5 * pd.DataFrame([one.calibrated["equal"] - one.calibrated for one in found])
+    gain = 1e5 * pd.DataFrame([one.fresh["equal"] - one.fresh for one in found])
     chosen = [choice(one, one.index) for one in found]
     print("| method | chosen | best on fresh patients | gain over equal, 1e-5 | least, most | without it, 1e-5 |")
     print("|---|---|---|---|---|---|")
     for method in blending.METHODS:
-        n_best = sum(one.calibrated.idxmin() == method for one in found)
+        n_best = sum(one.fresh.idxmin() == method for one in found)
         lost = regret(found, [m for m in blending.METHODS if m != method]) if method != "equal" else np.zeros(1)
         print(
             f"| `{method}` | {chosen.count(method)} | {n_best} | {gain[method].mean():+.0f} "
             f"| {gain[method].min():+.0f}, {gain[method].max():+.0f} | {1e5 * lost.mean():+.1f} |"
         )
-    print(f"with {', '.join(options.only)} alone the loss is {1e5 * regret(found, options.only).mean():+.1f}e-5 higher")
 
 
 if __name__ == "__main__":

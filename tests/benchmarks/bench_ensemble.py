@@ -127,7 +127,7 @@ def main() -> None:
     size = (options.slices, options.runs)
     print(f"{options.runs} runs x {options.slices} slices x 6 labels: fit, log loss in sample")
     seconds = {name: measure(fit, name, *size) for name in (*blending.METHODS, "peer: SLSQP")}
-    print(f"SLSQP takes {seconds['peer: SLSQP'] / seconds['simplex']:.1f} x as long as simplex")
+    print(f"SLSQP takes {seconds['peer: SLSQP'] / seconds['stack']:.1f} x as long as stack")
     print("1,000 bootstrap draws: standard error of the first run")
     ours = measure(bootstrap, "ich_kaggle.scoring.patient_bootstrap", *size)
     theirs = measure(bootstrap, "peer: rows", *size) * 1000 / PEER_DRAWS

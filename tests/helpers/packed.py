@@ -54,7 +54,7 @@ def make(prepared: Path, work: Path) -> None:
     for run, flags in LEVELS.items():
         sequence.main([*common, "--run", run, *QUICK, *flags])
     for name, runs in ENSEMBLES.items():
-        how = ["--method", "equal", "--no-calibrate", "--workers", "1"]
+        how = ["--method", "equal", "--workers", "1"]
         ensemble.main([*common, "--name", name, "--runs", *runs, *how])
         evaluate.main([*common, "--ensemble", name, "--draws", "20", "--workers", "1"])
         ensemble.main([*common, "--name", name, "--export", str(work.parent / f"{name}.zip")])

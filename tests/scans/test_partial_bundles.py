@@ -26,7 +26,7 @@ def work(prepared, tmp_path_factory, request) -> Path:
         for k in set(range(3)) - set(kept.get(run, [])):
             shutil.rmtree(paths.fold(work, run, k))
     common = ["--work-dir", str(work)]
-    ensemble.main([*common, "--name", "part", "--runs", *kept, "--method", "equal", "--no-calibrate"])
+    ensemble.main([*common, "--name", "part", "--runs", *kept, "--method", "equal"])
     evaluate.main([*common, "--ensemble", "part", "--draws", "20", "--workers", "1"])
     ensemble.main([*common, "--name", "part", "--export", str(work.parent / "part.zip")])
     kernel.pack(work, paths.ensemble(work, "part"), work.parent / "models", [])
