@@ -23,7 +23,7 @@ from ich_kaggle.common import cli, paths, storage
 
 PIPELINE = ("download", "slices", "folds", "cache", "train", "predict", "sequence", "ensemble", "evaluate", "report")
 PIPELINE += ("submit",)
-BESIDE = ("phantom", "demo", "explain", "scan", "infer", "kernel")
+BESIDE = ("phantom", "demo", "pretrain", "explain", "scan", "infer", "kernel")
 
 
 def summary(name: str) -> str:

@@ -19,14 +19,11 @@ from ich_kaggle.common import cli, recipes, runs
 from ich_kaggle.common.project import Project
 from ich_kaggle.dicom import picture_cache
 from ich_kaggle.learning import (
-    augment,
     ddp,
     devices,
-    fit,
     fold_training,
     preflight,
     slice_model,
-    tasks,
     training_options,
 )
 from ich_kaggle.scoring import patient_folds
@@ -48,7 +45,9 @@ def train(*, arch: str | None, run: str | None = None, fold: list[int] | None = 
     slice_model.check_arch(arch)
     if is_new:
         training_options.check(settings)  # a run that has begun is resumed with the settings that it has
-    plan = plan_of(arch, flags)
+    plan = training_options.plan_of(arch, flags)
+    if plan.task.init == this.name:
+        raise ValueError(f"--init {this.name} is the run itself: give another --run")
     with ddp.processes(session.device) as name:
         on = devices.pick_devices(name)
         probe = partial(preflight.check, plan, on[0], project, session.tensorboard)
@@ -58,25 +57,21 @@ def train(*, arch: str | None, run: str | None = None, fold: list[int] | None = 
             patient_folds.ensure(project)
         chosen, recorded = project.chosen(fold), fold_training.settings_of(project, settings)
         this.check(recorded, replaced=chosen if session.overwrite else [])
-        if not is_new and set(chosen) - set(this.finished):
+        still_open = chosen if session.overwrite else sorted(set(chosen) - set(this.finished))
+        if not is_new and still_open:
             probe()
+        doubt = preflight.check_start(plan, project, still_open)
         with ddp.first():
             cache_dir = picture_cache.ensure(project, plan.config.cache_size, plan.config.crop)
         training = fold_training.Training(project, this, plan, session, on[0], cache_dir)
-        write = partial(this.write, recorded, weights_from=settings["weights"])
+        origin = {"weights_from": settings["weights"], "init_from": settings.get("init"), "possible_leak": doubt}
+        write = partial(this.write, recorded, **{key: value for key, value in origin.items() if value})
         if session.dry_run:
             cli.say(training.rehearse(chosen))
         elif len(on) > 1 and len(chosen) > 1:
             training.fit_side_by_side(chosen, on, write)
         else:
             training.fit_folds(chosen, write)
-
-
-def plan_of(arch: str, settings: dict) -> tasks.Plan:
-    """Return the plan of a run. Raises TypeError naming a setting that does not exist."""
-    kinds = (fit.FitSettings, augment.Augment, tasks.Task)
-    fitting, move, task = (training_options.take(kind, settings) for kind in kinds)
-    return tasks.Plan(tasks.slice_config(arch, side_weight=task.side_weight, **settings), fitting, move, task)
 
 
 def build_parser():
@@ -108,7 +103,8 @@ def recorded(options: argparse.Namespace) -> dict:
     if run.is_second_level:
         raise ValueError(f"{run.folder} is a second level: run python -m ich_kaggle.sequence --run {run.name}")
     known = {key: value for key, value in run.settings.items() if key not in ("slices", "folds")}
-    return known | {"weights": run.record["weights_from"]}
+    origin = {"weights": run.record["weights_from"], "init": run.record.get("init_from")}
+    return known | {key: value for key, value in origin.items() if value is not None}
 
 
 def main(argv=None):

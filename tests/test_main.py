@@ -168,7 +168,7 @@ def test_the_first_word_names_a_command(place, capsys):
 @pytest.mark.parametrize(
     "word, hint",
     [
-        ("trian", "did you mean train?"),
+        ("trian", "did you mean train or pretrain?"),
         ("slice", "did you mean slices?"),
         ("xyz", "the commands are download, slices,"),
     ],

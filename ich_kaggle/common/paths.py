@@ -167,21 +167,22 @@ def cache(work_dir: Path, name: str) -> Path:
 
 def cached(cache_dir: Path, slice_id: str) -> Path:
     """Return the PNG of a slice, in one of 256 folders by the first two hex digits of its id."""
-    return cache_dir / slice_id[3:5] / f"{_file_name(slice_id)}.png"
+    return cache_dir / slice_id[3:5] / f"{file_name(slice_id)}.png"
 
 
 def sheet(work_dir: Path, study_id: str) -> Path:
-    return work_dir / "sheets" / f"{_file_name(study_id)}.png"
+    return work_dir / "sheets" / f"{file_name(study_id)}.png"
 
 
 def run(work_dir: Path, name: str) -> Path:
-    return work_dir / "runs" / _file_name(name)
+    return work_dir / "runs" / file_name(name)
 
 
 FILE_NAME = re.compile(r"(?!.*\.\.)\w[\w.+-]*")
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
+    """Return `name`. Raises ValueError if it is not a plain name of a file."""
     if not FILE_NAME.fullmatch(name):
         raise ValueError(f"{name!r} can't name a folder: use letters, digits and . _ + -")
     return name
@@ -204,7 +205,7 @@ def run_names(work_dir: Path) -> list[str]:
 
 
 def ensemble(work_dir: Path, name: str) -> Path:
-    return work_dir / "ensemble" / _file_name(name)
+    return work_dir / "ensemble" / file_name(name)
 
 
 def ensemble_names(work_dir: Path) -> list[str]:

@@ -103,4 +103,5 @@ class Project:
         """Return how much of `run` is read, as `run b0: 1 of 5 folds, scored on 3788 patients`."""
         n_patients = self.slices.patient_id[np.isin(self.fold, folds)].nunique()
         which = "" if len(folds) == len(self.folds) else f" ({', '.join(map(str, folds))})"
-        return f"run {run.name}: {len(folds)} of {len(self.folds)} folds{which}, scored on {n_patients} patients"
+        leak = f"; possibly leaked: {run.possible_leak}" if run.possible_leak else ""
+        return f"run {run.name}: {len(folds)} of {len(self.folds)} folds{which}, scored on {n_patients} patients{leak}"

@@ -44,6 +44,12 @@ class Run:
     def is_second_level(self) -> bool:
         return "on" in self.settings
 
+    @property
+    def possible_leak(self) -> str:
+        """A line if initial weights of the run, or of one that it reads, may have seen held-out patients, or ""."""
+        own, on = self.record.get("possible_leak", ""), self.settings.get("on", [])
+        return own or next((line for name in on if (line := Run(self.work_dir, name).possible_leak)), "")
+
     def fold(self, k: int) -> Path:
         return paths.fold(self.work_dir, self.name, k)
 

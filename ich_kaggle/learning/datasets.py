@@ -1,7 +1,7 @@
 """Data sets and batches of cached slices."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -143,12 +143,18 @@ def loader(
     with each pass, so that training and validation never have theirs at once; ICH_START_METHOD=spawn starts them anew
     instead of by fork.
     """
-    parallel.keep_memory()
     ordered = Batches(len(dataset), batch_size, seed, **batches) if sizes is None else in_parts(sizes, batch_size)
+    return in_processes(dataset, ordered, workers)
+
+
+def in_processes(dataset: Dataset, batches: Iterable, workers: int, joined: Callable | None = None) -> DataLoader:
+    """Return a loader of the `batches` of `dataset`, loaded by `workers` processes and put together by `joined`."""
+    parallel.keep_memory()
     return DataLoader(
         dataset,
-        batch_sampler=ordered,
+        batch_sampler=batches,
         num_workers=workers,
+        collate_fn=joined,
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context=os.environ.get("ICH_START_METHOD") if workers else None,
         worker_init_fn=_start_worker,

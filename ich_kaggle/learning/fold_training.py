@@ -5,13 +5,25 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
 from ich_kaggle.common import cli, metric, runs, tables
 from ich_kaggle.common.project import Project
-from ich_kaggle.learning import datasets, ddp, fit, inference, pretrained, profiling, side_by_side, slice_model, tasks
+from ich_kaggle.learning import (
+    datasets,
+    ddp,
+    fit,
+    inference,
+    initial_model,
+    pretrained,
+    profiling,
+    side_by_side,
+    slice_model,
+    tasks,
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,14 @@ class Fold:
     held_out: pd.DataFrame
     loader: DataLoader
     valid_loader: DataLoader
+    seen_before: np.ndarray | None  # hashes of the patients on which the model was fitted before; None: not known
+
+    @property
+    def origin(self) -> slice_model.Origin:
+        """The data that the trained model was fitted on."""
+        own, before = slice_model.patient_hashes(self.seen.patient_id.unique()), self.seen_before
+        patients = None if before is None else np.union1d(own, before)
+        return slice_model.Origin(tables.targets(self.seen).mean(axis=0), patients)
 
     def names(self, rows: list[int]) -> list[str]:
         """Return the ids of the slices of `rows` of a batch of `loader`."""
@@ -61,8 +81,9 @@ class Training:
         project, plan = self.project, self.plan
         seen, held_out = project.slices[project.is_train & (project.fold != k)], project.slices[project.fold == k]
         loaders = plan.loaders(seen, held_out, self.cache_dir, project.workers)
-        model = tasks.new_model(plan.config, plan.task.weights, project.work_dir, seen, plan.settings.seed)
-        return Fold(model, seen, held_out, *loaders)
+        model = tasks.new_model(plan, project.work_dir, tables.targets(seen).mean(axis=0), k)
+        before = initial_model.seen_by(project.work_dir, plan.task.weights, plan.task.init, k)
+        return Fold(model, seen, held_out, *loaders, before)
 
     def fit_folds(self, chosen: list[int], before_write: Callable[[], None]) -> None:
         """Train the `chosen` folds in turn, each under a lock, except those that are finished.
@@ -120,7 +141,7 @@ class Training:
         with ddp.first() as is_first:
             if is_first:
                 before_write()  # the settings are still those of the run
-                slice_model.save(folder / "model.pt", slice_model.for_prediction(fold.model))
+                slice_model.save(folder / "model.pt", slice_model.for_prediction(fold.model), fold.origin)
                 checkpoint.path.unlink(missing_ok=True)
         n_patients = fold.held_out.patient_id.nunique()
         cli.say(f"{folder}: log loss {rows[-1]['valid_loss']:.4f} on {n_patients} held-out patients")
@@ -157,5 +178,8 @@ def rehearse(fold: Fold, plan: tasks.Plan, device: torch.device) -> str:
 
 
 def settings_of(project: Project, settings: dict) -> dict:
-    """Return the settings that run.json records: weights by their content, slices and folds by a hash."""
-    return settings | {"weights": pretrained.identity(settings["weights"])} | project.same
+    """Return the settings that run.json records: weights and files by their content, slices and folds by a hash."""
+    weights, init = settings["weights"], initial_model.identity(settings.get("init"))
+    start = {"weights": pretrained.identity(weights)} if init is None else {"weights": "none", "init": init}
+    unused = () if init is not None else ("init", "init_head")
+    return {key: value for key, value in settings.items() if key not in unused} | start | project.same

@@ -4,12 +4,23 @@ import argparse
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ich_kaggle.common import cli
+from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.common.runs import Run
-from ich_kaggle.learning import datasets, devices, out_of_memory, pretrained, profiling, slice_model, tasks
+from ich_kaggle.learning import (
+    datasets,
+    devices,
+    initial_model,
+    out_of_memory,
+    pretrained,
+    profiling,
+    slice_model,
+    tasks,
+)
 
 PROBE = 224  # px: the size at which a step is measured; memory grows with the number of pixels
 COPIES = 4  # of all weights: gradient, two moments of AdamW, average
@@ -37,10 +48,25 @@ def check(plan: tasks.Plan, device: torch.device, project: Project, tensorboard:
     if tensorboard:
         profiling.summary_writer()
     model = slice_model.SliceModel(plan.config)
-    pretrained.check(model.backbone, plan.config.arch, plan.task.weights, project.work_dir / "weights")
+    if plan.task.init is None:
+        pretrained.check(model.backbone, plan.config.arch, plan.task.weights, project.work_dir / "weights")
     check_shared_memory(slice_model.blank(plan.config, 1, plan.config.image_size).nbytes, plan.task, project.workers)
     if device.type == "cpu":  # a GPU reports the lack of memory itself, and no process is killed
         check_memory(model, plan.task.batch_size, plan.settings.accumulate)
+
+
+def check_start(plan: tasks.Plan, project: Project, chosen: list[int]) -> str:
+    """Return a line if the `chosen` folds may start from weights that have seen their held-out patients, or "".
+
+    Raises ValueError if they have, or if the initial model does not fit.
+    """
+    task, work_dir = plan.task, project.work_dir
+    model = slice_model.SliceModel(plan.config)
+    for k in chosen if task.init is not None else ():
+        source = initial_model.find(work_dir, task.init, k)
+        initial_model.start(model, source, task.init_head, np.full(len(LABELS), 0.5))
+    held_out = {k: project.slices.patient_id[project.fold == k].unique() for k in chosen}
+    return initial_model.check(work_dir, task.weights, task.init, held_out)
 
 
 def check_shared_memory(per_slice: int, task: tasks.Task, workers: int) -> None:

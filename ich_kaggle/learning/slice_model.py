@@ -1,7 +1,9 @@
 """The slice model: a timm backbone, pooled to an embedding, and a linear layer to six logits; saved with its config."""
 
 import difflib
+import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -143,10 +145,15 @@ def check_arch(arch: str) -> None:
 
 def start_at_prevalence(model: SliceModel, prevalence: np.ndarray) -> None:
     """Initialise the head of `model` to predict about `prevalence` (6,), which saves the steps of learning it."""
-    prevalence = np.tile(np.clip(prevalence, 1e-3, 1 - 1e-3), model.config.n_targets)
     with torch.no_grad():
         model.head.weight.mul_(0.1)
-        model.head.bias.copy_(torch.from_numpy(np.log(prevalence / (1 - prevalence))))
+        model.head.bias.copy_(torch.from_numpy(np.tile(logit(prevalence), model.config.n_targets)))
+
+
+def logit(probability: np.ndarray) -> np.ndarray:
+    """Return the logit of `probability`, which is kept 0.001 away from 0 and 1."""
+    probability = np.clip(probability, 1e-3, 1 - 1e-3)
+    return np.log(probability / (1 - probability))
 
 
 def for_prediction(model: SliceModel) -> SliceModel:
@@ -162,11 +169,37 @@ def for_prediction(model: SliceModel) -> SliceModel:
     return plain
 
 
-def save(path: Path, model: SliceModel) -> None:
-    """Write the weights of `model` and its config."""
+@dataclass(frozen=True)
+class Origin:
+    """The data that a model was fitted on, each part None where it is not known."""
+
+    prevalence: np.ndarray | None = None  # (6,), of the labels
+    patients: np.ndarray | None = None  # int64, sorted: hashes of the patients, those of its initial weights included
+
+
+def patient_hashes(patient_ids: Iterable[str]) -> np.ndarray:
+    """Return the first 8 bytes of the SHA-256 of each id as an integer: int64, sorted, each once."""
+    digests = (hashlib.sha256(str(one).encode()).digest()[:8] for one in patient_ids)
+    return np.unique(np.frombuffer(b"".join(digests), "<i8"))
+
+
+def save(path: Path, model: SliceModel, origin: Origin | None = None) -> None:
+    """Write the weights of `model`, its config, and the data that it was fitted on as far as `origin` says."""
     content = {"config": json.dumps(asdict(model.config)), "weights": model.state_dict()}
+    known = {} if origin is None else {key: value for key, value in vars(origin).items() if value is not None}
+    content |= {key: torch.from_numpy(np.asarray(value)) for key, value in known.items()}
     with storage.writing(path) as temporary, temporary.open("wb") as file:
         torch.save(content, file)
+
+
+def origin(path: Path | BinaryIO) -> Origin:
+    """Return the data that the model in `path` was fitted on. Raises ValueError if the file is damaged."""
+    if not isinstance(path, Path):
+        path.seek(0)
+    with storage.reading(path, "make it again"):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        known = {key: content[key].numpy() for key in ("prevalence", "patients") if key in content}
+    return Origin(**known)
 
 
 def load(path: Path | BinaryIO, device: torch.device | str = "cpu") -> SliceModel:

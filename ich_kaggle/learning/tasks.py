@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ich_kaggle.common import tables, windows
 from ich_kaggle.common.labels import ANY
-from ich_kaggle.learning import augment, datasets, ddp, fit, neighbours, pretrained, slice_model
+from ich_kaggle.learning import augment, datasets, ddp, fit, initial_model, neighbours, pretrained, slice_model
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ class Task:
 
     batch_size: int = 32
     weights: str = "imagenet"
+    init: str | None = None
+    init_head: str = "keep"
     sampler: str = "all"
     per_study: int = 4
     soften: float = 0.0
@@ -129,10 +132,16 @@ class Plan:
         return load(seen, seed=self.settings.seed, move=self.move, soften=self.task.soften, draw=draw), load(held_out)
 
 
-def new_model(config: slice_model.SliceConfig, source: str, work_dir: Path, seen: pd.DataFrame, seed: int):
-    """Return a model with the weights `source`, whose head predicts the prevalence of the slices `seen`."""
-    fit.set_seed(seed)
-    model = slice_model.SliceModel(config)
-    log.info(pretrained.load(model.backbone, config.arch, source, work_dir / "weights"))
-    slice_model.start_at_prevalence(model, tables.targets(seen).mean(axis=0))
+def new_model(plan: Plan, work_dir: Path, prevalence: np.ndarray, k: int) -> slice_model.SliceModel:
+    """Return the model of fold `k` at its start: from the initial model, or from weights with a head for `prevalence`.
+
+    `prevalence` (6,) is that of the slices it will be trained on.
+    """
+    fit.set_seed(plan.settings.seed)
+    model, task = slice_model.SliceModel(plan.config), plan.task
+    if task.init is not None:
+        log.info(initial_model.start(model, initial_model.find(work_dir, task.init, k), task.init_head, prevalence))
+        return model
+    log.info(pretrained.load(model.backbone, plan.config.arch, task.weights, work_dir / "weights"))
+    slice_model.start_at_prevalence(model, prevalence)
     return model

@@ -5,7 +5,7 @@ import math
 from dataclasses import fields
 
 from ich_kaggle.common import cli
-from ich_kaggle.learning import neighbours, slice_model, tasks
+from ich_kaggle.learning import initial_model, neighbours, slice_model, tasks
 from ich_kaggle.learning.augment import Augment
 from ich_kaggle.learning.fit import FitSettings
 from ich_kaggle.learning.tasks import Task
@@ -25,6 +25,15 @@ FLAGS = {  # by group; each is a field of FitSettings, Augment or Task, or an ar
     "model": {
         "--arch": cli.FLAGS["--arch"],
         "--weights": cli.FLAGS["--weights"],
+        "--init": dict(
+            metavar="RUN_OR_FILE",
+            help="instead of --weights: start fold k from fold k of a run, or every fold from a model file or a bundle",
+        ),
+        "--init-head": dict(
+            choices=initial_model.HEADS,
+            default=Task.init_head,
+            help="keep the head of --init, its bias moved to the prevalence of the training slices, or start a new one",
+        ),
         "--output-stride": dict(
             type=int,
             choices=STRIDES,
@@ -109,6 +118,8 @@ def check(settings: dict) -> None:
             flag, need = f"--{name.replace('_', '-')}", f"--{other} {' or '.join(values)}"
             idle.append(f"{flag} {settings[name]} does nothing without {need}")
             cures.append(f"{flag} {unused}")
+    if settings.get("init") and settings.get("weights", Task.weights) not in ("none", "imagenet"):
+        raise ValueError("--init and a file of --weights are two starts: give one of them")
     if idle:
         raise ValueError(f"{', '.join(idle)}: give that, or {' '.join(cures)}")
 
@@ -116,3 +127,10 @@ def check(settings: dict) -> None:
 def take(kind: type, settings: dict):
     """Remove those `settings` that are fields of the dataclass `kind`, and return an instance with them."""
     return kind(**{field.name: settings.pop(field.name) for field in fields(kind) if field.name in settings})
+
+
+def plan_of(arch: str, settings: dict) -> tasks.Plan:
+    """Return the plan of a run. Raises TypeError naming a setting that does not exist."""
+    kinds = (FitSettings, Augment, Task)
+    fitting, move, task = (take(kind, settings) for kind in kinds)
+    return tasks.Plan(tasks.slice_config(arch, side_weight=task.side_weight, **settings), fitting, move, task)

@@ -19,19 +19,20 @@ import numpy as np
 import pandas as pd
 
 from ich_kaggle import __version__
-from ich_kaggle.common import paths, storage, tables, zip_reader
+from ich_kaggle.common import paths, runs, storage, tables, zip_reader
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.common.runs import Run
 from ich_kaggle.kaggle_api import wheel
 from ich_kaggle.scans import resampling
-from ich_kaggle.scoring import blending, study_level
+from ich_kaggle.scoring import blending, evaluation, nested_choice, study_level
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "models.json"
 AGAIN = "pack the models again"
 FORMAT = 2
+SPACING = 5.0  # mm: of models that read slices one by one
 KEYS = (
     *("format", "version", "license", "intended_use", "spacing", "thresholds", "aggregate", "ensemble", "runs"),
     *("pipeline", "models", "options", "pictures", "views", "made_with"),
@@ -160,6 +161,33 @@ def export(project: Project, ensemble: Path, path: Path) -> Path:
     packed["aggregate"] = study_level.fit(*of_studies).tolist()
     write_zip(path, packed, files)
     return path
+
+
+def export_model(path: Path, model: Path, options: dict, held_out: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    """Write the bundle of the one slice model in the file `model`, with `options` as of run.json, to `path`.
+
+    `held_out` are slices that it was not fitted on: target (n, 6), probability (n, 6) and the study's number, (n,).
+    Their predictions choose the thresholds.
+    """
+    from ich_kaggle.learning import predictions
+
+    target, probability, study = held_out
+    probability, name = blending.raise_any(probability.copy()), path.stem
+    data = nested_choice.prepare(target, [probability], np.zeros(len(study), int), study)
+    of_studies = study_level.of_studies(study, target, probability)
+    asked, each = evaluation.Asked(), np.arange(len(of_studies[0]))
+    entry = {"fold": 0, "file": f"{name}.fold0.pt", "hash": storage.file_hash(model)}
+    packed = {"format": FORMAT, "version": __version__, "license": LICENSE, "intended_use": INTENDED_USE}
+    packed |= {"ensemble": name, "runs": {name: 1.0}, "models": {name: [entry]}, "options": {name: options}}
+    packed |= {"pictures": {name: {"size": options["cache_size"], "crop": "none"}}, "views": {name: predictions.VIEWS}}
+    packed |= {"made_with": {name: {"versions": runs.versions(), "commit": paths.git_commit()}}, "spacing": SPACING}
+    packed |= {"pipeline": nested_choice.to_json("equal", data.fit("equal"), [name])}
+    packed |= {"mean": probability.mean(axis=0).tolist(), "aggregate": study_level.fit(*of_studies).tolist()}
+    packed["thresholds"] = {
+        "slices": evaluation.choose_thresholds(target, probability, np.unique(study, return_inverse=True)[1], asked),
+        "studies_max": evaluation.choose_thresholds(*of_studies[:2], each, asked),
+    }
+    write_zip(path, packed, {entry["file"]: model})
 
 
 def training_spacing(table: pd.DataFrame) -> float:

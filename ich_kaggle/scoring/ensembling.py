@@ -119,7 +119,8 @@ def describe(name: str, scores: dict) -> str:
             *lines,
             f"{name}: {scores['pipeline']['method']}",
             f"plain {scores['oof_log_loss']:.5f}, nested {scores['nested_log_loss']:.5f} ({low:.4f} to {high:.4f}), "
-            f"on {scores['n_slices']} slices of {scores['n_patients']} patients",
+            f"on {scores['n_slices']} slices of {scores['n_patients']} patients"
+            + (f"; possibly leaked: {scores['possible_leak']}" if scores.get("possible_leak") else ""),
         ]
     )
 
@@ -279,6 +280,7 @@ def write(folder: Path, project: Project, runs: dict[Run, list[int]], asked: Ask
         "constant": metric.log_loss(target, constant(every_target, of_train)[rows]),
         "as_predicted": {run: metric.log_loss(target, p) for run, p in zip(names, probabilities, strict=True)},
         "folds": {run.name: of_run for run, of_run in runs.items()},
+        "possible_leak": next((run.possible_leak for run in runs if run.possible_leak), ""),
     }
     probabilities = [blending.raise_any(probability) for probability in probabilities]
     group = groups_of(of_train[rows], target, patient, asked.seed)

@@ -1,0 +1,110 @@
+"""The start of a model from another one: its weights, its head, and the patients that it has seen.
+
+Only a model that says on which patients it was fitted can be kept from those that it is to be scored on.
+"""
+
+import io
+import json
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ich_kaggle.common import paths, storage
+from ich_kaggle.common.runs import Run
+from ich_kaggle.learning import pretrained, slice_model
+
+HEADS = ("keep", "new")
+CLASSIFIER = re.compile(r"(^|\.)(fc|classifier|head|last_linear|logits)\.weight$")
+N_CLASSES = 1000  # of ImageNet: weights with a classifier of as many were not fitted on patients
+
+
+def find(work_dir: Path, init: str, k: int) -> Path | io.BytesIO:
+    """Return the model that fold `k` starts from: that fold's of the run `init`, or the file or bundle `init`.
+
+    Raises FileNotFoundError if it does not exist.
+    """
+    if Path(init).is_file():
+        return _of_bundle(Path(init), k) if _is_bundle(Path(init)) else Path(init)
+    if paths.FILE_NAME.fullmatch(init) and (run := Run(work_dir, init)).begun:
+        if not (path := run.fold(k) / "model.pt").exists():
+            raise FileNotFoundError(f"--init {init}: {path} is missing: run {run.resume(k)}")
+        return path
+    raise FileNotFoundError(f"--init {init}: neither a run in {work_dir / 'runs'} nor a file")
+
+
+def _is_bundle(path: Path) -> bool:
+    return zipfile.is_zipfile(path) and "models.json" in zipfile.ZipFile(path).namelist()
+
+
+def _of_bundle(path: Path, k: int) -> io.BytesIO:
+    """Return the only slice model of a bundle, or the only one of fold `k`. Raises ValueError if there is none."""
+    with storage.reading(path, "make it again"), zipfile.ZipFile(path) as bundle:
+        models = json.loads(bundle.read("models.json"))["models"].values()
+        every = [(one["fold"], one["file"]) for entries in models for one in entries if "widths" not in one]
+        found = [file for fold, file in every if fold == k or len(every) == 1]
+        content = bundle.read(found[0]) if len(found) == 1 else None
+    if content is None:
+        raise ValueError(f"--init {path}: it has {len(found)} slice models of fold {k}, not one: give a model file")
+    return io.BytesIO(content)
+
+
+def identity(init: str | None) -> str | None:
+    """Return the identity of `init`: the name of a run, or the hash of a file, whatever its path."""
+    return storage.file_hash(Path(init)) if init and Path(init).is_file() else init
+
+
+def start(model: slice_model.SliceModel, source: Path | io.BytesIO, head: str, prevalence: np.ndarray) -> str:
+    """Load the model `source` into `model`, with a new head that predicts `prevalence` (6,), or that of `source`.
+
+    The bias of a kept head moves by the difference between the logits of the two prevalences (King and Zeng, 2001,
+    Logistic Regression in Rare Events Data, section 4.1). Returns a line on the loaded weights. Raises ValueError
+    listing weights that do not fit, or if `source` does not say its prevalence.
+    """
+    other, origin = slice_model.load(source), slice_model.origin(source)
+    line = pretrained.fill(model.backbone, other.backbone.state_dict(), str(getattr(source, "name", "the bundle")))
+    if head == "new":
+        slice_model.start_at_prevalence(model, prevalence)
+        return f"{line}; the head is new"
+    if origin.prevalence is None:
+        raise ValueError(f"{source} does not say the prevalence of its labels: give --init-head new")
+    moved = slice_model.logit(prevalence) - slice_model.logit(origin.prevalence)
+    n = model.config.n_targets
+    with torch.no_grad():
+        model.head.weight.copy_(other.head.weight[other.config.own].repeat(n, 1))
+        model.head.bias.copy_((other.head.bias[other.config.own] + torch.from_numpy(moved)).repeat(n))
+    return f"{line}; the head is kept, its bias moved to the prevalence"
+
+
+def seen_by(work_dir: Path, weights: str, init: str | None, k: int) -> np.ndarray | None:
+    """Return the hashes of the patients on which the start of fold `k` was fitted; None if it does not say."""
+    if init is not None:
+        return slice_model.origin(find(work_dir, init, k)).patients
+    if weights in ("none", "imagenet"):
+        return np.empty(0, np.int64)
+    path = Path(weights)
+    found = [len(value) for name, value in pretrained.read(path).items() if CLASSIFIER.search(name)]
+    if max(found, default=0) >= N_CLASSES:
+        return np.empty(0, np.int64)
+    return None if path.suffix == ".safetensors" else slice_model.origin(path).patients
+
+
+def check(work_dir: Path, weights: str, init: str | None, held_out: dict[int, np.ndarray]) -> str:
+    """Return a line if the start of a fold does not say on which patients it was fitted; empty if all do.
+
+    `held_out` are the ids of the patients of each fold. Raises ValueError naming a fold whose start has seen them.
+    """
+    doubts = ""
+    for k, patient_ids in held_out.items():
+        seen, source = seen_by(work_dir, weights, init, k), init or weights
+        if seen is None:
+            doubts = f"{source} does not say on which patients it was fitted"
+        elif n := int(np.isin(slice_model.patient_hashes(patient_ids), seen).sum()):
+            flag = "--init" if init else "--weights"
+            raise ValueError(
+                f"{flag} {source} was fitted on {n} of the {len(patient_ids)} patients that fold {k} is scored on: "
+                "start from another file, or from a run, whose folds are those of this one"
+            )
+    return doubts

@@ -1,0 +1,114 @@
+"""Train a slice model on phantoms that are drawn as it learns: new heads in each batch, no patient, no file.
+
+The phantoms vary more than patients do in scanner, anatomy and blood. The model is scored on phantoms that it does not
+learn from. `train --init` starts folds from it, and `scan --models` reads it as it is. Settings of `train` that need
+folds or a series (sampler, crop, epochs, soften, side weight) have no effect. The same flags give the same model, also
+after an interruption.
+
+Reads:   work/weights/<arch>.safetensors  (if it exists, instead of a download)
+Writes:  work/pretrained/<name>.zip  (a bundle: the model, and its thresholds on phantoms)
+         work/pretrained/<name>/  settings.json, log.csv, model.pt  (and state.pt until training is finished)
+Example: python -m ich_kaggle.pretrain --recipe cpu --slices 200000
+         python -m ich_kaggle.train --recipe cpu --init work/pretrained/cpu.zip --run from-phantoms
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from scipy.special import expit
+
+from ich_kaggle.common import cli, locks, metric, paths, storage
+from ich_kaggle.common.project import Project
+from ich_kaggle.learning import (
+    devices,
+    endless_phantoms,
+    fit,
+    inference,
+    initial_model,
+    slice_model,
+    tasks,
+    training_options,
+)
+from ich_kaggle.scans import model_bundle
+
+EPOCH = 20_000  # slices between two scores
+N_VALID = 128  # studies that score the model
+OTHER = "give another --name, or remove {} and its zip"
+
+
+def pretrain(project: Project, folder: Path, settings: dict, plan: tasks.Plan, device, every: float) -> None:
+    """Train the model of `plan` in `folder` and write its bundle beside it; `every` s a checkpoint is written."""
+    config, n_epochs = plan.config, plan.settings.epochs
+    valid = endless_phantoms.validation(config, plan.settings.seed, N_VALID, project.workers)
+    target, study = (part.numpy() for part in valid.dataset.tensors[1:])
+    model = tasks.new_model(plan, project.work_dir, target.mean(axis=0), 0)
+    studies = endless_phantoms.PhantomStudies(config, plan.move, plan.settings.seed)
+    loader = endless_phantoms.loader(studies, settings["slices"] / n_epochs, plan.task.batch_size, project.workers)
+
+    def validate(averaged: slice_model.SliceModel) -> dict:
+        return metric.validation(target, inference.predict(averaged, valid, device, what="validate"))
+
+    rows = fit.fit(
+        model,
+        loader,
+        plan.loss,
+        settings=plan.settings,
+        validate=validate,
+        device=device,
+        checkpoint=fit.Checkpoint(folder / "state.pt", every),
+    )
+    for found in rows:
+        fit.write_log(folder / "log.csv", found)
+    before = initial_model.seen_by(project.work_dir, plan.task.weights, plan.task.init, 0)
+    slice_model.save(folder / "model.pt", model, slice_model.Origin(target.mean(axis=0), before))
+    probability = expit(inference.predict(model, valid, device, what="validate").astype(float))
+    bundle = folder.with_suffix(".zip")
+    model_bundle.export_model(bundle, folder / "model.pt", settings, (target, probability, study))
+    (folder / "state.pt").unlink()
+    score = f"log loss {metric.log_loss(target, probability):.4f} on {N_VALID} phantoms that it did not learn from"
+    cli.say(
+        f"{bundle}: {score}, {metric.log_loss(target, np.broadcast_to(target.mean(axis=0), target.shape)):.4f} "
+        "of their prevalence"
+    )
+
+
+def command(*, arch: str | None, slices: int, name: str | None, run: str | None = None, **flags) -> None:
+    """Read the flags, and pretrain unless the bundle exists. `flags` are settings of `train`, and fields of Project."""
+    if arch is None:
+        raise ValueError("no architecture: give --arch or --recipe")
+    slice_model.check_arch(arch)
+    project, device = training_options.take(Project, flags), devices.pick_device(flags.pop("device"))
+    every = flags.pop("checkpoint_every")
+    settings = {"arch": arch, "slices": slices, **flags}
+    plan = training_options.plan_of(arch, flags)
+    fitting = replace(plan.settings, epochs=max(1, round(slices / EPOCH)))
+    plan = replace(plan, settings=fitting, config=replace(plan.config, n_targets=1))
+    folder = project.work_dir / "pretrained" / paths.file_name(name or run or arch)
+    with locks.locked(folder):
+        done = folder / "settings.json"
+        if done.exists():
+            storage.same_settings(done, storage.read_json(done), settings, OTHER.format(folder))
+        if folder.with_suffix(".zip").exists():
+            cli.say(f"{folder.with_suffix('.zip')}{cli.THERE}")
+            return
+        storage.write_json(done, settings)
+        pretrain(project, folder, settings, plan, device, every)
+
+
+def build_parser():
+    parser = cli.command(__doc__, "--recipe", "--device", "--work-dir", "--workers")
+    training_options.add(parser)
+    add = parser.add_argument
+    add("--slices", type=cli.POSITIVE, default=200_000, help="slices of phantoms to learn from")
+    add("--name", help="name of the model (default: that of the recipe, or the architecture)")
+    add("--checkpoint-every", type=cli.within(0), default=600.0, help="seconds between checkpoints")
+    return parser
+
+
+def main(argv=None):
+    cli.run(command, build_parser(), argv)
+
+
+if __name__ == "__main__":
+    main()

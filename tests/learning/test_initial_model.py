@@ -1,0 +1,126 @@
+"""The start of a fold from another model: its weights and head, and no patient that it will be scored on."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from ich_kaggle import predict, train
+from ich_kaggle.common import paths, storage, tables
+from ich_kaggle.common.project import Project
+from ich_kaggle.learning import initial_model, slice_model
+
+TINY = ["--arch", "test_resnet", "--weights", "none", "--image-size", "32", "--cache-size", "64", "--batch-size", "8"]
+TINY += ["--epochs", "1", "--workers", "0", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def first(prepared, tmp_path_factory):
+    """A work folder in which all folds of the run `a` are trained."""
+    torch.set_num_threads(1)
+    work = tmp_path_factory.mktemp("init") / "work"
+    shutil.copytree(prepared, work)
+    train.main([*TINY, "--work-dir", str(work), "--run", "a", "--fold", "all"])
+    return work
+
+
+@pytest.fixture
+def work(first, tmp_path):
+    return shutil.copytree(first, tmp_path / "work")
+
+
+def run(work, *flags) -> None:
+    train.main([*TINY, "--work-dir", str(work), "--run", "b", *map(str, flags)])
+
+
+def refused(work, *flags) -> str:
+    with pytest.raises(SystemExit) as stop:
+        run(work, *flags)
+    assert not (work / "runs" / "b").exists()
+    return stop.value.code
+
+
+def model(work, name: str, k: int = 0) -> slice_model.SliceModel:
+    return slice_model.load(paths.fold(work, name, k) / "model.pt")
+
+
+def test_a_kept_head_predicts_the_odds_times_those_of_the_new_prevalence_over_the_old(work):
+    path, new = paths.fold(work, "a", 0) / "model.pt", np.array([0.02, 0.1, 0.1, 0.2, 0.3, 0.5])
+    old = slice_model.origin(path).prevalence
+    other, started = slice_model.load(path), slice_model.SliceModel(slice_model.load(path).config).eval()
+    initial_model.start(started, path, "keep", new)
+    images = slice_model.blank(other.config, 2, 32) + 9
+    with torch.no_grad():
+        moved = (started(images) - other(images)).numpy()
+    odds = [np.clip(p, 1e-3, None) / (1 - np.clip(p, 1e-3, None)) for p in (new, old)]
+    assert moved == pytest.approx(np.tile(np.log(odds[0] / odds[1]), (2, 1)), abs=1e-4)
+
+
+def test_fold_k_starts_from_fold_k_of_a_run_with_more_channels_at_another_size(work, caplog):
+    caplog.set_level("INFO")
+    run(work, "--init", "a", "--fold", "1", "--context", "both", "--image-size", "48", "--lr", "0")
+    own, other = model(work, "b", 1), model(work, "a", 1)
+    assert torch.equal(own.head.weight, other.head.weight)
+    assert "the head is kept, its bias moved to the prevalence" in caplog.text
+    first, first_of_a = (next(one.backbone.parameters()) for one in (own, other))
+    assert first.shape[1] == 9 and torch.allclose(first[:, :3] * 3, first_of_a, atol=1e-5)
+    assert storage.read_json(work / "runs" / "b" / "run.json")["settings"]["init"] == "a"
+
+
+def test_a_new_head_says_the_prevalence(work):
+    run(work, "--init", "a", "--init-head", "new", "--lr", "0", "--fold", "0")
+    assert not torch.equal(model(work, "b").head.weight, model(work, "a").head.weight)
+    seen = Project(None, work).slices[lambda t: t.split == "train"]
+    fold = Project(None, work).fold[: len(seen)]
+    prevalence = tables.targets(seen)[fold != 0].mean(axis=0)
+    assert model(work, "b").head.bias.detach().numpy() == pytest.approx(slice_model.logit(prevalence), abs=1e-5)
+
+
+def test_a_start_that_has_seen_the_held_out_patients_is_refused_before_anything_is_made(work):
+    path = paths.fold(work, "a", 0) / "model.pt"
+    for flag in ("--init", "--weights"):
+        line = refused(work, flag, path, "--fold", "0", "1")
+        assert f"{flag} {path} was fitted on " in line and " patients that fold 1 is scored on" in line
+    run(work, "--init", path, "--fold", "0")
+    line = f"--init {paths.fold(work, 'b', 0) / 'model.pt'} was fitted on"  # what its own start had seen counts too
+    with pytest.raises(SystemExit, match=line):
+        train.main([*TINY, "--work-dir", str(work), "--run", "c", "--fold", "2", "--init", line.split()[1]])
+
+
+def test_scores_after_a_start_of_unknown_origin_are_marked_wherever_they_are_shown(work, tmp_path, capsys):
+    file = tmp_path / "found.pth"
+    torch.save(model(work, "a").backbone.state_dict(), file)
+    run(work, "--weights", file, "--fold", "0")
+    predict.main(["--work-dir", str(work), "--run", "b", "--workers", "0", "--device", "cpu"])
+    project = Project(None, work)
+    mark = f"possibly leaked: {file} does not say on which patients it was fitted"
+    assert project.describe(project.run("b"), [0]).endswith(mark)
+    assert slice_model.origin(paths.fold(work, "b", 0) / "model.pt").patients is None
+
+
+def test_weights_with_a_classifier_of_imagenet_have_seen_no_patient(work, tmp_path):
+    torch.save({**model(work, "a").backbone.state_dict(), "fc.weight": torch.zeros(1000, 4)}, tmp_path / "x.pth")
+    assert len(initial_model.seen_by(work, str(tmp_path / "x.pth"), None, 0)) == 0
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--init", "none"], "--init none: neither a run in"),
+        (["--init", "b"], "--init b is the run itself: give another --run"),
+        (["--init", "a", "--arch", "test_efficientnet"], "weights do not fit"),
+        (["--init", "a", "--weights", "x.pth"], "--init and a file of --weights are two starts"),
+    ],
+)
+def test_a_start_that_does_not_exist_or_fit_is_refused(work, flags, message):
+    assert message in refused(work, "--fold", "0", *flags)
+
+
+def test_a_file_of_the_same_content_at_another_path_resumes_the_run(work, tmp_path):
+    file = paths.fold(work, "a", 0) / "model.pt"
+    run(work, "--init", file, "--fold", "0")
+    copy = shutil.copy(file, tmp_path / "copy.pt")
+    shutil.rmtree(paths.fold(work, "b", 0))
+    run(work, "--init", copy, "--fold", "0")
+    assert storage.read_json(work / "runs" / "b" / "run.json")["init_from"] == str(copy)
