@@ -108,8 +108,8 @@ def test_pixel_padding_becomes_air_however_its_sign_is_written(value):
 
 def test_a_range_of_padding_becomes_air_from_end_to_end():
     words = np.arange(8, dtype=np.uint16)[None]
-    dataset = ct(words, RescaleIntercept=0, PixelPaddingValue=2, PixelPaddingRangeLimit=4)
-    assert hu_of(dataset).tolist() == [[0, 1, pixels.AIR, pixels.AIR, pixels.AIR, 5, 6, 7]]
+    dataset = ct(words, RescaleIntercept=-1003, PixelPaddingValue=2, PixelPaddingRangeLimit=4)
+    assert hu_of(dataset).tolist() == [[-1003, -1002, pixels.AIR, pixels.AIR, pixels.AIR, -998, -997, -996]]
 
 
 def test_monochrome1_has_the_same_hu_for_only_a_display_turns_it_round():
