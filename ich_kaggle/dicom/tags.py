@@ -147,12 +147,13 @@ def shown(value, longest: int = 100) -> str:
     return cli.printable(str(value), longest)
 
 
-def parse(content: bytes, name: str, *, most_reads: int = MOST_READS, **options) -> pydicom.Dataset:
+def parse(content: bytes, name: str, *, most_reads: int | None = None, **options) -> pydicom.Dataset:
     """Return the data set in `content`, parsed with `options` of pydicom. Raises ValueError if it is not DICOM.
 
     A file without a preamble or meta information is read, and one whose last sequence lacks its end.
     """
     content = _inflated(_part_10(content), name)
+    most_reads = most_reads or MOST_READS
     stream = _Stream(content, most_reads)
     try:
         with reading(name, "not a readable DICOM file, get it again"):

@@ -9,9 +9,9 @@ from ich_kaggle.scans import page, results
 
 # How the files begin that a scan has written: other files of their names are not replaced.
 MADE = {
+    results.DONE: b'{\n "intended_use"',
     "slices.csv": b"study,series,",
     "studies.csv": b"study,series,",
-    results.DONE: b'{\n "intended_use"',
 }
 MADE_PAGE = b'report.begin({"reading":'
 

@@ -18,8 +18,12 @@ ROWS = [
     results.Row("2.25.2", "=b", 0.0, "truncated"),
     results.Row("-2", "c,d", 5.0, ""),
 ]
-READ = results.Reading("=study", "2.25.3", [{"series": "2.25.3", "reason": "", "n_left_aside": 2}], ROWS, P)
-REFUSED = results.Reading("s2", "", [{"series": "2.25.9", "reason": "an MR"}], [], np.empty((0, 6), np.float32))
+READ = results.Reading(
+    "=study", "2.25.3", [{"series": "2.25.3", "reason": "", "notes": ["1 doubt"], "n_left_aside": 2}], ROWS, P
+)
+REFUSED = results.Reading(
+    "s2", "", [{"series": "2.25.9", "reason": "an MR", "notes": []}], [], np.empty((0, 6), np.float32)
+)
 
 
 @pytest.fixture
