@@ -46,7 +46,8 @@ def _common(dataset: pydicom.Dataset) -> pydicom.Dataset:
 
 
 def _header(common: pydicom.Dataset, item: pydicom.Dataset, meta: pydicom.Dataset) -> FileDataset:
-    found = FileDataset(None, common, file_meta=meta)
+    found = FileDataset(None, {tag: common.get_item(tag) for tag in common.keys()}, file_meta=meta)  # noqa: SIM118
+    found.set_original_encoding(*common.original_encoding, common.original_character_set)
     _add(found, item)
     if frame_type := found.get("FrameType"):
         found.ImageType = frame_type

@@ -168,7 +168,9 @@ def encoding(dataset: pydicom.Dataset, name: str) -> Encoding:
 
 def _stored(dataset: pydicom.Dataset, keyword: str, code: Encoding, name: str) -> int:
     found = tags.optional(dataset, keyword, name)
-    n = len(found) if isinstance(found, MultiValue) else 1  # of several, as some writers give, the first is meant
+    n = (
+        len(found) if isinstance(found, list | MultiValue) else 1
+    )  # of several, as some writers give, the first is meant
     if abs(value := tags.numbers(dataset, keyword, n, name)[0]) >= 1 << 16 or value != int(value):
         raise ValueError(f"{name}: {keyword} is {value:g}, which 16 bits can't hold")
     return int(_values(np.int64(value), code))

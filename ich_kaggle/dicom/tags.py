@@ -35,7 +35,7 @@ CHARACTER_SET = (b"\x08\x00\x05\x00", b"\x00\x08\x00\x05")  # its tag, in either
 DEFLATED = DeflatedExplicitVRLittleEndian.encode()
 INFLATED = ExplicitVRLittleEndian.encode().ljust(len(DEFLATED), b"\0")
 UNENDED = "truncated: cut short after its last fragment of pixels"
-CUT = "truncated: cut short in its header, get it again"
+CUT = "truncated: cut short, get it again"
 # The first element of a file without a preamble: of the meta information, or of a data set alone.
 BARE_META = re.compile(rb"\x02\0[\0-\x10]\0[A-Z]{2}")
 BARE = (

@@ -23,6 +23,7 @@ from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.common.runs import Run
 from ich_kaggle.kaggle_api import wheel
+from ich_kaggle.learning import augment
 from ich_kaggle.scans import resampling
 from ich_kaggle.scoring import blending, study_level
 
@@ -33,6 +34,10 @@ KEYS = (
     *("format", "version", "license", "intended_use", "spacing", "thresholds", "aggregate", "ensemble", "runs"),
     *("pipeline", "models", "options", "pictures", "views", "made_with"),
 )
+PX, MOST = (8, 4096), 1e6
+# The bounds of the numbers of a bundle, and of those inside them, as of the flags that they come from; else +-MOST.
+BOUNDS = {"size": PX, "image_size": PX, "cache_size": PX, "batch_size": (1, 4096), "seed": (0, 2**63 - 1)}
+BOUNDS |= {"fold": (0, 999), "spacing": (0.01, 100), "thresholds": (0, 1), "mean": (0, 1), "widths": (0, 1000)}
 LICENSE = "code: Apache-2.0; weights: under the terms of the data that they were fitted on"
 INTENDED_USE = (
     "For research only: not a medical device, and not to be used for diagnosis, triage or any decision on a patient. "
@@ -194,6 +199,7 @@ def check(packed: dict, path: Path, again: str) -> None:
     The runs may have different folds, but a second level has no fold that one of the runs it reads lacks.
     """
     try:
+        _check_numbers(packed, (-MOST, MOST))
         before, folds = [], {run: [entry["fold"] for entry in entries] for run, entries in packed["models"].items()}
         for run, entries in packed["models"].items():
             of_read = [folds[read] for read in packed["options"][run].get("on", [])]
@@ -205,15 +211,29 @@ def check(packed: dict, path: Path, again: str) -> None:
                 raise ValueError(f"{run} is not as its options say")
             before.append(run)
         _check_blend(packed)
-    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration, RecursionError) as error:
         raise ValueError(f"{path}: what it lists does not fit together ({error!r}): {again}") from error
+
+
+def _check_numbers(content, within: tuple[float, float], key: str = "") -> None:
+    """Raise ValueError naming a number of `content`, however deep, that is out of its BOUNDS, or of those `within`."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            _check_numbers(value, BOUNDS.get(name, within), name)
+    elif isinstance(content, list):
+        for value in content:
+            _check_numbers(value, within, key)
+    elif isinstance(content, int | float) and not within[0] <= content <= within[1]:
+        raise ValueError(f"{key} is {content}, not {within[0]:g} to {within[1]:g}")
 
 
 def _fits(packed: dict, run: str, entries: list[dict], before: list[str]) -> bool:
     """Return whether the models of `run` match its options; a second level reads runs listed `before` it."""
     options, has_file = packed["options"][run], ["file" in entry for entry in entries]
     if "on" not in options:
-        return all(has_file) and len(packed["views"][run]) > 0 and packed["pictures"][run].keys() == {"size", "crop"}
+        picture = packed["pictures"][run]
+        is_picture = isinstance(picture["size"], int) and picture["crop"] in ("none", "study")
+        return all(has_file) and 0 < len(packed["views"][run]) <= len(augment.VIEWS) and is_picture
     is_fitted = options["model"] != "smooth"
     widths = [len(entry["widths"]) for entry in entries]
     reads = options["on"] and set(options["on"]) <= set(before) and options["features"] in ("oof", "fold")
@@ -252,9 +272,9 @@ def _content(path: Path, member: zip_reader.Member) -> bytes:
     return zip_reader.read(path, member, member.size)  # without its checksum: its hash is looked at
 
 
-def read(path: Path) -> Bundle:
+def read(path: str | Path) -> Bundle:
     """Return the bundle in `path`. Raises ValueError naming its fault; a damaged member is found by its hash."""
-    again = "make it with python -m ich_kaggle.ensemble --export"
+    path, again = Path(path), "make it with python -m ich_kaggle.ensemble --export"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file: give the one that python -m ich_kaggle.ensemble --export makes")
     members = zip_reader.directory(path)

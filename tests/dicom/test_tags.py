@@ -1,9 +1,16 @@
 import re
+import warnings
 
+import numpy as np
 import pydicom
 import pytest
 from dicom_files import NOISE, content, ct
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from ich_kaggle.dicom import tags as tags_module
 
@@ -68,3 +75,52 @@ def test_numbers_are_finite_and_as_many_as_are_asked_for():
 def test_what_a_file_says_is_printed_short_and_harmless():
     assert tags_module.shown("a\x1b[31m\nb").isprintable()
     assert len(tags_module.shown("x" * 1000)) <= 103
+
+
+def bare(syntax: str) -> bytes:
+    """Return the data set alone."""
+    whole = content(ct(syntax=syntax))
+    return whole[144 + int.from_bytes(whole[140:144], "little") :]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        content(ct())[128:],
+        content(ct())[132:],
+        bare(ExplicitVRLittleEndian),
+        bare(ImplicitVRLittleEndian),
+        bare(ExplicitVRBigEndian),
+    ],
+    ids=["no preamble", "no DICM", "explicit", "implicit", "big endian"],
+)
+def test_a_file_without_preamble_or_meta_information_is_read(found):
+    assert tags_module.is_dicom(found[: tags_module.PREAMBLE])
+    dataset = tags_module.parse(found, "one.dcm")
+    order = ">u2" if dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian else "<u2"
+    assert np.array_equal(np.frombuffer(dataset.PixelData, order), NOISE.ravel())
+
+
+@pytest.mark.parametrize("head", [b"", b"text", b"\x08\0 times", b"PK\3\4" + bytes(128), bytes(132), b"\2\0\0\0ab"])
+def test_what_is_no_dicom_is_told_by_its_start(head):
+    assert not tags_module.is_dicom(head)
+
+
+@pytest.mark.parametrize("n", range(340, 700, 9))
+def test_a_file_cut_in_its_header_is_called_cut_or_lacks_a_tag(n):
+    whole = content(ct())[:n]
+    try:
+        dataset = tags_module.parse(whole, "one.dcm", stop_before_pixels=True)
+    except ValueError as error:
+        assert str(error) == f"one.dcm: {tags_module.CUT}"
+    else:
+        assert b"\xe0\x7f\x10\0" in whole or "BitsStored" not in dataset or "RescaleSlope" not in dataset
+
+
+def test_warnings_are_kept_once_per_kind_and_not_printed(recwarn):
+    kinds = []
+    with tags_module.warned(kinds):
+        for n in (1, 2):
+            warnings.warn(f"value {n} of 'x{n}'", stacklevel=1)
+        warnings.warn("another", stacklevel=1)
+    assert (kinds, len(recwarn)) == (["value ... of ...", "another"], 0)

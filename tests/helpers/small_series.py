@@ -12,6 +12,7 @@ MR, SR, LOCALIZER = dict(Modality="MR"), dict(Modality="SR"), dict(ImageType=["O
 
 
 def ct(number: int, series: str = "2.25.3", gap: float = 5.0, **tags):
+    """Return the slice `number` of a series `gap` mm apart; `tags` are as in `dicom_files.ct`."""
     where = {"ImagePositionPatient": [-125, -125, number * gap], "SOPInstanceUID": f"{series}.{number}"}
     return dicom_files.ct(HEAD, **({"SeriesInstanceUID": series} | where | tags))
 

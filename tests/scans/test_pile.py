@@ -37,7 +37,7 @@ def test_what_is_not_a_dicom_slice_is_passed_over_with_the_reason(tmp_path):
     (tmp_path / "cut").write_bytes(dicom_files.content(ct(3))[:180])
     (tmp_path / "copy").write_bytes((tmp_path / "slice").read_bytes())
     pile = slices.read(tmp_path)
-    assert pile.passed_over.pop("cut").startswith("truncated: cut short in its header")
+    assert pile.passed_over.pop("cut").startswith("truncated: cut short")
     assert pile.passed_over == {
         "DICOMDIR": "a DICOMDIR: the files are found without it",
         "nameless": "no StudyInstanceUID in the header",

@@ -58,6 +58,7 @@ def test_a_study_is_a_row_with_the_largest_the_aggregate_and_flags(out):
     assert [study[f"{label}_max"] for label in LABELS] == ["0.6", "0.2", "0.3", "0.4", "0.5", "0.6"]
     np.testing.assert_allclose([float(study[f"{label}_aggregate"]) for label in LABELS], [0.6, 0.2, 0.3, 0.4, 0.5, 0.6])
     assert [study[f"{label}_flag"] for label in LABELS] == ["1", "0", "0", "0", "1", "1"]
+    assert study["note"] == "1 doubt; 2 files of the series left aside"
     assert (refused["study"], refused["any_max"], refused["note"]) == ("s2", "", "2.25.9: an MR")
 
 
@@ -77,6 +78,13 @@ def test_the_json_file_has_all_of_it_as_it_was(out):
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "＝1", "＋1", "－1", "＠x", "'=1"])
 def test_a_cell_is_never_a_formula_and_the_text_can_be_told_back(text):
     assert results.cell(text) == f"'{text}"
+
+
+@pytest.mark.parametrize(
+    "text, safe", [("a;=1+1", "a;'=1+1"), ("a, @x", "a, '@x"), ("b|-2", "b|'-2"), ("  =1", "  '=1"), ("a=1;b", "a=1;b")]
+)
+def test_no_part_of_a_cell_is_a_formula_where_a_spreadsheet_takes_another_separator(text, safe):
+    assert results.cell(text) == safe
 
 
 @pytest.mark.parametrize("text", ["", "2.25.1", "ID_1", "a=b", "a-b"])
