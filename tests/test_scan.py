@@ -185,6 +185,61 @@ def test_one_file_can_be_predicted(study, model, tmp_path):
     assert found[list(LABELS)].notna().all(axis=None)
 
 
+# Which series is read, and what is said of it.
+
+
+def test_a_head_stored_from_the_back_up_and_upside_down_gets_the_same_probabilities(study, model, tmp_path):
+    expected = run(study, model, tmp_path / "usual")
+    for path in study.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.PixelData = np.ascontiguousarray(dataset.pixel_array[::-1]).tobytes()
+        directions = np.array(dataset.ImageOrientationPatient, float)
+        dataset.ImageOrientationPatient = [*directions[:3], *-directions[3:]]
+        dataset.save_as(path)
+    found = run(study, model, tmp_path / "up")
+    assert found.slice.tolist() == expected.slice.tolist()
+    np.testing.assert_array_equal(found[list(LABELS)], expected[list(LABELS)])
+    np.testing.assert_allclose(found.position_mm, expected.position_mm, atol=0.001)
+
+
+def test_contrast_medium_is_noted_in_csv_json_page_and_on_the_screen_and_the_files_are_private(
+    study, model, tmp_path, capsys
+):
+    for path in study.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.ContrastBolusAgent = "ULTRAVIST 370"
+        dataset.save_as(path)
+    run(study, model, tmp_path / "out", "--report")
+    note = "may show contrast medium: ContrastBolusAgent is ULTRAVIST 370"
+    assert pd.read_csv(tmp_path / "out" / "studies.csv").note.tolist() == [note]
+    assert story(tmp_path / "out")["studies"][0]["series"][0]["notes"] == [note]
+    (data,) = (tmp_path / "out" / "report" / "data").iterdir()
+    assert note in data.read_text() and note in capsys.readouterr().out
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert (modes, (tmp_path / "out").stat().st_mode & 0o777) == ({0o600}, 0o700)
+
+
+def test_a_dry_run_says_what_would_be_read_and_leaves_nothing(study, model, tmp_path, capsys):
+    twin(study, "zz_bone", ConvolutionKernel="H70h")
+    before = sorted(tmp_path.rglob("*"))
+    flags = ["--dicom", str(study), "--models", str(model), "--out", str(tmp_path / "out"), "--dry-run"]
+    scan.main(flags)
+    read, refused, files = capsys.readouterr().out.splitlines()[-3:]
+    assert "slices): read" in read and "zz_bone" in refused and "not read: " in refused
+    assert files == "0 files passed over" and sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_series_that_is_named_or_no_head_is_read_if_asked(study, model, tmp_path):
+    twin(study, "zz_knee", BodyPartExamined="KNEE")
+    for number, flags in enumerate((["--series", "zz_knee"], ["--any-body-part", "--series", "zz_knee"])):
+        assert set(run(study, model, tmp_path / f"{number}", *flags).series) == {"zz_knee"}
+    for path in study.glob("*.dcm"):
+        path.unlink()
+    message = refusal("--dicom", study, "--models", model, "--out", tmp_path / "none")
+    assert "BodyPartExamined is KNEE: not a head" in message
+    assert set(run(study, model, tmp_path / "any", "--any-body-part").series) == {"zz_knee"}
+
+
 # Refusals, each in one line; and nothing is left.
 
 

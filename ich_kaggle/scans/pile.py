@@ -18,6 +18,7 @@ from ich_kaggle.dicom import frames, tags
 GZIP, ZIP = b"\x1f\x8b", b"PK\3\4"
 DEEPEST = 3  # zips in zips
 LARGEST_ZIP = 1 << 34  # bytes of a zip in a zip
+TAR = slice(257, 262)  # bytes that hold "ustar"
 ARCHIVES = {  # what a file begins with
     b"7z\xbc\xaf'": "a 7z archive: unpack it first",
     b"Rar!": "a RAR archive: unpack it first",
@@ -97,7 +98,7 @@ class Pile:
                 yield file
                 return
             if head[:4] != ZIP:
-                raise ValueError(next((why for form, why in ARCHIVES.items() if head.startswith(form)), "not DICOM"))
+                raise ValueError(_kind(file.read(TAR.stop)))
             if depth == DEEPEST:
                 raise ValueError(f"more than {DEEPEST} zips in one another: unpack it first")
             data = paths.Data(self._as_zip(file))
@@ -141,6 +142,12 @@ class Pile:
 
     def _unlisted(self, error: OSError) -> None:
         self.passed_over[self._name(Path(error.filename))] = f"its files can't be listed ({error.strerror})"
+
+
+def _kind(head: bytes) -> str:
+    if head[TAR] == b"ustar":
+        return "a tar archive: unpack it first"
+    return next((what for form, what in ARCHIVES.items() if head.startswith(form)), "not DICOM")
 
 
 def _on_disk(root: Path, path: Path) -> File:

@@ -20,7 +20,7 @@ def plain(text: str) -> str:
 SOFT, UNKNOWN, SHARP = range(3)
 KERNELS = (
     # GE, Philips, United Imaging, Neusoft, Samsung: words, which may have U, V or ULTRA before them.
-    (SHARP, r"(SHARP|BONE|EDGE|LUNG|INNER ?EAR|TEMPORAL|HIGH ?RES)(PLUS|\+)?\d*(?![A-Z])|\b(BONE|ULTRA|HRES)"),
+    (SHARP, r"(SHARP|BONE|EDGE|LUNG|INNER ?EAR|TEMPORAL)(PLUS|\+)?\d*(?![A-Z])|\b(BONE|ULTRA|HRES|HIGH ?RES)"),
     # Toshiba and Canon: FC and the number of a filter; the tens 30, 50 and 80 are for bone and lung.
     (SHARP, r"\bFC[358]\d"),
     (SOFT, r"\bFC\d\d"),

@@ -1,4 +1,6 @@
-from small_series import CORONAL, LOCALIZER, MR, SR, chosen, of_pile, write_series
+import dicom_files
+import pytest
+from small_series import CORONAL, LOCALIZER, MR, SR, chosen, ct, of_pile, write_series
 
 from ich_kaggle.scans import series_choice, slices
 
@@ -72,3 +74,121 @@ def test_studies_are_told_apart(tmp_path):
     write_series(tmp_path / "a", 2, "2.25.30", StudyInstanceUID="2.25.200")
     write_series(tmp_path / "b", 2, "2.25.31", StudyInstanceUID="2.25.201")
     assert list(series_choice.studies(slices.read(tmp_path))) == ["2.25.200", "2.25.201"]
+
+
+# Contrast medium, and what leaves doubt.
+
+
+CONTRAST = dict(ContrastBolusAgent="ULTRAVIST 370")
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        CONTRAST,
+        dict(SeriesDescription="Head C+"),
+        dict(ProtocolName="CTA Head"),
+        dict(SeriesDescription="PERF 4CC/SEC"),
+    ],
+)
+def test_a_plain_series_comes_before_one_with_contrast_medium_that_has_more_slices_and_a_better_kernel(tmp_path, tags):
+    write_series(tmp_path, 33, "2.25.31", ConvolutionKernel="H60s", ImageType=["DERIVED", "PRIMARY"])
+    write_series(tmp_path, 34, "2.25.30", ConvolutionKernel="H31s", **tags)
+    assert chosen(tmp_path) == (
+        "2.25.31",
+        {"2.25.30": "2.25.31 is preferred: this one may show contrast medium"},
+    )
+
+
+def test_where_there_is_no_other_it_is_read_with_a_note(tmp_path):
+    write_series(tmp_path, 12, **CONTRAST)
+    (series,) = of_pile(tmp_path)
+    assert series_choice.rank([series], 5.0) == [series]
+    assert series.describe()["notes"] == ["may show contrast medium: ContrastBolusAgent is ULTRAVIST 370"]
+
+
+def phases(folder, n: int, series: str) -> None:
+    """Write a series with `n` images at each of 12 positions."""
+    for phase in range(n):
+        for number in range(12):
+            ids = dict(SOPInstanceUID=f"{series}.{phase}.{number}", AcquisitionNumber=phase)
+            dicom_files.write(folder / f"{series}-{phase}-{number}", ct(number, series, **ids))
+
+
+def test_positions_are_counted_and_not_images(tmp_path):
+    phases(tmp_path, 4, "2.25.30")
+    write_series(tmp_path, 12, "2.25.31", ConvolutionKernel="H60s")
+    reason = "2.25.31 is preferred: this one has several images at a position"
+    assert chosen(tmp_path) == ("2.25.31", {"2.25.30": reason})
+
+
+def test_a_perfusion_of_a_few_positions_has_not_enough(tmp_path):
+    for number in range(60):
+        dicom_files.write(tmp_path / f"{number}", ct(number % 4, "2.25.30", SOPInstanceUID=f"2.25.30.{number}"))
+    write_series(tmp_path, 12, "2.25.31", ConvolutionKernel="H60s", **CONTRAST)
+    assert chosen(tmp_path)[1] == {"2.25.30": "2.25.31 is preferred: this one has fewer than 10 positions"}
+
+
+def notes_of(path) -> list[str]:
+    (series,) = of_pile(path)
+    return series.notes
+
+
+def test_repeated_positions_and_acquisitions_are_said(tmp_path):
+    phases(tmp_path, 2, "2.25.30")
+    expected = ["24 images at 12 positions", "2 acquisitions (AcquisitionNumber) in one series"]
+    assert notes_of(tmp_path) == expected
+
+
+def test_a_step_and_shoot_scan_has_an_acquisition_per_position_and_no_note(tmp_path):
+    for number in range(12):
+        dicom_files.write(tmp_path / f"{number}", ct(number, AcquisitionNumber=number))
+    assert notes_of(tmp_path) == []
+
+
+def test_missing_positions_are_said_and_a_change_of_spacing_is_not(tmp_path):
+    write_series(tmp_path / "gaps", 14)
+    for number in (4, 5, 9):
+        (tmp_path / "gaps" / f"2.25.3-{number:03}").unlink()
+    assert notes_of(tmp_path / "gaps") == ["about 3 positions are missing, the first between 15.0 and 30.0 mm"]
+    write_series(tmp_path / "two", 8, gap=2.5)
+    for number in range(4, 12):
+        dicom_files.write(tmp_path / "two" / f"{number}", ct(number, SOPInstanceUID=f"9.{number}"))
+    assert notes_of(tmp_path / "two") == []
+
+
+def test_of_two_kernels_or_phases_in_a_series_the_plainest_image_of_each_position_is_read(tmp_path):
+    write_series(tmp_path / "a", 12, ConvolutionKernel="H31s")
+    for number in range(6):
+        ids = dict(SOPInstanceUID=f"2.25.3.9.{number}", InstanceNumber=-number)
+        dicom_files.write(tmp_path / "b" / f"{number}", ct(number, **ids, ConvolutionKernel="H60s"))
+        ids = dict(SOPInstanceUID=f"2.25.3.8.{number}", InstanceNumber=-number)
+        dicom_files.write(tmp_path / "c" / f"{number}", ct(number, **ids, **CONTRAST, ConvolutionKernel="H31s"))
+    (series,) = of_pile(tmp_path)
+    assert [one.file for one in series.slices] == [f"a/2.25.3-{number:03}" for number in range(12)]
+    assert {one.fault for one in series.aside} == {
+        "another image at its position has no contrast medium, or a kernel more fit for the brain"
+    }
+    assert (len(series.aside), series.notes) == (12, ["several kernels in one series: H31S, H60S"])
+
+
+def test_slices_that_all_have_one_position_are_ordered_by_slice_location_and_said(tmp_path):
+    for number in range(12):
+        where = dict(ImagePositionPatient=[0, 0, 0], SliceLocation=100 - 5 * number, InstanceNumber=number)
+        dicom_files.write(tmp_path / f"{number}", ct(number, **where))
+    (series,) = of_pile(tmp_path)
+    assert [one.number for one in series.slices] == list(range(11, -1, -1)) and series.gap == 5
+    assert "ordered by SliceLocation" in series.notes[0]
+
+
+def test_a_series_that_is_asked_for_is_read_whatever_the_rules_say(tmp_path):
+    write_series(tmp_path, 12, "2.25.30")
+    write_series(tmp_path, 12, "2.25.31", BodyPartExamined="CHEST", gap=50.0)
+    write_series(tmp_path, 12, "2.25.32", Modality="MR")
+    for name, read in (("2.25.31", ["2.25.31"]), ("2.25.32", []), ("none", ["2.25.30"])):
+        wanted = slices.Wanted((name,))
+        found = slices.read(tmp_path, wanted=slices.Wanted((name,) if name != "none" else ()))
+        (of_study,) = series_choice.studies(found).values()
+        assert [one.series for one in series_choice.rank(of_study, 5.0, wanted)] == read
+        if read != ["2.25.30"]:
+            assert of_study[0].reason == f"--series names {name}"
