@@ -14,7 +14,7 @@ MOST_FRAMES = 4096
 
 
 def is_enhanced(head: bytes) -> bool:
-    """Return whether a SOP class in `head`, the first bytes of a file, is (Legacy Converted) Enhanced CT, PS3.4 B.5."""
+    """Return whether a SOP class in `head` is Enhanced CT or Legacy Converted Enhanced CT, PS3.4 B.5."""
     return re.search(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.2\.[12](?![.\d])", head) is not None
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ich_kaggle.scans import resampling, series_rules
+from ich_kaggle.scans import resampling
 from ich_kaggle.scans.slices import Found, Slice, Wanted
 
 LONGEST = 500.0  # mm: no head and neck is longer
@@ -45,6 +45,10 @@ class Series:
         return _most_common(one.kernel for one in self.slices)
 
     @property
+    def sharpness(self) -> int:
+        return _most_common(one.sharpness for one in self.slices)
+
+    @property
     def contrast(self) -> str:
         return _most_common(one.contrast for one in self.slices)
 
@@ -63,7 +67,7 @@ class Series:
         return about
 
 
-def _most_common(values: Iterable[str]) -> str:
+def _most_common(values: Iterable):
     return next((value for value, _ in Counter(values).most_common(1)), "")
 
 
@@ -100,7 +104,7 @@ def _plainest(slices: list[Slice]) -> tuple[list[Slice], list[Slice]]:
     Those without contrast medium come first, then those with the softest kernel: a series may hold both.
     """
     best: dict[float, tuple] = {}
-    rated = [(one, (bool(one.contrast), series_rules.sharpness(one.kernel))) for one in slices]
+    rated = [(one, (bool(one.contrast), one.sharpness)) for one in slices]
     for one, rating in rated:
         best[one.position] = min(rating, best.get(one.position, rating))
     why = "another image at its position has no contrast medium, or a kernel more fit for the brain"
@@ -156,7 +160,7 @@ PREFERENCES: tuple[tuple[str, Callable[[Series, float], object]], ...] = (
     ("may show contrast medium", lambda series, _: bool(series.contrast)),
     ("has several images at a position", lambda series, _: series.has_phases),
     ("is derived from other images", lambda series, _: not series.slices[0].is_original),
-    ("has a kernel less fit for the brain", lambda series, _: series_rules.sharpness(series.kernel)),
+    ("has a kernel less fit for the brain", lambda series, _: series.sharpness),
     ("has slices less like the training's in distance", _off),
     ("has fewer positions", lambda series, _: -series.n_positions),
     ("comes later by its id", lambda series, _: series.series),

@@ -34,10 +34,15 @@ KERNELS = (
 )
 
 
-def sharpness(kernel: str) -> int:
-    """Return SOFT, UNKNOWN or SHARP for the name of a kernel, which may have a second part: `Hr40 3`."""
+def sharpness(kernel: str, description: str = "") -> int:
+    """Return SOFT, UNKNOWN or SHARP for the name of a kernel, which may have a second part: `Hr40 3`.
+
+    Of a kernel without a known name, the `description` of the series tells whether it is for bone or lung.
+    """
     name = re.sub(r"[\s\\_/-]+", " ", plain(kernel))
-    return next((sort for sort, pattern in KERNELS if re.search(pattern, name)), UNKNOWN)
+    found = next((sort for sort, pattern in KERNELS if re.search(pattern, name)), UNKNOWN)
+    is_sharp = found == UNKNOWN and re.search(KERNELS[0][1], plain(description))
+    return SHARP if is_sharp else found
 
 
 # Contrast medium in the tag of its agent, or in a description. What says that there is none is removed first.

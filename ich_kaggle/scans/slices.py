@@ -4,6 +4,7 @@ Files that are no plain axial CT slice of a head have a fault: another modality,
 projection or map (by ImageType), another part of the body, a slice normal more than TILTED from the patient's axis.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -44,6 +45,7 @@ class Slice:
     spacing: float = 0.0  # mm between its pixels
     turn: orientation.Turn = orientation.Turn(False, False, False, True)
     kernel: str = ""  # ConvolutionKernel
+    sharpness: int = series_rules.UNKNOWN  # of the kernel
     contrast: str = ""  # the reason why it may show contrast medium
     is_original: bool = True  # or derived from other images
     is_head: bool = False  # by its header, or for the user; otherwise its picture must tell
@@ -151,15 +153,16 @@ def is_copy(first: Slice, second: Slice) -> bool:
 
 def look(file: pile_module.File, wanted: Wanted) -> Iterator[Slice]:
     """Yield the slices that a file's header describes. Raises OSError or ValueError if it is not DICOM."""
-    name, is_enhanced = file.name, frames.is_enhanced(file.read(HEAD_BYTES))
-    if file.member.size > (frames.MOST_BYTES if is_enhanced else tags.MOST_BYTES):
+    name, may_be_enhanced = file.name, frames.is_enhanced(file.read(HEAD_BYTES))
+    if file.member.size > (frames.MOST_BYTES if may_be_enhanced else tags.MOST_BYTES):
         raise ValueError(f"{file.member.size} bytes: more than a CT slice has")
-    most_reads = frames.MOST_READS if is_enhanced else tags.MOST_READS
+    most_reads = frames.MOST_READS if may_be_enhanced else tags.MOST_READS
     dataset = tags.parse(file.read(), name, stop_before_pixels=True, most_reads=most_reads)
     if tags.optional(dataset.file_meta, "MediaStorageSOPClassUID", name) == DICOMDIR:
         raise ValueError("a DICOMDIR: the files are found without it")
     ids = [tags.shown(tags.tag(dataset, keyword, name), geometry.LONGEST_ID + 1) for keyword in IDS]
     found = Slice(file, *ids)
+    is_enhanced = frames.is_enhanced(str(tags.optional(dataset, "SOPClassUID", name)).encode())
     try:
         headers = frames.headers(dataset, name) if is_enhanced else [dataset]
     except ValueError as error:
@@ -191,6 +194,7 @@ def axial_slice(found: Slice, dataset: pydicom.Dataset, any_body_part: bool) -> 
     where, turn = geometry.read_header(dataset, name), orientation.turn_of(dataset, name)
     if where.tilt > TILTED:
         raise ValueError(f"not axial: {where.tilt:.0f} degrees from the patient's axis")
+    kernel = " ".join(_words(dataset, "ConvolutionKernel"))
     sides = ((where.rows, where.columns), (where.row_spacing, where.column_spacing))
     shape, spacing = ((side[::-1] if turn.swap else side) for side in sides)
     return replace(
@@ -202,11 +206,24 @@ def axial_slice(found: Slice, dataset: pydicom.Dataset, any_body_part: bool) -> 
         shape=orientation.square(shape, spacing),
         spacing=min(spacing),
         turn=turn,
-        kernel=" ".join(_words(dataset, "ConvolutionKernel")),
-        contrast=series_rules.contrast(" ".join(_words(dataset, "ContrastBolusAgent")), texts),
+        kernel=kernel,
+        sharpness=series_rules.sharpness(kernel, texts["SeriesDescription"]),
+        contrast=series_rules.contrast(_agent(dataset), texts),
         is_original=image_type[:1] != ["DERIVED"],
         is_head=is_head,
     )
+
+
+def _agent(dataset: pydicom.Dataset) -> str:
+    """Return what the tags of the Contrast/Bolus Module (PS3.3 C.7.6.4) say of an agent, empty if nothing."""
+    with contextlib.suppress(Exception):  # of a damaged sequence
+        for item in dataset.get("ContrastBolusAgentSequence") or ():
+            return tags.shown(item.get("CodeMeaning") or "in a sequence")
+    for keyword in ("ContrastBolusAgent", "ContrastBolusIngredient"):
+        if said := " ".join(_words(dataset, keyword)):
+            return said
+    amounts = ((keyword, _number(dataset, keyword)) for keyword in ("ContrastBolusVolume", "ContrastBolusTotalDose"))
+    return next((f"there: {keyword} {amount:g}" for keyword, amount in amounts if amount), "")
 
 
 def _words(dataset: pydicom.Dataset, keyword: str) -> list[str]:

@@ -63,6 +63,12 @@ def test_of_the_others_nothing_is_said_and_they_stand_between(kernel):
     assert series_rules.SOFT < series_rules.sharpness(kernel) == series_rules.UNKNOWN < series_rules.SHARP
 
 
+def test_without_a_known_kernel_the_description_tells_of_bone():
+    assert series_rules.sharpness("", "HEAD BONE 1MM") == series_rules.SHARP
+    assert series_rules.sharpness("", "HEAD 5MM C") == series_rules.UNKNOWN
+    assert series_rules.sharpness("H31s", "BONE") == series_rules.SOFT
+
+
 @pytest.mark.parametrize(
     "text",
     ["Head C+", "HEAD+C", "CTA HEAD", "CT ANGIO", "CT HEAD W CONTRAST", "HEAD_W_CONTRAST", "AX 5MM W", "W/WO", "WWO"]
