@@ -7,7 +7,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ich_kaggle.learning import slice_model
-from ich_kaggle.scans.model_bundle import PX
+from ich_kaggle.scans.bounds import PX
 from ich_kaggle.second_level import fit as second_level_fit
 from ich_kaggle.second_level import sequence_models
 

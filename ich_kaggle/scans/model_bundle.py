@@ -23,21 +23,17 @@ from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.common.runs import Run
 from ich_kaggle.kaggle_api import wheel
-from ich_kaggle.learning import augment
-from ich_kaggle.scans import resampling
+from ich_kaggle.scans import bounds, resampling
 from ich_kaggle.scoring import blending, study_level
 
 MANIFEST = "models.json"
 AGAIN = "pack the models again"
 FORMAT = 1
+MOST_VIEWS = 16
 KEYS = (
     *("format", "version", "license", "intended_use", "spacing", "thresholds", "aggregate", "ensemble", "runs"),
     *("pipeline", "models", "options", "pictures", "views", "made_with"),
 )
-PX, MOST = (8, 4096), 1e6
-# The bounds of the numbers of a bundle, and of those inside them, as of the flags that they come from; else +-MOST.
-BOUNDS = {"size": PX, "image_size": PX, "cache_size": PX, "batch_size": (1, 4096), "seed": (0, 2**63 - 1)}
-BOUNDS |= {"fold": (0, 999), "spacing": (0.01, 100), "thresholds": (0, 1), "mean": (0, 1), "widths": (0, 1000)}
 LICENSE = "code: Apache-2.0; weights: under the terms of the data that they were fitted on"
 INTENDED_USE = (
     "For research only: not a medical device, and not to be used for diagnosis, triage or any decision on a patient. "
@@ -45,8 +41,9 @@ INTENDED_USE = (
 )
 
 
-def choose_ensemble(work_dir: Path, name: str | None, flag: str = "--name") -> Path:
+def choose_ensemble(work_dir: str | Path, name: str | None, flag: str = "--name") -> Path:
     """Return the folder of the ensemble `name`, or of the only one. Raises FileNotFoundError or ValueError."""
+    work_dir = Path(work_dir)
     there = paths.ensemble_names(work_dir)
     if name is None and len(there) > 1:
         raise ValueError(f"{work_dir / 'ensemble'} has {', '.join(there)}: choose one with {flag}")
@@ -54,27 +51,30 @@ def choose_ensemble(work_dir: Path, name: str | None, flag: str = "--name") -> P
     return storage.require(paths.ensemble(work_dir, name) / "weights.json", f"--name {name}").parent
 
 
-def kept(ensemble: Path, least: float = 0.0) -> dict[str, float]:
+def kept(ensemble: str | Path, least: float = 0.0) -> dict[str, float]:
     """Return the runs of `ensemble` whose weight exceeds `least` for some label, with their weights."""
+    ensemble = Path(ensemble)
     scores = storage.read_json(ensemble / "weights.json")
     weights = scores["pipeline"]["weights"]
     return {run: weight for run, weight in scores["runs"].items() if np.abs(weights[run]).max() > least}
 
 
-def needed(work_dir: Path, names: list[str]) -> list[str]:
+def needed(work_dir: str | Path, names: list[str]) -> list[str]:
     """Return `names` of runs and of all runs that they read, each after those that it reads."""
+    work_dir = Path(work_dir)
     found = []
     for name in names:
         found += needed(work_dir, Run(work_dir, name).settings.get("on", [])) + [name]
     return list(dict.fromkeys(found))
 
 
-def gather(work_dir: Path, ensemble: Path, names: dict[str, float]) -> tuple[dict, dict[str, Path]]:
+def gather(work_dir: str | Path, ensemble: str | Path, names: dict[str, float]) -> tuple[dict, dict[str, Path]]:
     """Return the manifest of the runs called `names`, those `kept` of `ensemble`, and each file by its name.
 
     Raises FileNotFoundError naming a missing model, ValueError naming a run that has changed since it was blended, or
     one whose models are not saved.
     """
+    work_dir, ensemble = Path(work_dir), Path(ensemble)
     scores = storage.read_json(ensemble / "weights.json")
     packed = {"ensemble": ensemble.name, "runs": names, "pipeline": scores["pipeline"], "models": {}, "options": {}}
     packed |= {"pictures": {}, "views": {}, "made_with": {}}
@@ -141,8 +141,9 @@ def _level(run: Run, k: int, files: dict[str, Path]) -> dict:
     return found | {"widths": [widths[label] for label in LABELS], "reads": reads}
 
 
-def export(project: Project, ensemble: Path, path: Path) -> Path:
+def export(project: Project, ensemble: str | Path, path: str | Path) -> Path:
     """Write the bundle of `ensemble` to `path`, the same bytes for the same files."""
+    ensemble, path = Path(ensemble), Path(path)
     packed, files = gather(project.work_dir, ensemble, kept(ensemble))
     train, nested = project.slices[project.is_train], ensemble / "nested.parquet"
     packed |= {"format": FORMAT, "version": __version__, "license": LICENSE, "intended_use": INTENDED_USE}
@@ -161,11 +162,12 @@ def training_spacing(table: pd.DataFrame) -> float:
     return round(float(np.nanmedian(gaps)), 3)
 
 
-def read_thresholds(ensemble: Path, nested: Path) -> dict:
+def read_thresholds(ensemble: str | Path, nested: str | Path) -> dict:
     """Return the thresholds of slices and of studies: level -> label -> rule.
 
     Raises FileNotFoundError where they have not been chosen, ValueError where that was for other predictions.
     """
+    ensemble, nested = Path(ensemble), Path(nested)
     path = ensemble / "evaluation" / "thresholds.json"
     command = f"python -m ich_kaggle.evaluate --ensemble {ensemble.name}"
     if not path.exists():
@@ -177,8 +179,9 @@ def read_thresholds(ensemble: Path, nested: Path) -> dict:
     return {level: found[level] for level in ("slices", "studies_max")}
 
 
-def write_zip(path: Path, packed: dict, files: dict[str, Path]) -> None:
+def write_zip(path: str | Path, packed: dict, files: dict[str, Path]) -> None:
     """Write a zip of `files` and their manifest: stored, sorted by name, without times."""
+    path = Path(path)
     with storage.writing(path) as temporary, zipfile.ZipFile(temporary, "w") as zipped:
         listing = (json.dumps(packed, indent=1) + "\n").encode()
         for name in sorted([*files, MANIFEST]):
@@ -199,7 +202,7 @@ def check(packed: dict, path: Path, again: str) -> None:
     The runs may have different folds, but a second level has no fold that one of the runs it reads lacks.
     """
     try:
-        _check_numbers(packed, (-MOST, MOST))
+        bounds.check(packed)
         before, folds = [], {run: [entry["fold"] for entry in entries] for run, entries in packed["models"].items()}
         for run, entries in packed["models"].items():
             of_read = [folds[read] for read in packed["options"][run].get("on", [])]
@@ -215,25 +218,13 @@ def check(packed: dict, path: Path, again: str) -> None:
         raise ValueError(f"{path}: what it lists does not fit together ({error!r}): {again}") from error
 
 
-def _check_numbers(content, within: tuple[float, float], key: str = "") -> None:
-    """Raise ValueError naming a number of `content`, however deep, that is out of its BOUNDS, or of those `within`."""
-    if isinstance(content, dict):
-        for name, value in content.items():
-            _check_numbers(value, BOUNDS.get(name, within), name)
-    elif isinstance(content, list):
-        for value in content:
-            _check_numbers(value, within, key)
-    elif isinstance(content, int | float) and not within[0] <= content <= within[1]:
-        raise ValueError(f"{key} is {content}, not {within[0]:g} to {within[1]:g}")
-
-
 def _fits(packed: dict, run: str, entries: list[dict], before: list[str]) -> bool:
     """Return whether the models of `run` match its options; a second level reads runs listed `before` it."""
     options, has_file = packed["options"][run], ["file" in entry for entry in entries]
     if "on" not in options:
         picture = packed["pictures"][run]
         is_picture = isinstance(picture["size"], int) and picture["crop"] in ("none", "study")
-        return all(has_file) and 0 < len(packed["views"][run]) <= len(augment.VIEWS) and is_picture
+        return all(has_file) and 0 < len(packed["views"][run]) <= MOST_VIEWS and is_picture
     is_fitted = options["model"] != "smooth"
     widths = [len(entry["widths"]) for entry in entries]
     reads = options["on"] and set(options["on"]) <= set(before) and options["features"] in ("oof", "fold")

@@ -16,11 +16,12 @@ MADE = {
 MADE_PAGE = b'report.begin({"reading":'
 
 
-def check(out: Path, overwrite: bool, report: bool) -> None:
+def check(out: str | Path, overwrite: bool, report: bool) -> None:
     """Raise ValueError if predictions or a page in `out` would be overwritten, or a page would become outdated.
 
     What a scan did not make is not replaced, whatever `overwrite` says.
     """
+    out = Path(out)
     done, shown = out / results.DONE, page.index(out)
     files = [out / name for name in MADE if (out / name).exists()]
     for there in [*files, *([shown] if report and shown.exists() else [])]:

@@ -14,7 +14,8 @@ from ich_kaggle.html import app
 from ich_kaggle.scans import results
 
 
-def index(out: Path) -> Path:
+def index(out: str | Path) -> Path:
+    out = Path(out)
     return out / "report" / "index.html"
 
 
@@ -70,8 +71,9 @@ def study(found: dict, rows: list[results.Row], size: int) -> app.Study:
     return app.Study(found["study"], of_study)
 
 
-def write(out: Path, readings: list[results.Reading], packed: dict, rule: str) -> None:
+def write(out: str | Path, readings: list[results.Reading], packed: dict, rule: str) -> None:
     """Write the page of `readings` into `out`, study by study."""
+    out = Path(out)
     found = results.content(readings, packed, rule)
     size = max(kind["size"] for kind in packed["pictures"].values())
     content = {

@@ -165,8 +165,9 @@ def refusals(readings: list[Reading], passed_over: dict[str, str]) -> str:
     return "; ".join(f"{len(some)} {what}, the first {some[0]}" for some, what in lists if some) or "no files"
 
 
-def write(out: Path, readings: list[Reading], about: dict, packed: dict, rule: str) -> None:
+def write(out: str | Path, readings: list[Reading], about: dict, packed: dict, rule: str) -> None:
     """Write slices.csv, studies.csv and, last, predictions.json, with `about` first, into the folder `out`."""
+    out = Path(out)
     of_slices, of_studies = (chosen_thresholds(packed, level, rule) for level in ("slices", "studies_max"))
     (out / DONE).unlink(missing_ok=True)
     _write_csv(out / "slices.csv", slice_rows(readings, of_slices))

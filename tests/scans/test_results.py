@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ich_kaggle.common.labels import LABELS
-from ich_kaggle.scans import results
+from ich_kaggle.scans import model_bundle, output, page, results, slices, test_set
 
 RULES = {"f1": 0.5, "recall_0.95": 0.1}
 PACKED = {
@@ -113,3 +113,13 @@ def test_interrupted_it_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         results.write(tmp_path, [READ], {}, PACKED, "f1")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["slices.csv", "studies.csv"]
+
+
+def test_paths_may_be_text(tmp_path):
+    results.write(str(tmp_path / "out"), [READ], {}, PACKED, "f1")
+    assert (tmp_path / "out" / results.DONE).exists()
+    output.check(str(tmp_path / "new"), overwrite=False, report=True)
+    assert page.index(str(tmp_path)) == tmp_path / "report" / "index.html"
+    for read in (slices.read, model_bundle.read, test_set.read_models):
+        with pytest.raises(FileNotFoundError, match=str(tmp_path / "gone")):
+            read(str(tmp_path / "gone"))
