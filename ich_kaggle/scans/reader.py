@@ -176,6 +176,12 @@ def plan(found: slices.Found, step: float) -> str:
     return "\n".join([*lines, results.skipped(found)])
 
 
+def summary(readings: list[results.Reading]) -> str:
+    n_read = sum(bool(part.chosen) for part in readings)
+    n_slices = sum(int(part.is_read.sum()) for part in readings)
+    return f"{n_slices} slices of {n_read} of {len(readings)} studies"
+
+
 def predict(
     path: str | Path,
     bundle: str | Path,
@@ -211,10 +217,7 @@ def predict(
         if report:
             page_module.write(out, readings, opened.packed, rule)
         results.write(out, readings, results.about(opened, against, found), opened.packed, rule)
-    n_read = sum(bool(part.chosen) for part in readings)
-    n_slices = sum(int(part.is_read.sum()) for part in readings)
-    cli.say(f"{out}: {n_slices} slices of {n_read} of {len(readings)} studies; {results.skipped(found)}")
-    for part in readings:
-        if part.notes:
-            cli.say(f"{part.study}: {'; '.join(part.notes)}")
+    cli.say(f"{out}: {summary(readings)}; {results.skipped(found)}")
+    for part in (part for part in readings if part.notes):
+        cli.say(f"{part.study}: {'; '.join(part.notes)}")
     cli.say(opened.packed["intended_use"])

@@ -118,7 +118,7 @@ def doubts(series: Series) -> list[str]:
     if series.contrast:
         found.append(f"may show contrast medium: {series.contrast}")
     if n > series.n_positions:
-        found.append(f"{n} images at {series.n_positions} positions")
+        found.append(f"{n} images at {series.n_positions} position{'s' * (series.n_positions > 1)}")
     if n > (n_ids := len({one.slice_id for one in slices})):
         found.append(f"{n} images share {n_ids} SOPInstanceUID{'s' * (n_ids > 1)}")
     if 1 < (n_acquisitions := len({one.acquisition for one in slices})) <= series.n_positions / 2:

@@ -23,7 +23,7 @@ TILTED = 35.0  # degrees; a gantry tilts by 30
 HEAD_BYTES = 1 << 10  # that hold the SOP class
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7."  # this SOP class and those below it, PS3.4 B.5
 DICOMDIR = "1.2.840.10008.1.3.10"
-IDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+IDS = ("StudyInstanceUID", "SeriesInstanceUID")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Slice:
     source: pile_module.File
     study: str
     series: str
-    slice_id: str  # SOP Instance UID, of a frame with its number
+    slice_id: str  # SOP Instance UID, or the file without one; of a frame with its number
     frame: int | None = None  # of an Enhanced CT file
     fault: str = ""
     position: float = 0.0  # mm along the slice normal, ascending to the head
@@ -160,7 +160,9 @@ def look(file: pile_module.File, wanted: Wanted) -> Iterator[Slice]:
     dataset = tags.parse(file.read(), name, stop_before_pixels=True, most_reads=most_reads)
     if tags.optional(dataset.file_meta, "MediaStorageSOPClassUID", name) == DICOMDIR:
         raise ValueError("a DICOMDIR: the files are found without it")
-    ids = [tags.shown(tags.tag(dataset, keyword, name), geometry.LONGEST_ID + 1) for keyword in IDS]
+    ids = [tags.tag(dataset, keyword, name) for keyword in IDS]
+    ids.append(tags.optional(dataset, "SOPInstanceUID", name) or name)
+    ids = [tags.shown(one, geometry.LONGEST_ID + 1) for one in ids]
     found = Slice(file, *ids)
     is_enhanced = frames.is_enhanced(str(tags.optional(dataset, "SOPClassUID", name)).encode())
     try:

@@ -32,7 +32,9 @@ def test_what_is_no_axial_slice_of_a_head_is_left_aside_and_refuses_a_series_of_
     assert series.reason == f"{fault} (3 of 3 files)"
 
 
-@pytest.mark.parametrize("tags", [dict(PatientID=None), dict(PatientID=""), dict(BodyPartExamined="HEAD NECK")])
+@pytest.mark.parametrize(
+    "tags", [dict(PatientID=None), dict(PatientID=""), dict(SOPInstanceUID=None), dict(BodyPartExamined="HEAD NECK")]
+)
 def test_what_is_not_needed_may_be_missing(tmp_path, tags):
     write_series(tmp_path, 2, **tags)
     assert len(of_pile(tmp_path)[0].slices) == 2
