@@ -153,7 +153,8 @@ def skipped(found: slices.Found) -> str:
     """Return the number of files that were passed over, by reason, and those that pydicom warned of, by warning."""
     reasons = Counter(found.passed_over.values()).most_common(SHOWN)
     warned = [f"{len(files)} files with the warning: {kind}" for kind, files in sorted(found.pile.warned.items())]
-    kinds = ", ".join(f"{n} {reason}" for reason, n in reasons)
+    first = {reason: file for file, reason in reversed(found.passed_over.items())}
+    kinds = "; ".join(f"{n}: {reason}, the first {first[reason]}" for reason, n in reasons)
     return "; ".join([f"{len(found.passed_over)} files passed over" + f" ({kinds})" * bool(kinds), *warned])
 
 
