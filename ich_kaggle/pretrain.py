@@ -30,7 +30,7 @@ from ich_kaggle.learning import (
     tasks,
     training_options,
 )
-from ich_kaggle.scans import model_bundle
+from ich_kaggle.scans import single_model
 
 EPOCH = 20_000  # slices between two scores
 N_VALID = 128  # studies that score the model
@@ -64,7 +64,7 @@ def pretrain(project: Project, folder: Path, settings: dict, plan: tasks.Plan, d
     slice_model.save(folder / "model.pt", model, slice_model.Origin(target.mean(axis=0), before))
     probability = expit(inference.predict(model, valid, device, what="validate").astype(float))
     bundle = folder.with_suffix(".zip")
-    model_bundle.export_model(bundle, folder / "model.pt", settings, (target, probability, study))
+    single_model.export(bundle, folder / "model.pt", settings, (target, probability, study))
     (folder / "state.pt").unlink()
     score = f"log loss {metric.log_loss(target, probability):.4f} on {N_VALID} phantoms that it did not learn from"
     cli.say(

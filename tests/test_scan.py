@@ -12,7 +12,7 @@ import pytest
 from ich_kaggle import scan
 from ich_kaggle.common import storage, tables
 from ich_kaggle.common.labels import LABELS
-from ich_kaggle.scans import reader, results
+from ich_kaggle.scans import chosen_series, results
 
 FILES = ("predictions.json", "slices.csv", "studies.csv")
 
@@ -149,7 +149,7 @@ def test_the_story_says_by_what_the_predictions_were_made(study, model, tmp_path
 
 
 def test_a_slice_that_can_not_be_read_is_a_row_without_a_probability(study, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "UNREAD", 0.2)
+    monkeypatch.setattr(chosen_series, "UNREAD", 0.2)
     path = sorted(study.iterdir())[0]
     path.write_bytes(path.read_bytes()[:-50])
     found = run(study, model, tmp_path / "out").set_index("file")
@@ -183,6 +183,61 @@ def test_one_file_can_be_predicted(study, model, tmp_path):
     found = run(sorted(study.iterdir())[0], model, tmp_path / "out")
     assert len(found) == 1
     assert found[list(LABELS)].notna().all(axis=None)
+
+
+# Which series is read, and what is said of it.
+
+
+def test_a_head_stored_from_the_back_up_and_upside_down_gets_the_same_probabilities(study, model, tmp_path):
+    expected = run(study, model, tmp_path / "usual")
+    for path in study.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.PixelData = np.ascontiguousarray(dataset.pixel_array[::-1]).tobytes()
+        directions = np.array(dataset.ImageOrientationPatient, float)
+        dataset.ImageOrientationPatient = [*directions[:3], *-directions[3:]]
+        dataset.save_as(path)
+    found = run(study, model, tmp_path / "up")
+    assert found.slice.tolist() == expected.slice.tolist()
+    np.testing.assert_array_equal(found[list(LABELS)], expected[list(LABELS)])
+    np.testing.assert_allclose(found.position_mm, expected.position_mm, atol=0.001)
+
+
+def test_contrast_medium_is_noted_in_csv_json_page_and_on_the_screen_and_the_files_are_private(
+    study, model, tmp_path, capsys
+):
+    for path in study.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.ContrastBolusAgent = "ULTRAVIST 370"
+        dataset.save_as(path)
+    run(study, model, tmp_path / "out", "--report")
+    note = "may show contrast medium: ContrastBolusAgent is ULTRAVIST 370"
+    assert pd.read_csv(tmp_path / "out" / "studies.csv").note.tolist() == [note]
+    assert story(tmp_path / "out")["studies"][0]["series"][0]["notes"] == [note]
+    (data,) = (tmp_path / "out" / "report" / "data").iterdir()
+    assert note in data.read_text() and note in capsys.readouterr().out
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert (modes, (tmp_path / "out").stat().st_mode & 0o777) == ({0o600}, 0o700)
+
+
+def test_a_dry_run_says_what_would_be_read_and_leaves_nothing(study, model, tmp_path, capsys):
+    twin(study, "zz_bone", ConvolutionKernel="H70h")
+    before = sorted(tmp_path.rglob("*"))
+    flags = ["--dicom", str(study), "--models", str(model), "--out", str(tmp_path / "out"), "--dry-run"]
+    scan.main(flags)
+    read, refused, files = capsys.readouterr().out.splitlines()[-3:]
+    assert "slices): read" in read and "zz_bone" in refused and "not read: " in refused
+    assert files == "0 files passed over" and sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_series_that_is_named_or_no_head_is_read_if_asked(study, model, tmp_path):
+    twin(study, "zz_knee", BodyPartExamined="KNEE")
+    for number, flags in enumerate((["--series", "zz_knee"], ["--any-body-part", "--series", "zz_knee"])):
+        assert set(run(study, model, tmp_path / f"{number}", *flags).series) == {"zz_knee"}
+    for path in study.glob("*.dcm"):
+        path.unlink()
+    message = refusal("--dicom", study, "--models", model, "--out", tmp_path / "none")
+    assert "BodyPartExamined is KNEE: not a head" in message
+    assert set(run(study, model, tmp_path / "any", "--any-body-part").series) == {"zz_knee"}
 
 
 # Refusals, each in one line; and nothing is left.
@@ -263,9 +318,10 @@ def test_seven_encodings_of_one_slice_are_one_slice(real_data, model, tmp_path):
     folder = Path(real_data).with_name("odd_dicom")
     if not folder.is_dir():
         pytest.skip("no odd_dicom beside ICH_REAL_DATA")
-    found = {path.name: run(path, model, tmp_path / path.name) for path in sorted(folder.iterdir())}
+    anything = "--any-body-part"  # it is a slice of a chest
+    found = {path.name: run(path, model, tmp_path / path.name, anything) for path in sorted(folder.iterdir())}
     assert len(found) == 7
     for one in found.values():
         pd.testing.assert_frame_equal(one.drop(columns="file"), found["RLELossless.dcm"].drop(columns="file"))
-    run(folder, model, tmp_path / "all")
+    run(folder, model, tmp_path / "all", anything)
     assert len(story(tmp_path / "all")["passed_over"]) == 6

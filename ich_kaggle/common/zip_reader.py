@@ -53,18 +53,25 @@ def directory(path: Path) -> dict[str, Member]:
 
 @lru_cache(maxsize=1)
 def _directory(path: Path, _changed: int, size: int) -> dict[str, Member]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-    except BROKEN as error:
-        raise ValueError(f"{path}: not a readable zip ({error}): download it again") from error
-    found = {i.filename: Member(i.filename, i.file_size, i.header_offset, i.compress_size, i.CRC) for i in infos}
-    if len(found) < len(infos):
-        twice = Counter(info.filename for info in infos).most_common(1)[0][0]
+    members = [_member(info) for info in _infos(path) if not info.is_dir()]
+    if len(found := {member.path: member for member in members}) < len(members):
+        twice = Counter(member.path for member in members).most_common(1)[0][0]
         raise ValueError(f"{path}: {twice} is in it twice: download it again")
-    if beyond := next((member for member in found.values() if not 0 <= member.offset <= size - member.packed), None):
+    if beyond := next((member for member in members if not 0 <= member.offset <= size - member.packed), None):
         raise ValueError(f"{path}: {beyond.path} lies beyond its end: download it again")
     return found
+
+
+def _infos(path: Path) -> list[zipfile.ZipInfo]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.infolist()
+    except BROKEN as error:
+        raise ValueError(f"{path}: not a readable zip ({error}): download it again") from error
+
+
+def _member(info: zipfile.ZipInfo) -> Member:
+    return Member(info.filename, info.file_size, info.header_offset, info.compress_size, info.CRC)
 
 
 def read(path: Path, member: Member, limit: int = -1) -> bytes:
@@ -107,21 +114,24 @@ def check(file: Path | BinaryIO) -> None:
 
 
 def untrusted(path: Path) -> list[Member]:
-    """Return the files in a zip from elsewhere, sorted. Raises ValueError naming a member that no honest zip has."""
-    found = directory(path)
-    with zipfile.ZipFile(path) as zipped:
-        infos = zipped.infolist()
+    """Return the files in a zip from elsewhere, sorted; two may have one name.
+
+    Raises ValueError naming a member that no honest zip has.
+    """
+    infos = _infos(path)
     for info in infos:
         if fault := _fault(info):
             raise ValueError(f"{path}: member {cli.printable(info.filename, 200)!r} {fault}: not read")
     if (total := sum(info.file_size for info in infos)) > MOST_TOTAL:
         raise ValueError(f"{path}: {total} bytes when inflated, more than {MOST_TOTAL}: give a part of it")
-    end = 0
-    for member in sorted(found.values(), key=lambda member: member.offset):
+    end, found = 0, [_member(info) for info in infos if not info.is_dir()]
+    for member in sorted(found, key=lambda member: member.offset):
         if member.offset < end:
             raise ValueError(f"{path}: member {cli.printable(member.path, 200)!r} overlaps another: not read")
         end = member.offset + LOCAL_HEADER + member.packed
-    return sorted(member for member in found.values() if not member.path.endswith("/"))
+    if end > path.stat().st_size:
+        raise ValueError(f"{path}: a member lies beyond its end: get the zip again")
+    return sorted(found)
 
 
 def _fault(info: zipfile.ZipInfo) -> str:

@@ -12,7 +12,7 @@ from ich_kaggle.dicom.tags import numbers, shown, tag
 
 FARTHEST = 1e5  # mm from the origin; a table moves 2 m
 FINEST, COARSEST = 0.01, 100.0  # mm between pixels
-LONGEST_ID = 64  # characters of an LO or a UI, PS3.5 6.2
+LONGEST_ID = 256  # characters; an LO or a UI has at most 64 (PS3.5 6.2), but some anonymisers write more
 
 
 class Header(NamedTuple):

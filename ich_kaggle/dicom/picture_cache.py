@@ -93,8 +93,11 @@ def _sweep(folder: Path) -> set[str]:
     return found
 
 
-def complete(data: paths.Data, table: pd.DataFrame, folder: Path, *, size: int, crop_by: str, workers: int) -> None:
+def complete(
+    data: paths.Data, table: pd.DataFrame, folder: str | Path, *, size: int, crop_by: str, workers: int
+) -> None:
     """Cache every slice of `table` that the folder lacks, and sort its index like the table."""
+    folder = Path(folder)
     present = _sweep(folder)
     held = cache_index.read(folder)
     held = recheck(data, table, held[held.index.isin(present)], folder, workers)
@@ -120,8 +123,9 @@ def kb_per_slice(cache_size: int, crop_by: str) -> float:
     return float(np.exp(np.interp(wanted, px, kb) + beyond))
 
 
-def check_room(folder: Path, n_missing: int, cache_size: int, crop_by: str) -> None:
+def check_room(folder: str | Path, n_missing: int, cache_size: int, crop_by: str) -> None:
     """Raise OSError with both numbers if `n_missing` slices do not fit on the disk of `folder`."""
+    folder = Path(folder)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     kb, free = kb_per_slice(cache_size, crop_by), shutil.disk_usage(existing).free
     if n_missing * kb * 1e3 > free:
@@ -177,8 +181,9 @@ def make(project: Project, cache_size: int, crop: str) -> tuple[Path, bool]:
     return folder, True
 
 
-def note_defects(work_dir: Path, table: pd.DataFrame, folder: Path) -> None:
+def note_defects(work_dir: str | Path, table: pd.DataFrame, folder: str | Path) -> None:
     """Add the blank and constant slices of the cache to work/defects.csv."""
+    work_dir, folder = Path(work_dir), Path(folder)
     held, known = cache_index.read(folder), slice_table.read_defects(work_dir)
     new = held.loc[(held.defect != "") & ~held.index.isin(known.slice_id[known.action == slice_table.KEPT]), ["defect"]]
     new = new.join(table.set_index("slice_id")[["path"]], how="inner").assign(action=slice_table.KEPT).reset_index()
@@ -225,11 +230,12 @@ def check(folder: str | Path, workers: int) -> None:
     cli.say(f"{folder}: {len(held)} slices match their checksums")
 
 
-def show(data: paths.Data, work_dir: Path, folder: Path, study_id: str) -> Path:
+def show(data: paths.Data, work_dir: str | Path, folder: str | Path, study_id: str) -> Path:
     """Write a contact sheet of a study in z order, with a row per window, and return its path.
 
     A cropped cache gets another row, of whole slices with their box. Raises ValueError for an unknown study.
     """
+    work_dir, folder = Path(work_dir), Path(folder)
     table = tables.read_slices(work_dir)
     study = table[table.study_id == study_id]
     if not len(study):

@@ -5,6 +5,8 @@ JPEG 2000 are decoded by pydicom's plug-ins, from the extra `codecs`. DICOM: htt
 """
 
 import io
+import math
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -12,39 +14,37 @@ from typing import NamedTuple
 import numpy as np
 import pydicom
 from pydicom.config import disable_value_validation
-from pydicom.encaps import get_frame
-from pydicom.pixels import get_decoder
+from pydicom.multival import MultiValue
 from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    RLELossless,
     UncompressedTransferSyntaxes,
 )
 
 from ich_kaggle.common import paths
-from ich_kaggle.dicom import tags
+from ich_kaggle.dicom import decoding, tags
 
 AIR = -1024  # HU: what pixels outside the scanner's field of view become
 PADDING_BELOW = -2000  # HU: no tissue lies here; the competition's padding is -2048 and -3024 HU
 HEAD_BYTES = 1 << 13  # larger than the headers of plain CT
 PLAIN = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 LARGEST = 2048  # px: rows or columns; scanners make 512, some 1024
-MOST_RLE = 6 << 20  # bytes, which expand up to 64 times
 MOST_HU = 1 << 24  # float32 holds every whole number up to here
-UNDECODED = "the pixels can't be decoded"
-UNDEFINED = 0xFFFFFFFF  # the length of an element that ends with a delimiter, PS3.5 7.1.1
+LONG_VRS = (b"OB", b"OF", b"OW", b"UN")  # of pixels; as the length of an implicit element they would be odd
+TISSUE = (-900, 3000)  # HU: values between them are those of a body, whatever a header says of padding
 
 # The tags of one CT slice (PS3.3 C.8.2.1): keyword, the values allowed, the value of an absent tag.
 PLAIN_CT = (
     ("Modality", ("CT",), "absent"),
     ("SamplesPerPixel", (1,), "absent"),
-    ("NumberOfFrames", (1,), 1),
+    ("NumberOfFrames", (1, 0), 1),  # some writers write 0
     ("BitsAllocated", (16,), "absent"),
     ("PixelRepresentation", (0, 1), "absent"),
     ("PhotometricInterpretation", ("MONOCHROME1", "MONOCHROME2"), "absent"),
-    ("RescaleType", ("HU", "US"), "HU"),
 )
+HU = re.compile(r"\s*(HU|HOUNSFIELD( UNITS?)?)\s*", re.IGNORECASE)  # RescaleType
+NOT_SAID = re.compile(r"\s*(US|UNSPECIFIED)?\s*", re.IGNORECASE)  # also RescaleType, PS3.3 C.11.1.1.2
 RESCALE = (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))  # keyword, identity
 
 
@@ -86,9 +86,9 @@ def _plain_head(content: bytes) -> tuple[pydicom.Dataset, int, int] | None:
         return None
     order = "big" if syntax == ExplicitVRBigEndian else "little"
     group, element = (int.from_bytes(content[i : i + 2], order) for i in (at, at + 2))
-    start = at + (8 if syntax == ImplicitVRLittleEndian else 12)  # PS3.5 7.1.2 and 7.1.3
+    start = at + (12 if content[at + 4 : at + 6] in LONG_VRS else 8)  # whatever the transfer syntax says of VRs
     length = int.from_bytes(content[start - 4 : start], order)
-    if (group, element) != (0x7FE0, 0x0010) or start > len(content) or length == UNDEFINED:
+    if (group, element) != (0x7FE0, 0x0010) or start > len(content) or length == tags.UNDEFINED:
         return None
     return dataset, start, length
 
@@ -132,6 +132,9 @@ def check_ct(dataset: pydicom.Dataset, name: str) -> None:
         if found not in allowed:
             wanted = " or ".join(map(str, allowed))
             raise ValueError(f"{name}: {keyword} is {tags.shown(found)}, not {wanted}: not a CT slice")
+    said = str(tags.optional(dataset, "RescaleType", name) or "")
+    if not (HU.fullmatch(said) or NOT_SAID.fullmatch(said)):
+        raise ValueError(f"{name}: RescaleType is {tags.shown(said)}, not HU or US: not a CT slice")
     if "LOCALIZER" in str(tags.optional(dataset, "ImageType", name)):  # PS3.3 C.8.2.1.1.1
         raise ValueError(f"{name}: ImageType says LOCALIZER: not a CT slice")
     bits, high = tags.whole(dataset, "BitsStored", name), tags.optional(dataset, "HighBit", name)
@@ -157,11 +160,18 @@ def encoding(dataset: pydicom.Dataset, name: str) -> Encoding:
     ends = [_stored(dataset, "PixelPaddingValue", code, name)]
     if tags.optional(dataset, "PixelPaddingRangeLimit", name) is not None:
         ends.append(_stored(dataset, "PixelPaddingRangeLimit", code, name))
+    hu = [slope * end + intercept for end in ends]
+    if min(hu) < TISSUE[1] and max(hu) > TISSUE[0]:  # 0 stands in headers whose pixels are HU
+        return code
     return code._replace(padding_low=min(ends), padding_high=max(ends))
 
 
 def _stored(dataset: pydicom.Dataset, keyword: str, code: Encoding, name: str) -> int:
-    if abs(value := tags.numbers(dataset, keyword, 1, name)[0]) >= 1 << 16 or value != int(value):
+    found = tags.optional(dataset, keyword, name)
+    n = (
+        len(found) if isinstance(found, list | MultiValue) else 1
+    )  # of several, as some writers give, the first is meant
+    if abs(value := tags.numbers(dataset, keyword, n, name)[0]) >= 1 << 16 or value != int(value):
         raise ValueError(f"{name}: {keyword} is {value:g}, which 16 bits can't hold")
     return int(_values(np.int64(value), code))
 
@@ -169,7 +179,7 @@ def _stored(dataset: pydicom.Dataset, keyword: str, code: Encoding, name: str) -
 def _rescale(dataset: pydicom.Dataset, keyword: str, identity: float, name: str) -> float:
     # CT must have both (PS3.3 C.8.2.1); without them, stored values are HU only if the header says so.
     if tags.optional(dataset, keyword, name) is None:
-        if tags.optional(dataset, "RescaleType", name) == "HU":
+        if HU.fullmatch(str(tags.optional(dataset, "RescaleType", name))):
             return identity
         raise ValueError(f"{name}: no {keyword} in the header, so pixel values cannot be converted to HU")
     return float(tags.numbers(dataset, keyword, 1, name)[0])
@@ -212,56 +222,36 @@ def read_slice(content: bytes, name: str) -> tuple[pydicom.Dataset, np.ndarray]:
     """
     if len(content) > tags.MOST_BYTES:
         raise ValueError(f"{name}: {len(content)} bytes: not a CT slice")
-    plain = _plain_head(content)
-    dataset = tags.parse(content, name) if plain is None else plain[0]
+    if (plain := _plain_head(content)) is None:
+        dataset = tags.parse(content, name)
+        check_ct(dataset, name)
+        return dataset, stored_words(dataset, dataset, name)
+    dataset, start, length = plain
     check_ct(dataset, name)
-    syntax = tags.tag(dataset.file_meta, "TransferSyntaxUID", name)
-    if plain is None and syntax not in UncompressedTransferSyntaxes:
-        return dataset, _decoded(dataset, name)
-    pixels = memoryview(content)[plain[1] :][: plain[2]] if plain else _pixels(dataset, name)
-    _check_length(dataset, len(pixels), name)
-    shape = shape_of(dataset, name)
-    words = np.frombuffer(pixels, ">u2" if syntax == ExplicitVRBigEndian else "<u2", shape[0] * shape[1])
-    return dataset, words.reshape(shape)
+    return dataset, _native(memoryview(content)[start:][:length], dataset, name)
 
 
-def _pixels(dataset: pydicom.Dataset, name: str, *, encapsulated: bool = False) -> bytes:
-    element = dataset.get_item("PixelData")
-    if element is None or not element.value:
-        raise ValueError(f"{name}: no PixelData")
-    if not isinstance(element.value, bytes) or (element.length == UNDEFINED) != encapsulated:
+def stored_words(dataset: pydicom.Dataset, source: pydicom.Dataset, name: str, frame: int = 0) -> np.ndarray:
+    """Return the pixels of a slice with the header `dataset`, which are the `frame` of those in `source`.
+
+    As raw 16-bit words, uint16 (rows, columns). Raises the errors of `read_slice`.
+    """
+    element = source.get_item("PixelData")
+    if element is None or not isinstance(element.value, bytes) or not element.value:
+        raise ValueError(f"{name}: no PixelData: not an image, or cut short")
+    is_native = tags.tag(source.file_meta, "TransferSyntaxUID", name) in UncompressedTransferSyntaxes
+    if is_native == decoding.is_encapsulated(element.value, element.length, is_native):
         raise ValueError(f"{name}: PixelData is not as its transfer syntax says")
-    return element.value
+    shape = shape_of(dataset, name)
+    if not is_native:
+        return decoding.words(dataset, decoding.frame(source, frame, shape, name), shape, name)
+    return _native(memoryview(element.value)[2 * frame * math.prod(shape) :], source, name)
 
 
-def _decoded(dataset: pydicom.Dataset, name: str) -> np.ndarray:
-    _check_compressed(dataset, name)
-    if dataset.file_meta.TransferSyntaxUID == RLELossless:
-        dataset.pixel_array_options(decoding_plugin="pydicom")  # pylibjpeg's panics
-    with tags.reading(name, UNDECODED):
-        syntax = dataset.file_meta.TransferSyntaxUID
-        if is_decodable := get_decoder(syntax).is_available:
-            words = dataset.pixel_array
-    if not is_decodable:
-        raise RuntimeError(f"{name}: {syntax.name} needs more packages: pip install 'ich_kaggle[codecs]'")
-    if words.shape != shape_of(dataset, name) or words.itemsize != 2:
-        raise ValueError(f"{name}: the compressed pixels are {words.dtype} {words.shape}")
-    return np.ascontiguousarray(words).view(np.uint16)
-
-
-def _check_compressed(dataset: pydicom.Dataset, name: str) -> None:
-    """Raise ValueError if decoding could take far more memory than the pixels that the header declares."""
-    pixels, (rows, columns) = _pixels(dataset, name, encapsulated=True), shape_of(dataset, name)
-    is_rle = dataset.file_meta.TransferSyntaxUID == RLELossless
-    if len(pixels) > min(HEAD_BYTES + 4 * rows * columns, MOST_RLE if is_rle else tags.MOST_BYTES):
-        raise ValueError(f"{name}: {len(pixels)} bytes of compressed pixels for {rows} x {columns}")
-    for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):  # the only frame is the first
-        dataset.pop(keyword, None)
-    with tags.reading(name, UNDECODED):
-        frame = get_frame(pixels, 0, number_of_frames=1)
-        found = (rows, columns, 1) if is_rle else tags.frame_shape(frame)
-    if found != (rows, columns, 1):
-        raise ValueError(f"{name}: the compressed pixels are {found}, not {(rows, columns, 1)}")
+def _native(pixels: memoryview, dataset: pydicom.Dataset, name: str) -> np.ndarray:
+    _check_length(dataset, len(pixels), name)
+    shape, is_big = shape_of(dataset, name), dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian
+    return np.frombuffer(pixels, ">u2" if is_big else "<u2", math.prod(shape)).reshape(shape)
 
 
 def read_words(content: bytes, name: str, plain: Plain | None = None) -> tuple[np.ndarray, Encoding]:

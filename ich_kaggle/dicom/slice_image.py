@@ -1,5 +1,6 @@
 """One DICOM slice as the picture that is cached: three CT windows as channels, cut to the head, resized."""
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -69,11 +70,15 @@ def pixel_defect(words: np.ndarray, brain: np.ndarray) -> str:
 def picture(
     content: bytes, name: str, size: int, box: head_crop.Box | None = None, plain: pixels.Plain | None = None
 ) -> Picture:
-    """Return the cached picture of the DICOM slice in `content`, or of its part in `box`; `plain` as in `read_words`.
+    """Return the cached picture of the DICOM slice in `content`, or its part in `box`; `plain` as in `read_words`."""
+    return drawn(*pixels.read_words(content, name, plain), size, box)
+
+
+def drawn(words: np.ndarray, code: pixels.Encoding, size: int, box: head_crop.Box | None = None) -> Picture:
+    """Return the cached picture of the stored `words` (h, w), or of their part in `box`.
 
     Windows are applied before the resize, so that bone, clipped, does not bleed into adjacent blood.
     """
-    words, code = pixels.read_words(content, name, plain)
     box = box or head_crop.Box(0, 0, *words.shape)
     image = windowed(np.ascontiguousarray(box.cut(words)), code)
     return Picture(resize(image, size), box, pixel_defect(words, cv2.extractChannel(image, 0)))
@@ -83,9 +88,13 @@ def study_box(
     data: paths.Data, members: list[tuple[paths.Member, pixels.Plain | None]], spacing: float
 ) -> head_crop.Box:
     """Return the box of the head in the slices `members`, all of one shape, their pixels `spacing` mm apart."""
+    return box_of((pixels.read_words(data.read(member), member.path, plain) for member, plain in members), spacing)
+
+
+def box_of(slices: Iterable[tuple[np.ndarray, pixels.Encoding]], spacing: float) -> head_crop.Box:
+    """Return the box of the head in `slices`, words (h, w) with their encoding, their pixels `spacing` mm apart."""
     step, tissue = head_crop.step_of(spacing), []
-    for member, plain in members:
-        words, code = pixels.read_words(data.read(member), member.path, plain)
+    for words, code in slices:
         tissue.append(pixels.hu_table(code)[head_crop.grid(words, step)] > head_crop.TISSUE)
     return head_crop.head_box(np.stack(tissue), words.shape, step, spacing)
 

@@ -10,7 +10,7 @@ from ich_kaggle.common import cli, parallel, paths, provenance, storage, tables,
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.common.zip_reader import Member
-from ich_kaggle.dicom import geometry, slice_image
+from ich_kaggle.dicom import geometry, slice_image, tags
 from ich_kaggle.dicom import pixels as pixels_module
 from ich_kaggle.dicom.pixels import Encoding, Plain
 
@@ -46,18 +46,26 @@ def scan_slice(data: paths.Data, member: Member, pixels: bool) -> dict:
 
     `pixels` reads the pixels too, to find blank slices.
     """
-    row = {"slice_id": PurePosixPath(member.path).stem, **member._asdict()}
+    row, kinds = {"slice_id": PurePosixPath(member.path).stem, **member._asdict()}, []
     try:
-        dataset, start = pixels_module.read_head(data, member)
-        code = pixels_module.encoding(dataset, member.path)
-        row |= geometry.read_header(dataset, member.path)._asdict() | {"start": start} | code._asdict()
-        if pixels:
-            words = pixels_module.read_slice(data.read(member), member.path)[1]
-            brain = windows.apply(pixels_module.hu_table(code), (windows.BRAIN,))[words]
-            row |= {"defect": slice_image.pixel_defect(words, brain) or None, "action": KEPT}
-        return row
+        with tags.warned(kinds):
+            row |= _facts(data, member, pixels)
     except ValueError as error:
         return row | {"defect": str(error).removeprefix(f"{member.path}: "), "action": "left out"}
+    if kinds and not row.get("defect"):
+        row |= {"defect": kinds[0], "action": KEPT}
+    return row
+
+
+def _facts(data: paths.Data, member: Member, pixels: bool) -> dict:
+    dataset, start = pixels_module.read_head(data, member)
+    code = pixels_module.encoding(dataset, member.path)
+    row = geometry.read_header(dataset, member.path)._asdict() | {"start": start} | code._asdict()
+    if pixels:
+        words = pixels_module.read_slice(data.read(member), member.path)[1]
+        brain = windows.apply(pixels_module.hu_table(code), (windows.BRAIN,))[words]
+        row |= {"defect": slice_image.pixel_defect(words, brain) or None, "action": KEPT}
+    return row
 
 
 def _scan_batch(data: paths.Data, members: list[Member], pixels: bool) -> tuple[pd.DataFrame, int, int]:

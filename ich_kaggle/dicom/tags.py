@@ -1,41 +1,62 @@
-"""DICOM elements, and the size of a compressed image, read from untrusted files with limits.
+"""DICOM elements, read from untrusted files with limits.
 
 A file is parsed no further than a CT slice can need, and each value is checked as it is read.
-DICOM PS3.5: https://www.dicomstandard.org/current; JPEG: T.81 B.2, B.3; JPEG-LS: T.87 C.2; JPEG 2000: T.800 A.5.
+DICOM PS3.5 and PS3.10: https://www.dicomstandard.org/current
 """
 
 import contextlib
 import io
-import struct
+import logging
+import re
+import warnings
 import zlib
 from collections.abc import Iterator
 
 import numpy as np
 import pydicom
 from pydicom.dataelem import RawDataElement
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from ich_kaggle.common import cli
 
 MOST_BYTES = 1 << 25  # of a file, inflated: four times the pixels of the largest slice
 MOST_READS = 50_000  # of values and their tags while a header is parsed; CT has some hundreds
 LONGEST = 1 << 10  # bytes of a value that is read
-MOST_TILES = 1024  # of a JPEG 2000 image
+PREAMBLE = 132  # bytes before the header, the last four of them DICM, PS3.10 7.1
+UNDEFINED = 0xFFFFFFFF  # the length of an element that ends with a delimiter, PS3.5 7.1.1
+SEQUENCE_END = b"\xfe\xff\xdd\xe0\0\0\0\0"
 
-SIZES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xDE, 0xF7}  # JPEG markers that give the size: SOF, DHP, SOF55
-SCAN = 0xDA  # the JPEG marker before the pixels
 CHARACTER_SET = (b"\x08\x00\x05\x00", b"\x00\x08\x00\x05")  # its tag, in either byte order
 DEFLATED = DeflatedExplicitVRLittleEndian.encode()
 INFLATED = ExplicitVRLittleEndian.encode().ljust(len(DEFLATED), b"\0")
+UNENDED = "truncated: cut short after its last fragment of pixels"
+CUT = "truncated: cut short, get it again"
+# The first element of a file without a preamble: of the meta information, or of a data set alone.
+BARE_META = re.compile(rb"\x02\0[\0-\x10]\0[A-Z]{2}")
+BARE = (
+    (re.compile(rb"\x08\0[\0-\x18]\0[A-Z]{2}"), ExplicitVRLittleEndian),
+    (re.compile(rb"\0\x08\0[\0-\x18][A-Z]{2}"), ExplicitVRBigEndian),
+    (re.compile(rb"\x08\0[\0-\x18]\0.[\0-\3]\0\0", re.DOTALL), ImplicitVRLittleEndian),
+)
+
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # what it logs, it also warns of or raises
 
 
 class _Stream(io.BytesIO):
     """A file of which pydicom parses no more than the header of a slice can hold, and inflates nothing.
 
-    Raises ValueError for more than MOST_READS; a character set counts per byte, as each name in one takes long.
+    Raises ValueError for more than `most` reads; a character set counts per byte, as each name in one takes long.
+    `is_cut` tells whether the file ends within the tag or the length of an element.
     """
 
-    n_reads = 0
+    def __init__(self, content: bytes, most: int):
+        super().__init__(content)
+        self.most, self.n_reads, self.is_cut = most, 0, False
 
     def read(self, size: int | None = -1) -> bytes:
         at = self.tell()
@@ -43,9 +64,43 @@ class _Stream(io.BytesIO):
             raise ValueError("deflated, but not where the length of its meta information says")
         head = self.getbuffer()[max(0, at - 12) : at].tobytes()
         self.n_reads += size if any(tag in head for tag in CHARACTER_SET) else 1
-        if self.n_reads > MOST_READS:
+        if self.n_reads > self.most:
             raise ValueError("its header has no end")
-        return super().read(size)
+        found = super().read(size)
+        self.is_cut |= len(found) < size <= 8 and (found != b"" or size < 8)
+        return found
+
+
+def is_dicom(head: bytes) -> bool:
+    """Return whether a file that begins with `head`, PREAMBLE bytes, is DICOM, with a preamble or without."""
+    bare = any(form.match(head) for form in (BARE_META, *(form for form, _ in BARE)))
+    return head[PREAMBLE - 4 : PREAMBLE] == b"DICM" or head[:4] == b"DICM" or bare
+
+
+def _part_10(content: bytes) -> bytes:
+    """Return `content` with the preamble and the transfer syntax that it lacks (PS3.10 7.1)."""
+    if content[PREAMBLE - 4 : PREAMBLE] == b"DICM":
+        return _in_order(content)
+    if content[:4] == b"DICM":
+        return bytes(PREAMBLE - 4) + content
+    if BARE_META.match(content):
+        return bytes(PREAMBLE - 4) + b"DICM" + content
+    if syntax := next((syntax for form, syntax in BARE if form.match(content)), None):
+        value = syntax.encode() + b"\0" * (len(syntax) % 2)
+        head = b"\2\0\x10\0UI" + len(value).to_bytes(2, "little") + value
+        return bytes(PREAMBLE - 4) + b"DICM" + head + content
+    return content
+
+
+def _in_order(content: bytes) -> bytes:
+    """Return `content` with the byte order in its meta information that its first element has."""
+    start = 144 + int.from_bytes(content[140:144], "little")
+    said, stored = ExplicitVRBigEndian.encode() + b"\0", ExplicitVRLittleEndian.encode() + b"\0"
+    if content[start : start + 2] == b"\0\x08":
+        said, stored = stored, said
+    elif content[start : start + 2] != b"\x08\0":
+        return content
+    return content[:start].replace(said, stored) + content[start:] if said in content[:start] else content
 
 
 def _inflated(content: bytes, name: str) -> bytes:
@@ -78,16 +133,49 @@ def reading(name: str, fault: str) -> Iterator[None]:
         raise ValueError(f"{name}: {fault} ({shown(error)})") from error
 
 
-def shown(value) -> str:
+@contextlib.contextmanager
+def warned(kinds: list[str]) -> Iterator[None]:
+    """Append each kind of warning inside to `kinds`, once; none is printed."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    kinds += dict.fromkeys(shown(re.sub(r"[\d.]+|'[^']*'", "...", str(one.message))) for one in caught)
+
+
+def shown(value, longest: int = 100) -> str:
     """Return a value of a file as a short text that is safe to print."""
-    return cli.printable(str(value), 100)
+    return cli.printable(str(value), longest)
 
 
-def parse(content: bytes, name: str, **options) -> pydicom.Dataset:
-    """Return the data set in `content`, parsed with `options` of pydicom. Raises ValueError if it is not DICOM."""
-    content = _inflated(content, name)
-    with reading(name, "not a readable DICOM file, get it again"):
-        return pydicom.dcmread(_Stream(content), **options)
+def parse(content: bytes, name: str, *, most_reads: int | None = None, **options) -> pydicom.Dataset:
+    """Return the data set in `content`, parsed with `options` of pydicom. Raises ValueError if it is not DICOM.
+
+    A file without a preamble or meta information is read, and one whose last sequence lacks its end.
+    """
+    content = _inflated(_part_10(content), name)
+    most_reads = most_reads or MOST_READS
+    stream = _Stream(content, most_reads)
+    try:
+        with reading(name, "not a readable DICOM file, get it again"):
+            dataset = pydicom.dcmread(stream, **options)
+            if not len(dataset):  # pydicom drops everything if a sequence lacks its end
+                warnings.warn(UNENDED, stacklevel=2)
+                stream = _Stream(content + SEQUENCE_END, most_reads)
+                dataset = pydicom.dcmread(stream, **options)
+    except ValueError as error:
+        if stream.is_cut:
+            raise ValueError(f"{name}: {CUT}") from error
+        raise
+    if not len(dataset) or stream.is_cut or _is_cut(dataset):
+        raise ValueError(f"{name}: {CUT}")
+    return dataset
+
+
+def _is_cut(dataset: pydicom.Dataset) -> bool:
+    """Return whether an element other than the pixels has fewer bytes than its length says."""
+    elements = (dataset.get_item(tag) for tag in sorted(dataset.keys()) if tag.group != 0x7FE0)
+    raw = (one for one in elements if isinstance(one, RawDataElement) and one.length != UNDEFINED)
+    return any(len(one.value or b"") < one.length for one in raw)
 
 
 def optional(dataset: pydicom.Dataset, keyword: str, name: str):
@@ -125,33 +213,3 @@ def numbers(dataset: pydicom.Dataset, keyword: str, n: int, name: str) -> np.nda
     if not np.isfinite(found).all():
         raise ValueError(f"{name}: {keyword} is {shown(value)}, not {n} numbers")
     return found
-
-
-def frame_shape(frame: bytes) -> tuple[int, int, int]:
-    """Return rows and columns (px) and components of a JPEG, JPEG-LS or JPEG 2000 image, which is not decoded.
-
-    Raises ValueError if it does not give them, or for more than MOST_TILES tiles.
-    """
-    try:
-        return _jpeg_2000(frame) if frame[:4] == b"\xff\x4f\xff\x51" else _jpeg(frame)
-    except (struct.error, IndexError, ZeroDivisionError) as error:
-        raise ValueError("it ends before its size") from error
-
-
-def _jpeg_2000(frame: bytes) -> tuple[int, int, int]:
-    right, bottom, left, top, width, height, *_, components = struct.unpack_from(">8IH", frame, 8)
-    if -(-right // width) * -(-bottom // height) > MOST_TILES:
-        raise ValueError(f"tiles of {width} x {height} px")
-    return bottom - top, right - left, components
-
-
-def _jpeg(frame: bytes) -> tuple[int, int, int]:
-    if frame[:2] != b"\xff\xd8":
-        raise ValueError("it is neither JPEG nor JPEG 2000")
-    at = 2
-    while frame[at] == 0xFF and frame[at + 1] != SCAN:
-        marker, length = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4], "big")
-        if marker in SIZES:
-            return struct.unpack_from(">HHB", frame, at + 5)
-        at += 1 if marker == 0xFF else 2 + length  # 0xFF may pad a marker
-    raise ValueError("it does not give its size")

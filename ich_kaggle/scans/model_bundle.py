@@ -19,20 +19,20 @@ import numpy as np
 import pandas as pd
 
 from ich_kaggle import __version__
-from ich_kaggle.common import paths, runs, storage, tables, zip_reader
+from ich_kaggle.common import paths, storage, tables, zip_reader
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.common.runs import Run
 from ich_kaggle.kaggle_api import wheel
-from ich_kaggle.scans import resampling
-from ich_kaggle.scoring import blending, evaluation, nested_choice, study_level
+from ich_kaggle.scans import bounds, resampling
+from ich_kaggle.scoring import blending, study_level
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "models.json"
 AGAIN = "pack the models again"
 FORMAT = 2
-SPACING = 5.0  # mm: of models that read slices one by one
+MOST_VIEWS = 16
 KEYS = (
     *("format", "version", "license", "intended_use", "spacing", "thresholds", "aggregate", "ensemble", "runs"),
     *("pipeline", "models", "options", "pictures", "views", "made_with"),
@@ -44,8 +44,9 @@ INTENDED_USE = (
 )
 
 
-def choose_ensemble(work_dir: Path, name: str | None, flag: str = "--name") -> Path:
+def choose_ensemble(work_dir: str | Path, name: str | None, flag: str = "--name") -> Path:
     """Return the folder of the ensemble `name`, or of the only one. Raises FileNotFoundError or ValueError."""
+    work_dir = Path(work_dir)
     there = paths.ensemble_names(work_dir)
     if name is None and len(there) > 1:
         raise ValueError(f"{work_dir / 'ensemble'} has {', '.join(there)}: choose one with {flag}")
@@ -53,27 +54,30 @@ def choose_ensemble(work_dir: Path, name: str | None, flag: str = "--name") -> P
     return storage.require(paths.ensemble(work_dir, name) / "weights.json", f"--name {name}").parent
 
 
-def kept(ensemble: Path, least: float = 0.0) -> dict[str, float]:
+def kept(ensemble: str | Path, least: float = 0.0) -> dict[str, float]:
     """Return the runs of `ensemble` whose weight exceeds `least` for some label, with their weights."""
+    ensemble = Path(ensemble)
     scores = storage.read_json(ensemble / "weights.json")
     weights = scores["pipeline"]["weights"]
     return {run: weight for run, weight in scores["runs"].items() if np.abs(weights[run]).max() > least}
 
 
-def needed(work_dir: Path, names: list[str]) -> list[str]:
+def needed(work_dir: str | Path, names: list[str]) -> list[str]:
     """Return `names` of runs and of all runs that they read, each after those that it reads."""
+    work_dir = Path(work_dir)
     found = []
     for name in names:
         found += needed(work_dir, Run(work_dir, name).settings.get("on", [])) + [name]
     return list(dict.fromkeys(found))
 
 
-def gather(work_dir: Path, ensemble: Path, names: dict[str, float]) -> tuple[dict, dict[str, Path]]:
+def gather(work_dir: str | Path, ensemble: str | Path, names: dict[str, float]) -> tuple[dict, dict[str, Path]]:
     """Return the manifest of the runs called `names`, those `kept` of `ensemble`, and each file by its name.
 
     Raises FileNotFoundError naming a missing model, ValueError naming a run that has changed since it was blended, or
     one whose models are not saved.
     """
+    work_dir, ensemble = Path(work_dir), Path(ensemble)
     scores = storage.read_json(ensemble / "weights.json")
     packed = {"ensemble": ensemble.name, "runs": names, "pipeline": scores["pipeline"], "models": {}, "options": {}}
     packed |= {"pictures": {}, "views": {}, "made_with": {}}
@@ -149,8 +153,9 @@ def _level(run: Run, k: int, files: dict[str, Path]) -> dict:
     return found | {"widths": [widths[label] for label in LABELS], "reads": reads}
 
 
-def export(project: Project, ensemble: Path, path: Path) -> Path:
+def export(project: Project, ensemble: str | Path, path: str | Path) -> Path:
     """Write the bundle of `ensemble` to `path`, the same bytes for the same files."""
+    ensemble, path = Path(ensemble), Path(path)
     packed, files = gather(project.work_dir, ensemble, kept(ensemble))
     train, nested = project.slices[project.is_train], ensemble / "nested.parquet"
     packed |= {"format": FORMAT, "version": __version__, "license": LICENSE, "intended_use": INTENDED_USE}
@@ -163,45 +168,19 @@ def export(project: Project, ensemble: Path, path: Path) -> Path:
     return path
 
 
-def export_model(path: Path, model: Path, options: dict, held_out: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
-    """Write the bundle of the one slice model in the file `model`, with `options` as of run.json, to `path`.
-
-    `held_out` are slices that it was not fitted on: target (n, 6), probability (n, 6) and the study's number, (n,).
-    Their predictions choose the thresholds.
-    """
-    from ich_kaggle.learning import predictions
-
-    target, probability, study = held_out
-    probability, name = blending.raise_any(probability.copy()), path.stem
-    data = nested_choice.prepare(target, [probability], np.zeros(len(study), int), study)
-    of_studies = study_level.of_studies(study, target, probability)
-    asked, each = evaluation.Asked(), np.arange(len(of_studies[0]))
-    entry = {"fold": 0, "file": f"{name}.fold0.pt", "hash": storage.file_hash(model)}
-    packed = {"format": FORMAT, "version": __version__, "license": LICENSE, "intended_use": INTENDED_USE}
-    packed |= {"ensemble": name, "runs": {name: 1.0}, "models": {name: [entry]}, "options": {name: options}}
-    packed |= {"pictures": {name: {"size": options["cache_size"], "crop": "none"}}, "views": {name: predictions.VIEWS}}
-    packed |= {"made_with": {name: {"versions": runs.versions(), "commit": paths.git_commit()}}, "spacing": SPACING}
-    packed |= {"pipeline": nested_choice.to_json("equal", data.fit("equal"), [name])}
-    packed |= {"mean": probability.mean(axis=0).tolist(), "aggregate": study_level.fit(*of_studies).tolist()}
-    packed["thresholds"] = {
-        "slices": evaluation.choose_thresholds(target, probability, np.unique(study, return_inverse=True)[1], asked),
-        "studies_max": evaluation.choose_thresholds(*of_studies[:2], each, asked),
-    }
-    write_zip(path, packed, {entry["file"]: model})
-
-
 def training_spacing(table: pd.DataFrame) -> float:
     """Return the median over the series of `table` of the distance between their slices, mm."""
     gaps = [resampling.gap(part.to_numpy()) for _, part in table.groupby("series_id").position]
     return round(float(np.nanmedian(gaps)), 3)
 
 
-def read_thresholds(ensemble: Path, nested: Path, folds: list[int]) -> dict:
+def read_thresholds(ensemble: str | Path, nested: str | Path, folds: list[int]) -> dict:
     """Return the thresholds of slices and of studies: level -> label -> rule.
 
     Raises FileNotFoundError where they have not been chosen, ValueError where that was for other predictions or not
     on all `folds`.
     """
+    ensemble, nested = Path(ensemble), Path(nested)
     path = ensemble / "evaluation" / "thresholds.json"
     command = f"python -m ich_kaggle.evaluate --ensemble {ensemble.name}"
     if not path.exists():
@@ -213,8 +192,9 @@ def read_thresholds(ensemble: Path, nested: Path, folds: list[int]) -> dict:
     return {level: found[level] for level in ("slices", "studies_max")}
 
 
-def write_zip(path: Path, packed: dict, files: dict[str, Path]) -> None:
+def write_zip(path: str | Path, packed: dict, files: dict[str, Path]) -> None:
     """Write a zip of `files` and their manifest: stored, sorted by name, without times."""
+    path = Path(path)
     with storage.writing(path) as temporary, zipfile.ZipFile(temporary, "w") as zipped:
         listing = (json.dumps(packed, indent=1) + "\n").encode()
         for name in sorted([*files, MANIFEST]):
@@ -235,6 +215,7 @@ def check(packed: dict, path: Path, again: str) -> None:
     The runs may have different folds, but a second level has no fold that one of the runs it reads lacks.
     """
     try:
+        bounds.check(packed)
         before, folds = [], {run: [entry["fold"] for entry in entries] for run, entries in packed["models"].items()}
         for run, entries in packed["models"].items():
             of_read = [folds[read] for read in packed["options"][run].get("on", [])]
@@ -246,7 +227,7 @@ def check(packed: dict, path: Path, again: str) -> None:
                 raise ValueError(f"{run} is not as its options say")
             before.append(run)
         _check_blend(packed)
-    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration, RecursionError) as error:
         raise ValueError(f"{path}: what it lists does not fit together ({error!r}): {again}") from error
 
 
@@ -254,7 +235,9 @@ def _fits(packed: dict, run: str, entries: list[dict], before: list[str]) -> boo
     """Return whether the models of `run` match its options; a second level reads runs listed `before` it."""
     options, has_file = packed["options"][run], ["file" in entry for entry in entries]
     if "on" not in options:
-        return all(has_file) and len(packed["views"][run]) > 0 and packed["pictures"][run].keys() == {"size", "crop"}
+        picture = packed["pictures"][run]
+        is_picture = isinstance(picture["size"], int) and picture["crop"] in ("none", "study")
+        return all(has_file) and 0 < len(packed["views"][run]) <= MOST_VIEWS and is_picture
     is_fitted = options["model"] != "smooth"
     widths = [len(entry["widths"]) for entry in entries]
     reads = options["on"] and set(options["on"]) <= set(before) and options["features"] in ("oof", "fold")
@@ -293,9 +276,9 @@ def _content(path: Path, member: zip_reader.Member) -> bytes:
     return zip_reader.read(path, member, member.size)  # without its checksum: its hash is looked at
 
 
-def read(path: Path) -> Bundle:
+def read(path: str | Path) -> Bundle:
     """Return the bundle in `path`. Raises ValueError naming its fault; a damaged member is found by its hash."""
-    again = "make it with python -m ich_kaggle.ensemble --export"
+    path, again = Path(path), "make it with python -m ich_kaggle.ensemble --export"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file: give the one that python -m ich_kaggle.ensemble --export makes")
     members = zip_reader.directory(path)

@@ -1,20 +1,21 @@
 """The report page of a scan: its studies with their predictions, without ground truth."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+
 from ich_kaggle import __version__
-from ich_kaggle.common import cli, paths, zip_reader
+from ich_kaggle.common import cli
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.dicom import pixels, png, slice_image
 from ich_kaggle.html import app
 from ich_kaggle.scans import results
 
-Members = Mapping[tuple[str, str, str], zip_reader.Member]  # by study, series and slice
 
-
-def index(out: Path) -> Path:
+def index(out: str | Path) -> Path:
+    out = Path(out)
     return out / "report" / "index.html"
 
 
@@ -44,21 +45,17 @@ def summary(found: dict) -> dict:
     }
 
 
-def pictures(content: bytes, name: str, size: int) -> tuple[bytes, bytes]:
+def pictures(words: np.ndarray, code: pixels.Encoding, size: int) -> tuple[bytes, bytes]:
     """Return a whole slice as PNGs of `size` px: the three windows of the cache, and bone."""
-    words, code = pixels.read_words(content, name)
     cached = slice_image.resize(slice_image.windowed(words, code), size)
     return png.encode(cached), png.encode(slice_image.bone(words, code, size))
 
 
-def study(found: dict, data: paths.Data, members: Members, size: int) -> app.Study:
-    """Return one study of results.content for the page, with its pictures."""
+def study(found: dict, rows: list[results.Row], size: int) -> app.Study:
+    """Return one study of results.content for the page, with the pictures of its `rows`."""
     slices, images = found["slices"], {"cached": [], "bone": []}
-    for one in slices:
-        made = (None, None)
-        if "probability" in one:
-            member = members[found["study"], found["read"], one["slice"]]
-            made = pictures(data.read(member), member.path, size)
+    for one, row in zip(slices, rows, strict=True):
+        made = pictures(*row.source.words(), size) if "probability" in one else (None, None)
         for pngs, picture in zip(images.values(), made, strict=True):
             pngs.append(picture)
     of_study = {
@@ -74,10 +71,9 @@ def study(found: dict, data: paths.Data, members: Members, size: int) -> app.Stu
     return app.Study(found["study"], of_study)
 
 
-def write(
-    out: Path, readings: list[results.Reading], data: paths.Data, members: Members, packed: dict, rule: str
-) -> None:
-    """Write the page of `readings` into `out`, study by study; `members` locates each slice in `data`."""
+def write(out: str | Path, readings: list[results.Reading], packed: dict, rule: str) -> None:
+    """Write the page of `readings` into `out`, study by study."""
+    out = Path(out)
     found = results.content(readings, packed, rule)
     size = max(kind["size"] for kind in packed["pictures"].values())
     content = {
@@ -97,7 +93,8 @@ def write(
     }
 
     def pages() -> Iterator[app.Study]:
-        for one in cli.progress(found, len(found), "write the report", " studies"):
-            yield study(one, data, members, size)
+        bar = cli.progress(found, len(found), "write the report", " studies")
+        for one, part in zip(bar, readings, strict=True):
+            yield study(one, part.rows, size)
 
     app.write(index(out).parent, content, pages(), plots=False)

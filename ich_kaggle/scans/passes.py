@@ -53,8 +53,9 @@ class Budget:
         return n_slices * self.rates.get(run, 0) < self.left
 
 
-def plan(packed: dict, folder: Path) -> list[Pass]:
+def plan(packed: dict, folder: str | Path) -> list[Pass]:
     """Return all passes of the runs `packed` in `folder`, in the order of execution."""
+    folder = Path(folder)
     passes = []
     for turn in range(max(map(len, packed["views"].values()))):
         for run in by_weight(packed):

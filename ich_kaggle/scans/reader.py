@@ -1,7 +1,5 @@
 """Predictions for head CT in DICOM: choose series, make pictures, run the models of a bundle, write the results.
 
-Up to a share UNREAD of the slices of a series may be unreadable: they are listed without probabilities, and the models
-do not see them. Otherwise the series is refused, and the next best of its study is read.
 A slice model that sees neighbours gets those at the distances of its training. A second level gets logits and
 embeddings interpolated to the slice spacing of its training, and its output is interpolated back (linearly, in logits).
 A series spaced as in training, to resampling.NEAR, is not resampled.
@@ -15,84 +13,27 @@ from pathlib import Path
 import numpy as np
 from scipy.special import expit
 
-from ich_kaggle.common import cli, paths, run_predictions
+from ich_kaggle.common import cli, run_predictions
 from ich_kaggle.common.labels import LABELS
-from ich_kaggle.dicom import pixels, png, slice_image
+from ich_kaggle.dicom import png
 from ich_kaggle.learning import augment, datasets, devices, predictions, slice_model
-from ich_kaggle.scans import engine, model_bundle, resampling, results, series_choice
+from ich_kaggle.scans import (
+    engine,
+    model_bundle,
+    output,
+    resampling,
+    results,
+    series_choice,
+    slices,
+)
 from ich_kaggle.scans import page as page_module
+from ich_kaggle.scans.chosen_series import Kind, Scan, choose
 from ich_kaggle.scoring import nested_choice
 
-UNREAD = 0.1  # of the slices of a series
 CHUNK = 2048  # slices, and the rest of their study, whose pictures are in memory at once: 0.2 GB
 PIXELS = 16 * 224**2  # per batch on a CPU: more take more memory and no less time
 
-Kind = tuple[int, str]  # size of a picture in px, and its crop
 Load = Callable[[str, int], engine.Model]  # gives a model by its run and fold
-
-
-@dataclass
-class Scan:
-    """The chosen series of a study."""
-
-    series: series_choice.Series
-    notes: list[str]  # of each of its slices
-    is_read: np.ndarray  # bool (n_slices,)
-    pictures: dict[Kind, list[bytes]]  # PNG files of the slices that could be read
-
-    @property
-    def position(self) -> np.ndarray:
-        return self.series.position[self.is_read]
-
-
-def why_unread(data: paths.Data, one: series_choice.Slice) -> str:
-    """Return the reason why the pixels of a slice cannot be read, or an empty string."""
-    try:
-        pixels.read_words(data.read(one.member), one.member.path)
-    except ValueError as error:
-        return cli.printable(str(error).removeprefix(f"{one.member.path}: "), 300)
-    return ""
-
-
-def boxes_of(data: paths.Data, slices: list[series_choice.Slice]) -> dict[tuple[int, int], object]:
-    """Return the box of the head for each slice shape, as in the cache."""
-    boxes = {}
-    for shape in sorted({one.shape for one in slices}):
-        alike = [one for one in slices if one.shape == shape]
-        boxes[shape] = slice_image.study_box(data, [(one.member, None) for one in alike], alike[0].row_spacing)
-    return boxes
-
-
-def read_series(data: paths.Data, found: series_choice.Series, kinds: list[Kind]) -> Scan:
-    """Return a series with the pictures, of each of the `kinds`, of its readable slices."""
-    notes = [why_unread(data, one) for one in found.slices]
-    scan = Scan(found, notes, np.array([not note for note in notes]), {kind: [] for kind in kinds})
-    slices = [one for one, note in zip(found.slices, notes, strict=True) if not note]
-    boxes = boxes_of(data, slices) if any(crop == "study" for _, crop in kinds) else {}
-    for row, one in zip(np.flatnonzero(scan.is_read), slices, strict=True):
-        content = data.read(one.member)
-        for size, crop in kinds:
-            box = boxes[one.shape] if crop == "study" else None
-            made = slice_image.picture(content, one.member.path, size, box)
-            scan.pictures[size, crop].append(png.encode(made.image))
-            notes[row] = made.defect
-    return scan
-
-
-def choose(data: paths.Data, of_study: list[series_choice.Series], kinds: list[Kind], step: float) -> Scan | None:
-    """Return the scan of the best readable series of a study, None if there is none; the others get a reason."""
-    ranked = series_choice.rank(of_study, step)
-    for i, one in enumerate(ranked):
-        scan = read_series(data, one, kinds)
-        unread = np.flatnonzero(~scan.is_read)
-        if len(unread) > UNREAD * len(scan.is_read):
-            first = f"{one.slices[unread[0]].file}: {scan.notes[unread[0]]}"
-            one.reason = f"{len(unread)} of {len(scan.is_read)} slices cannot be read, the first {first}"
-            continue
-        for other in ranked[i + 1 :]:
-            other.reason = series_choice.compare(one, other, step)
-        return scan
-    return None
 
 
 class Pictures(datasets.SliceDataset):
@@ -205,68 +146,78 @@ def reading(of_study: list[series_choice.Series], scan: Scan | None, probability
     about = [one.describe() for one in of_study]
     if scan is None:
         return results.Reading(of_study[0].study, "", about, [], np.empty((0, len(LABELS)), np.float32))
-    slices = zip(scan.series.slices, scan.notes, strict=True)
-    rows = [results.Row(one.slice_id, one.file, one.position, note) for one, note in slices]
+    found = zip(scan.series.slices, scan.notes, strict=True)
+    rows = [results.Row(one.slice_id, one.file, one.position, note, one) for one, note in found]
     return results.Reading(of_study[0].study, scan.series.series, about, rows, probability)
 
 
-def read_studies(bundle: model_bundle.Bundle, pile: series_choice.Pile, *, device, **how) -> list[results.Reading]:
-    """Return the predictions of each study of `pile`."""
+def read_studies(bundle: model_bundle.Bundle, found: slices.Found, *, device, **how) -> list[results.Reading]:
+    """Return the predictions of each study of a pile."""
     load = models_of(bundle, device)
     kinds = sorted({(kind["size"], kind["crop"]) for kind in bundle.packed["pictures"].values()})
-    found, step = list(series_choice.studies(pile).values()), bundle.packed["spacing"]
-    bar = cli.progress(found, len(found), "read studies", " studies")
+    studies, step = list(series_choice.studies(found).values()), bundle.packed["spacing"]
+    bar = cli.progress(studies, len(studies), "read studies", " studies")
     readings = []
-    for part in chunks((of_study, choose(pile.data, of_study, kinds, step)) for of_study in bar):
+    for part in chunks((of_study, choose(of_study, kinds, step, found.wanted)) for of_study in bar):
         scans = [scan for _, scan in part if scan]
-        found = iter(probabilities(bundle.packed, load, scans, device=device, **how) if scans else [])
-        readings += [reading(of_study, scan, next(found) if scan else None) for of_study, scan in part]
+        made = iter(probabilities(bundle.packed, load, scans, device=device, **how) if scans else [])
+        readings += [reading(of_study, scan, next(made) if scan else None) for of_study, scan in part]
     return readings
 
 
-def check_output(out: Path, overwrite: bool, report: bool) -> None:
-    """Raise ValueError if predictions or a page in `out` would be overwritten, or a page would become outdated."""
-    done, page = out / results.DONE, page_module.index(out)
-    for there in (done, page) if report else (done,):
-        if there.exists() and not overwrite:
-            raise ValueError(f"{there} exists: give another --out, or --overwrite")
-    if done.exists() and page.exists() and not report:
-        raise ValueError(f"{page} shows the predictions to be overwritten: give --report as well, or remove it")
+def plan(found: slices.Found, step: float) -> str:
+    """Return a line for each series of each study: read or not, and why."""
+    lines = []
+    for study, of_study in series_choice.studies(found).items():
+        choose(of_study, [], step, found.wanted)
+        for one in sorted(of_study, key=lambda one: bool(one.reason)):
+            what = f"not read: {one.reason}" if one.reason else "; ".join(["read", *one.notes])
+            lines.append(f"{study}: {one.series} ({len(one.slices)} slices): {what}")
+    return "\n".join([*lines, results.skipped(found)])
+
+
+def summary(readings: list[results.Reading]) -> str:
+    n_read = sum(bool(part.chosen) for part in readings)
+    n_slices = sum(int(part.is_read.sum()) for part in readings)
+    return f"{n_slices} slices of {n_read} of {len(readings)} studies"
 
 
 def predict(
-    path: Path,
-    bundle: Path,
-    out: Path,
+    path: str | Path,
+    bundle: str | Path,
+    out: str | Path,
     *,
     rule: str,
+    wanted: slices.Wanted,
     overwrite: bool = False,
     report: bool = False,
+    dry_run: bool = False,
     device: str = "auto",
     **how,
 ) -> None:
     """Write the predictions of the models in `bundle` for the DICOM files in `path` into the folder `out`.
 
-    With `report`, a page that shows them is written as well. `how` holds the batch_size and the workers of Reader.
-    Raises ValueError if no series can be read, and as `check_output` does.
+    With `report`, a page that shows them is written as well; with `dry_run`, the choice of series is printed, and
+    nothing is written. `how` holds the batch_size and the workers of Reader. Raises ValueError if no series can be
+    read, and as `output.check` does.
     """
-    check_output(out, overwrite, report)
+    path, out = Path(path), Path(out)
+    output.check(out, overwrite, report)
     opened = model_bundle.read(bundle)
     results.chosen_thresholds(opened.packed, "slices", rule)
-    pile = series_choice.read(path, skip=out)
-    readings = read_studies(opened, pile, device=devices.pick_device(device), **how)
+    found = slices.read(path, out, wanted)
+    if dry_run:
+        cli.say(plan(found, opened.packed["spacing"]))
+        return
+    readings = read_studies(opened, found, device=devices.pick_device(device), **how)
     if not any(part.chosen for part in readings):
-        raise ValueError(f"{path}: no axial head CT series: {results.refusals(readings, pile.passed_over)}")
-    about = results.about(
-        opened.packed, opened.digest, [text for text, _ in series_choice.PREFERENCES], pile.passed_over
-    )
-    if report:
-        members = {(one.study, one.series, one.slice_id): one.member for one in pile.slices}
-        page_module.write(out, readings, pile.data, members, opened.packed, rule)
-    results.write(out, readings, about, opened.packed, rule)
-    n_read = sum(bool(part.chosen) for part in readings)
-    n_slices = sum(int(part.is_read.sum()) for part in readings)
-    cli.say(
-        f"{out}: {n_slices} slices of {n_read} of {len(readings)} studies; {len(pile.passed_over)} files passed over\n"
-        f"{opened.packed['intended_use']}"
-    )
+        raise ValueError(f"{path}: no axial head CT series: {results.refusals(readings, found.passed_over)}")
+    against = [text for text, _ in series_choice.PREFERENCES]
+    with output.private():
+        if report:
+            page_module.write(out, readings, opened.packed, rule)
+        results.write(out, readings, results.about(opened, against, found), opened.packed, rule)
+    cli.say(f"{out}: {summary(readings)}; {results.skipped(found)}")
+    for part in (part for part in readings if part.notes):
+        cli.say(f"{part.study}: {'; '.join(part.notes)}")
+    cli.say(opened.packed["intended_use"])

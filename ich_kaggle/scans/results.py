@@ -1,10 +1,13 @@
 """The predictions of a scan, as tables and as one JSON file.
 
-In a CSV cell, text from a DICOM file that begins like a formula, or with an apostrophe, is prefixed with an apostrophe,
-which marks text in spreadsheets (https://owasp.org/www-community/attacks/CSV_Injection). JSON has the text unchanged.
+In a CSV cell, an apostrophe, which marks text in spreadsheets, is put before what begins like a formula or with an
+apostrophe, at the start of the cell or after a separator (https://owasp.org/www-community/attacks/CSV_Injection). JSON
+has the text unchanged.
 """
 
 import csv
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,10 +18,13 @@ import numpy as np
 
 from ich_kaggle.common import storage
 from ich_kaggle.common.labels import LABELS
+from ich_kaggle.scans import model_bundle, slices
 from ich_kaggle.scoring import study_level
 
-FORMULA = tuple("=+-@'\uff1d\uff0b\uff0d\uff20")
+# What a formula begins with, also where a spreadsheet splits a cell because it takes another separator.
+FORMULA = re.compile(r"(^|[,;|\t])(\s*)(?=[=+\-@'\uff1d\uff0b\uff0d\uff20])")
 DONE = "predictions.json"
+SHOWN = 5  # reasons of files that were passed over
 PACKAGES = ("ich_kaggle", "torch", "timm", "numpy", "pydicom")
 
 
@@ -30,6 +36,7 @@ class Row:
     file: str
     position: float  # mm
     note: str  # the reason why it is unreadable, or a defect
+    source: slices.Slice | None = None
 
 
 @dataclass(frozen=True)
@@ -43,12 +50,17 @@ class Reading:
     probability: np.ndarray  # float32 (n_rows, 6), NaN where a slice could not be read
 
     @property
+    def notes(self) -> list[str]:
+        """What leaves doubt about the series that was read."""
+        return [note for one in self.series if not one["reason"] for note in one["notes"]]
+
+    @property
     def is_read(self) -> np.ndarray:
         return ~np.isnan(self.probability[:, 0])
 
 
 def cell(text: str) -> str:
-    return f"'{text}" if text.startswith(FORMULA) else text
+    return FORMULA.sub(r"\1\2'", text)
 
 
 def flags(probability: np.ndarray, thresholds: dict[str, float]) -> list[int]:
@@ -86,7 +98,7 @@ def study_rows(readings: list[Reading], thresholds: dict[str, float], parameters
             largest, aggregate = of_study(reading, parameters)
             values = [*largest, *aggregate, *flags(largest, thresholds)]
             n_aside = sum(one["n_left_aside"] for one in reading.series if one["series"] == reading.chosen)
-            note = f"{n_aside} files of the series left aside" if n_aside else ""
+            note = "; ".join(reading.notes + [f"{n_aside} files of the series left aside"] * (n_aside > 0))
         n_unread = int((~reading.is_read).sum())
         yield [cell(reading.study), cell(reading.chosen), len(reading.rows), n_unread, *values, cell(note)]
 
@@ -123,16 +135,27 @@ def chosen_thresholds(packed: dict, level: str, rule: str) -> dict[str, float]:
     return {label: number(np.float32(packed["thresholds"][level][label][rule])) for label in LABELS}
 
 
-def about(packed: dict, digest: str, against: list[str], passed_over: dict[str, str]) -> dict:
+def about(bundle: model_bundle.Bundle, against: list[str], found: slices.Found) -> dict:
     """Return the provenance of predictions: the bundle, the rules `against` a series, the files passed over."""
-    keys = ("ensemble", "version", "spacing", "license", "made_with")
+    packed, keys = bundle.packed, ("ensemble", "version", "spacing", "license", "made_with")
+    warned = sorted(found.pile.warned.items())
     return {
         "intended_use": packed["intended_use"],
-        "bundle": {"sha256": digest, **{key: packed[key] for key in keys}},
+        "bundle": {"sha256": bundle.digest, **{key: packed[key] for key in keys}},
         "versions": {name: version(name) for name in PACKAGES} | {"opencv": cv2.__version__},
         "preferred": [f"not one that {text}" for text in against],
-        "passed_over": [{"file": file, "reason": why} for file, why in sorted(passed_over.items())],
+        "passed_over": [{"file": file, "reason": why} for file, why in sorted(found.passed_over.items())],
+        "warnings": [{"warning": kind, "n_files": len(files), "first": files[0]} for kind, files in warned],
     }
+
+
+def skipped(found: slices.Found) -> str:
+    """Return the number of files that were passed over, by reason, and those that pydicom warned of, by warning."""
+    reasons = Counter(found.passed_over.values()).most_common(SHOWN)
+    warned = [f"{len(files)} files with the warning: {kind}" for kind, files in sorted(found.pile.warned.items())]
+    first = {reason: file for file, reason in reversed(found.passed_over.items())}
+    kinds = "; ".join(f"{n}: {reason}, the first {first[reason]}" for reason, n in reasons)
+    return "; ".join([f"{len(found.passed_over)} files passed over" + f" ({kinds})" * bool(kinds), *warned])
 
 
 def refusals(readings: list[Reading], passed_over: dict[str, str]) -> str:
@@ -143,8 +166,9 @@ def refusals(readings: list[Reading], passed_over: dict[str, str]) -> str:
     return "; ".join(f"{len(some)} {what}, the first {some[0]}" for some, what in lists if some) or "no files"
 
 
-def write(out: Path, readings: list[Reading], about: dict, packed: dict, rule: str) -> None:
+def write(out: str | Path, readings: list[Reading], about: dict, packed: dict, rule: str) -> None:
     """Write slices.csv, studies.csv and, last, predictions.json, with `about` first, into the folder `out`."""
+    out = Path(out)
     of_slices, of_studies = (chosen_thresholds(packed, level, rule) for level in ("slices", "studies_max"))
     (out / DONE).unlink(missing_ok=True)
     _write_csv(out / "slices.csv", slice_rows(readings, of_slices))

@@ -18,11 +18,12 @@ MODELS = model_bundle.MANIFEST
 LEAST = 1e-6  # weight of a run that is read by others only
 
 
-def read_models(folder: Path) -> dict:
+def read_models(folder: str | Path) -> dict:
     """Return the manifest of the models in `folder`.
 
     Raises FileNotFoundError, or ValueError naming a file that has changed.
     """
+    folder = Path(folder)
     path = folder / MODELS
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: make the folder with python -m ich_kaggle.kernel weights")
@@ -38,12 +39,13 @@ def read_models(folder: Path) -> dict:
     return packed
 
 
-def test_table(data: paths.Data, work_dir: Path, workers: int) -> pd.DataFrame:
+def test_table(data: paths.Data, work_dir: str | Path, workers: int) -> pd.DataFrame:
     """Return the slice table of the test slices only, so that `picture_cache.ensure` caches no others.
 
     Raises ValueError if a slice is missing, or if the table in `work_dir` is damaged, holds training slices, or is of
     other data.
     """
+    work_dir = Path(work_dir)
     path, wanted = paths.slices(work_dir), tables.read_long(data, paths.SAMPLE_CSV)[0]
     if not path.exists():
         table = slice_table.scan(data, "test", max(1, workers)).sort_values(slice_table.ORDER, ignore_index=True)
@@ -99,8 +101,11 @@ def blend_fold(packed: dict, probabilities: dict[str, np.ndarray]) -> np.ndarray
     return out
 
 
-def write(out: Path, work_dir: Path, data: paths.Data, slice_ids: np.ndarray, probability: np.ndarray) -> None:
+def write(
+    out: str | Path, work_dir: str | Path, data: paths.Data, slice_ids: np.ndarray, probability: np.ndarray
+) -> None:
     """Write the submission `out`: it is replaced after the new one has been verified."""
+    out, work_dir = Path(out), Path(work_dir)
     draft = work_dir / out.name
     tables.write_submission(draft, data, slice_ids, probability)
     submissions.verify(draft, data, quiet=True)

@@ -108,8 +108,55 @@ def test_pixel_padding_becomes_air_however_its_sign_is_written(value):
 
 def test_a_range_of_padding_becomes_air_from_end_to_end():
     words = np.arange(8, dtype=np.uint16)[None]
-    dataset = ct(words, RescaleIntercept=0, PixelPaddingValue=2, PixelPaddingRangeLimit=4)
-    assert hu_of(dataset).tolist() == [[0, 1, pixels.AIR, pixels.AIR, pixels.AIR, 5, 6, 7]]
+    dataset = ct(words, RescaleIntercept=-1003, PixelPaddingValue=2, PixelPaddingRangeLimit=4)
+    assert hu_of(dataset).tolist() == [[-1003, -1002, pixels.AIR, pixels.AIR, pixels.AIR, -998, -997, -996]]
+
+
+@pytest.mark.parametrize("tags", [dict(PixelPaddingValue=0), dict(PixelPaddingValue=0, PixelPaddingRangeLimit=100)])
+def test_a_padding_that_is_tissue_is_none_for_air_is_not_0_hu(tags):
+    words = np.array([[-1000, 0, 40]], np.int16).view(np.uint16)
+    assert hu_of(ct(words, RescaleIntercept=0, **tags)).tolist() == [[-1000, 0, 40]]
+
+
+def test_of_two_padding_values_the_first_is_meant():
+    dataset = ct(np.array([[0, 7, 1064]], np.uint16))
+    dataset.add_new("PixelPaddingValue", "SS", [7, -2000])
+    assert hu_of(dataset).tolist() == [[-1024, pixels.AIR, 40]]
+
+
+def joined(said: str, stored: str, after: bytes = b"") -> bytes:
+    """Return a file whose meta information is that of the transfer syntax `said`, its data set as of `stored`."""
+    parts = []
+    for syntax in (said, stored):
+        whole = content(ct(NOISE, syntax))
+        start = 144 + int.from_bytes(whole[140:144], "little")
+        parts.append((whole[:start], whole[start:]))
+    return parts[0][0] + parts[1][1] + after
+
+
+@pytest.mark.parametrize("after", [b"", bytes(72)])
+@pytest.mark.parametrize(
+    "said, stored",
+    [
+        (ExplicitVRLittleEndian, ImplicitVRLittleEndian),
+        (ImplicitVRLittleEndian, ExplicitVRLittleEndian),
+        (ExplicitVRBigEndian, ExplicitVRLittleEndian),
+        (ExplicitVRBigEndian, ImplicitVRLittleEndian),
+        (ExplicitVRLittleEndian, ExplicitVRBigEndian),
+    ],
+)
+def test_the_encoding_that_is_stored_is_read_whatever_is_said(said, stored, after, tmp_path):
+    (tmp_path / "one.dcm").write_bytes(whole := joined(said, stored, after))
+    assert np.array_equal(pixels.read_slice(whole, "one.dcm")[1], NOISE)
+    head, start = pixels.read_head(paths.Data(tmp_path), paths.Member("one.dcm", len(whole)))
+    plain = pixels.Plain(start, *NOISE.shape, pixels.encoding(head, "one.dcm"))
+    assert np.array_equal(pixels.read_words(whole, "one.dcm", plain)[0], NOISE)
+
+
+@pytest.mark.parametrize("tags", [dict(NumberOfFrames=0), dict(NumberOfFrames=1)])
+@pytest.mark.parametrize("said", ["HU", "Hounsfield", "HOUNSFIELD UNITS", "hu ", "US", "unspecified"])
+def test_what_others_write_for_one_frame_in_hu_is_read(tags, said):
+    assert np.array_equal(hu_of(ct(RescaleType=said, **tags)), hu_of(ct()))
 
 
 def test_monochrome1_has_the_same_hu_for_only_a_display_turns_it_round():
@@ -240,6 +287,28 @@ def test_a_compressed_file_cut_in_its_pixels_is_refused(syntax, share):
         pixels.read_slice(whole[: start + int(share * (len(whole) - start))], "one.dcm")
 
 
+def rle() -> bytes:
+    dataset = ct(NOISE)
+    dataset.compress(RLELossless)
+    return content(dataset)
+
+
+def test_compressed_pixels_without_their_end_are_read_and_said_to_be_cut():
+    whole, kinds = rle(), []
+    with tags.warned(kinds):
+        assert np.array_equal(pixels.read_slice(whole[:-8], "one.dcm")[1], NOISE)
+    assert tags.UNENDED in kinds
+    with pytest.raises(ValueError, match="one.dcm: .*truncated"):
+        pixels.read_slice(whole[:-20], "one.dcm")
+
+
+def test_compressed_pixels_of_explicit_length_are_read():
+    whole = rle()
+    start = whole.index(b"\xe0\x7f\x10\0") + 8
+    n = (len(whole) - start - 4).to_bytes(4, "little")
+    assert np.array_equal(pixels.read_slice(whole[:start] + n + whole[start + 4 :], "one.dcm")[1], NOISE)
+
+
 def test_broken_rle_is_a_defect_of_the_file():
     dataset = ct(NOISE)
     dataset.compress(RLELossless)
@@ -295,6 +364,23 @@ def test_every_real_slice_has_the_hu_of_pydicoms_modality_lut(real_data):
         words, code = pixels.read_words(stored, member.path)
         hu = pixels.hu_table(code)[words]
         assert np.array_equal(hu, peer(tags.parse(stored, member.path))), member.path
+
+
+def test_the_cts_that_pydicom_ships_have_the_hu_of_its_modality_lut():
+    folder, n = Path(pydicom.__file__).parent / "data" / "test_files", 0
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            dataset = pydicom.dcmread(path)
+            if dataset.Modality != "CT" or "LOCALIZER" in dataset.ImageType:
+                continue
+        except Exception:  # its test files are damaged in many ways
+            continue
+        padding = dataset.get("PixelPaddingValue")
+        found, expected = pixels.read_hu(path), apply_modality_lut(dataset.pixel_array, dataset)
+        kept = (dataset.pixel_array != padding) & (expected > pixels.PADDING_BELOW)
+        assert np.array_equal(found[kept], expected[kept]), path
+        n += 1
+    assert n >= 10
 
 
 def odd_files() -> list:

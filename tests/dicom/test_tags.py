@@ -1,11 +1,16 @@
 import re
+import warnings
 
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import NOISE, content, ct, lossless_jpeg
-from pydicom.encaps import get_frame
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEG2000Lossless
+from dicom_files import NOISE, content, ct
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from ich_kaggle.dicom import tags as tags_module
 
@@ -72,48 +77,50 @@ def test_what_a_file_says_is_printed_short_and_harmless():
     assert len(tags_module.shown("x" * 1000)) <= 103
 
 
-def jpeg_2000() -> bytes:
-    pytest.importorskip("openjpeg", reason="pylibjpeg-openjpeg, from the extra codecs, is missing")
-    dataset = ct(np.pad(NOISE, 20))
-    dataset.compress(JPEG2000Lossless)
-    return get_frame(dataset.PixelData, 0)
-
-
-def test_the_size_of_a_jpeg_is_that_of_its_frame():
-    assert tags_module.frame_shape(lossless_jpeg(NOISE)) == (24, 40, 1)
-
-
-def test_the_size_of_a_jpeg_2000_is_that_of_its_image_without_the_offset():
-    frame = jpeg_2000()
-    assert tags_module.frame_shape(frame) == (64, 80, 1)
-    moved = frame[:16] + (30).to_bytes(4, "big") + (4).to_bytes(4, "big") + frame[24:]
-    assert tags_module.frame_shape(moved) == (60, 50, 1)
-
-
-def test_segments_and_fill_bytes_before_the_frame_are_passed():
-    frame = lossless_jpeg(NOISE)
-    comment = b"\xff\xfe\0\6\xff\xc3\0\0"  # holds what looks like the marker of a frame
-    assert tags_module.frame_shape(frame[:2] + comment + b"\xff\xff" + frame[2:]) == (24, 40, 1)
-
-
-def test_too_many_tiles_are_refused():
-    frame = jpeg_2000()
-    with pytest.raises(ValueError, match="tiles of 1 x 1 px"):
-        tags_module.frame_shape(frame[:24] + b"\0\0\0\1" * 2 + frame[32:])
+def bare(syntax: str) -> bytes:
+    """Return the data set alone."""
+    whole = content(ct(syntax=syntax))
+    return whole[144 + int.from_bytes(whole[140:144], "little") :]
 
 
 @pytest.mark.parametrize(
-    "frame, message",
+    "found",
     [
-        (b"", "neither JPEG nor JPEG 2000"),
-        (b"\xff\xd8", "ends before its size"),
-        (b"\xff\xd8\xff\xc3\0\x0b", "ends before its size"),
-        (b"\xff\xd8\xff\xda\0\2" + bytes(20), "does not give its size"),
-        (b"\xff\xd8" + bytes(20), "does not give its size"),
-        (b"\xff\x4f\xff\x51" + bytes(60), "ends before its size"),
-        (b"\xff\x4f\xff\x51" + bytes(8), "ends before its size"),
+        content(ct())[128:],
+        content(ct())[132:],
+        bare(ExplicitVRLittleEndian),
+        bare(ImplicitVRLittleEndian),
+        bare(ExplicitVRBigEndian),
     ],
+    ids=["no preamble", "no DICM", "explicit", "implicit", "big endian"],
 )
-def test_what_does_not_tell_its_size_is_refused(frame, message):
-    with pytest.raises(ValueError, match=message):
-        tags_module.frame_shape(frame)
+def test_a_file_without_preamble_or_meta_information_is_read(found):
+    assert tags_module.is_dicom(found[: tags_module.PREAMBLE])
+    dataset = tags_module.parse(found, "one.dcm")
+    order = ">u2" if dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian else "<u2"
+    assert np.array_equal(np.frombuffer(dataset.PixelData, order), NOISE.ravel())
+
+
+@pytest.mark.parametrize("head", [b"", b"text", b"\x08\0 times", b"PK\3\4" + bytes(128), bytes(132), b"\2\0\0\0ab"])
+def test_what_is_no_dicom_is_told_by_its_start(head):
+    assert not tags_module.is_dicom(head)
+
+
+@pytest.mark.parametrize("n", range(340, 700, 9))
+def test_a_file_cut_in_its_header_is_called_cut_or_lacks_a_tag(n):
+    whole = content(ct())[:n]
+    try:
+        dataset = tags_module.parse(whole, "one.dcm", stop_before_pixels=True)
+    except ValueError as error:
+        assert str(error) == f"one.dcm: {tags_module.CUT}"
+    else:
+        assert b"\xe0\x7f\x10\0" in whole or "BitsStored" not in dataset or "RescaleSlope" not in dataset
+
+
+def test_warnings_are_kept_once_per_kind_and_not_printed(recwarn):
+    kinds = []
+    with tags_module.warned(kinds):
+        for n in (1, 2):
+            warnings.warn(f"value {n} of 'x{n}'", stacklevel=1)
+        warnings.warn("another", stacklevel=1)
+    assert (kinds, len(recwarn)) == (["value ... of ...", "another"], 0)

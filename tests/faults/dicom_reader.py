@@ -16,8 +16,8 @@ import numpy as np
 from dicom_mutations import mutated
 
 from ich_kaggle.common import paths
+from ich_kaggle.dicom import geometry, slice_image, slice_table
 from ich_kaggle.dicom import pixels as pixels_module
-from ich_kaggle.dicom import slice_image, slice_table
 
 MOST_BYTES = 500 << 20  # beyond what the process has before a file
 SPARE_BYTES = 1 << 30  # more, and it is not given at all
@@ -60,7 +60,8 @@ def scan(data: paths.Data, pixels: bool) -> str:
         return refusal(ValueError(f"{member.path}: {row['defect']}"), member.path)
     facts = [row[key] for key in ("position", "tilt", "row_spacing", "column_spacing")]
     ids = [row[key] for key in ("patient_id", "study_id", "series_id")]
-    if not np.isfinite(facts).all() or not all(text and text.isprintable() and len(text) <= 64 for text in ids):
+    longest = geometry.LONGEST_ID
+    if not np.isfinite(facts).all() or not all(text and text.isprintable() and len(text) <= longest for text in ids):
         return f"a row of {facts} and {ids}"
     code = pixels_module.Encoding(*(row[key] for key in pixels_module.Encoding._fields))
     plain = pixels_module.Plain(row["start"], row["rows"], row["columns"], code)

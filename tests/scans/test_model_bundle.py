@@ -216,6 +216,31 @@ def test_a_missing_member_is_named(bundle, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "keys, value, message",
+    [
+        (("pictures", "a", "size"), 10**9, "size is 1000000000, not 8 to 4096"),
+        (("pictures", "a", "size"), 1e400, "size is inf, not 8 to 4096"),
+        (("pictures", "a", "size"), "64", "a is not as its options say"),
+        (("pictures", "a", "crop"), "../up", "a is not as its options say"),
+        (("options", "a", "image_size"), 0, "image_size is 0, not 8 to 4096"),
+        (("spacing",), 0, "spacing is 0, not 0.01 to 100"),
+        (("thresholds", "slices", "any", "f1"), 2, "f1 is 2, not 0 to 1"),
+        (("aggregate", 0, 0), float("nan"), "aggregate is nan, not -1e\\+06 to 1e\\+06"),
+        (("views", "a"), ["identity"] * 1000, "a is not as its options say"),
+    ],
+)
+def test_a_number_out_of_bounds_is_named(bundle, keys, value, message):
+    packed = json.loads(json.dumps(bundle.packed))
+    inner = packed
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    with pytest.raises(ValueError, match=f"one.zip: what it lists does not fit together .*{message}.*: again"):
+        model_bundle.check(packed, Path("one.zip"), "again")
+    model_bundle.check(bundle.packed, Path("one.zip"), "again")
+
+
+@pytest.mark.parametrize(
     "listing, message",
     [
         (b"{", "models.json is not that of a bundle"),

@@ -17,7 +17,7 @@ from ich_kaggle.common import windows
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.dicom import png, slice_image
 from ich_kaggle.html import app
-from ich_kaggle.scans import model_bundle, page, reader, results
+from ich_kaggle.scans import chosen_series, model_bundle, output, page, results
 
 HOSTILE = "</script><img src=x onerror='window.ran=1'>"
 KERNEL = "<IMG SRC=X>"  # a kernel is told in capitals
@@ -29,7 +29,7 @@ NONE = "9.9"  # a study that is not read
 def share_unread():
     """Let one of the seven slices of a study be unreadable."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader, "UNREAD", 0.2)
+        patch.setattr(chosen_series, "UNREAD", 0.2)
         yield
 
 
@@ -138,7 +138,8 @@ def test_a_page_is_not_overwritten_unasked_nor_left_with_other_predictions(out, 
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "index.html").write_text("mine")
     assert f"{tmp_path / 'report' / 'index.html'} exists: give another --out" in refusal(*flags, "--report")
-    (tmp_path / results.DONE).write_text("{}")
+    assert f"{tmp_path / 'report'} was not made by scan" in refusal(*flags, "--report", "--overwrite")
+    (tmp_path / results.DONE).write_bytes(output.MADE[results.DONE])
     assert "shows the predictions to be overwritten: give --report as well" in refusal(*flags, "--overwrite")
     assert (tmp_path / "report" / "index.html").read_text() == "mine"
 
@@ -149,18 +150,19 @@ def test_pictures_of_one_study_are_in_memory_at_once(monkeypatch, tmp_path):
     part = {"slice": "1", "file": "1", "position_mm": 0.0, "note": "", "probability": label, "flags": label}
     noise = np.random.default_rng(0)
 
-    class Data:
-        def read(self, member):
-            return b""
+    class Source:
+        def words(self):
+            return ()
+
+    class Row:
+        source = Source()
 
     monkeypatch.setattr(page, "pictures", lambda *_: (noise.bytes(1 << 20), noise.bytes(1 << 18)))
     content = {"labels": LABELS}
 
     def peak(n: int) -> int:
         found = [{"study": f"{i}", "read": "s", "series": [{}], "slices": [part] * 8} for i in range(n)]
-        member = type("Member", (), {"path": "1"})()
-        members = {(f"{i}", "s", "1"): member for i in range(n)}
-        studies = (page.study(one, Data(), members, 64) for one in found)
+        studies = (page.study(one, [Row()] * 8, 64) for one in found)
         tracemalloc.start()
         app.write(tmp_path / f"{n}", content, studies, plots=False)
         found = tracemalloc.get_traced_memory()[1]

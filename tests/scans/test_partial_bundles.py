@@ -11,7 +11,7 @@ import torch
 from ich_kaggle import ensemble, evaluate, infer, kernel
 from ich_kaggle.common import paths, tables
 from ich_kaggle.common.labels import LABELS
-from ich_kaggle.scans import model_bundle, passes, reader, series_choice, test_set
+from ich_kaggle.scans import model_bundle, passes, reader, slices, test_set
 
 FOLDS = {"one fold": {"a": [2], "b": [2]}, "different folds": {"a": [0, 1], "b": [1, 2], "g": [1]}}
 
@@ -40,7 +40,7 @@ def of_ensemble(work: Path, slice_ids: np.ndarray) -> np.ndarray:
 
 
 def test_a_scan_gets_what_the_ensemble_has(work, competition):
-    pile = series_choice.read(competition / "stage_2_test")
+    pile = slices.read(competition / "stage_2_test")
     bundle = model_bundle.read(work.parent / "part.zip")
     readings = reader.read_studies(bundle, pile, batch_size=16, workers=0, device=torch.device("cpu"))
     ids = np.array([row.slice_id for one in readings for row in one.rows])

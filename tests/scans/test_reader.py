@@ -10,7 +10,7 @@ import torch
 
 from ich_kaggle.common import paths, tables
 from ich_kaggle.dicom import png
-from ich_kaggle.scans import engine, model_bundle, reader, resampling, series_choice
+from ich_kaggle.scans import chosen_series, engine, model_bundle, reader, resampling, series_choice, slices
 
 CPU = torch.device("cpu")
 STEP = 30.0  # mm
@@ -38,26 +38,29 @@ test_folder.__test__ = False
 
 
 @pytest.fixture(scope="module")
-def scanned(competition, bundle) -> list[reader.Scan]:
+def scanned(competition, bundle) -> list[chosen_series.Scan]:
     """The scans of the test patients, in the order of their studies."""
-    pile = series_choice.read(test_folder(competition))
-    return [reader.choose(pile.data, found, kinds_of(bundle), STEP) for found in series_choice.studies(pile).values()]
+    pile = slices.read(test_folder(competition))
+    return [
+        chosen_series.choose(found, kinds_of(bundle), STEP, slices.Wanted())
+        for found in series_choice.studies(pile).values()
+    ]
 
 
-def at(scan: reader.Scan, position: np.ndarray, rows: np.ndarray) -> reader.Scan:
+def at(scan: chosen_series.Scan, position: np.ndarray, rows: np.ndarray) -> chosen_series.Scan:
     """Return a scan of the slices `rows` of another, at the positions given."""
-    slices = [replace(scan.series.slices[row], position=float(p)) for row, p in zip(rows, position, strict=True)]
-    series = series_choice.Series(scan.series.study, scan.series.series, slices, [])
+    moved = [replace(scan.series.slices[row], position=float(p)) for row, p in zip(rows, position, strict=True)]
+    series = series_choice.Series(scan.series.study, scan.series.series, moved, [])
     pictures = {kind: [content[row] for row in rows] for kind, content in scan.pictures.items()}
-    return reader.Scan(series, [""] * len(rows), np.ones(len(rows), bool), pictures)
+    return chosen_series.Scan(series, [""] * len(rows), np.ones(len(rows), bool), pictures)
 
 
-def probabilities(bundle: model_bundle.Bundle, scans: list[reader.Scan]) -> list[np.ndarray]:
+def probabilities(bundle: model_bundle.Bundle, scans: list[chosen_series.Scan]) -> list[np.ndarray]:
     load = reader.models_of(bundle, CPU)
     return reader.probabilities(bundle.packed, load, scans, batch_size=16, workers=0, device=CPU)
 
 
-def regular(scan: reader.Scan) -> reader.Scan:
+def regular(scan: chosen_series.Scan) -> chosen_series.Scan:
     n = len(scan.is_read)
     return at(scan, STEP * np.arange(n), np.arange(n))
 
@@ -138,7 +141,7 @@ def test_dense_and_ordinary_scans_can_be_read_together(scanned, bundle):
 @pytest.fixture
 def series_folder(competition, tmp_path) -> Path:
     """The test patient with the most slices, twice over: 12 slices or more."""
-    pile = series_choice.read(test_folder(competition))
+    pile = slices.read(test_folder(competition))
     found = max(series_choice.studies(pile).values(), key=lambda series: len(series[0].slices))
     for one in found[0].slices:
         shutil.copy(test_folder(competition) / one.file, tmp_path)
@@ -150,15 +153,15 @@ def cut(path: Path) -> None:
 
 
 def chosen(folder: Path, monkeypatch, share: float) -> tuple:
-    monkeypatch.setattr(reader, "UNREAD", share)
-    pile = series_choice.read(folder)
+    monkeypatch.setattr(chosen_series, "UNREAD", share)
+    pile = slices.read(folder)
     (series,) = series_choice.studies(pile).values()
-    return reader.choose(pile.data, series, [(64, "none"), (48, "study")], STEP), series
+    return chosen_series.choose(series, [(64, "none"), (48, "study")], STEP, slices.Wanted()), series
 
 
 def test_a_slice_that_can_not_be_read_is_left_out_and_the_others_are_read_without_it(series_folder, made, monkeypatch):
     bundle = model_bundle.read(made.parent / "levels.zip")
-    (series,) = series_choice.studies(series_choice.read(series_folder)).values()
+    (series,) = series_choice.studies(slices.read(series_folder)).values()
     broken = series[0].slices[2]
     cut(series_folder / broken.file)
     scan, _ = chosen(series_folder, monkeypatch, 0.2)
@@ -173,7 +176,7 @@ def test_a_slice_that_can_not_be_read_is_left_out_and_the_others_are_read_withou
 
 
 def test_with_more_of_them_the_series_is_refused_and_the_first_is_named(series_folder, monkeypatch):
-    (series,) = series_choice.studies(series_choice.read(series_folder)).values()
+    (series,) = series_choice.studies(slices.read(series_folder)).values()
     broken = [series[0].slices[row].file for row in (1, 3)]
     for name in broken:
         cut(series_folder / name)
@@ -184,7 +187,7 @@ def test_with_more_of_them_the_series_is_refused_and_the_first_is_named(series_f
 
 
 def test_then_the_next_series_of_the_study_is_read(series_folder, monkeypatch):
-    (series,) = series_choice.studies(series_choice.read(series_folder)).values()
+    (series,) = series_choice.studies(slices.read(series_folder)).values()
     for number, one in enumerate(series[0].slices[1:]):
         dataset = pydicom.dcmread(series_folder / one.file)
         dataset.SeriesInstanceUID, dataset.SOPInstanceUID = "ID_zz", f"ID_{number:09}"
@@ -197,7 +200,7 @@ def test_then_the_next_series_of_the_study_is_read(series_folder, monkeypatch):
 
 
 def test_a_blank_slice_is_read_and_noted(series_folder, monkeypatch):
-    (series,) = series_choice.studies(series_choice.read(series_folder)).values()
+    (series,) = series_choice.studies(slices.read(series_folder)).values()
     path = series_folder / series[0].slices[0].file
     dataset = pydicom.dcmread(path)
     dataset.PixelData = bytes(len(dataset.PixelData))
@@ -208,7 +211,7 @@ def test_a_blank_slice_is_read_and_noted(series_folder, monkeypatch):
 
 
 def test_each_model_is_loaded_once_for_all_chunks(competition, made, monkeypatch):
-    bundle, pile = model_bundle.read(made.parent / "levels.zip"), series_choice.read(test_folder(competition))
+    bundle, pile = model_bundle.read(made.parent / "levels.zip"), slices.read(test_folder(competition))
     how = dict(batch_size=4, workers=0, device=CPU)
     whole = reader.read_studies(bundle, pile, **how)
     loaded, load = [], engine.load
@@ -224,5 +227,5 @@ def test_each_model_is_loaded_once_for_all_chunks(competition, made, monkeypatch
 def test_studies_are_read_in_chunks_of_whole_studies(monkeypatch):
     monkeypatch.setattr(reader, "CHUNK", 10)
     sizes = [4, None, 7, 12, 3]
-    made = [(size, size and reader.Scan(None, [], np.ones(size, bool), {})) for size in sizes]
+    made = [(size, size and chosen_series.Scan(None, [], np.ones(size, bool), {})) for size in sizes]
     assert [[size for size, _ in part] for part in reader.chunks(iter(made))] == [[4, None, 7], [12], [3]]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ich_kaggle.common.labels import LABELS
-from ich_kaggle.scans import results
+from ich_kaggle.scans import model_bundle, output, page, results, slices, test_set
 
 RULES = {"f1": 0.5, "recall_0.95": 0.1}
 PACKED = {
@@ -18,8 +18,12 @@ ROWS = [
     results.Row("2.25.2", "=b", 0.0, "truncated"),
     results.Row("-2", "c,d", 5.0, ""),
 ]
-READ = results.Reading("=study", "2.25.3", [{"series": "2.25.3", "reason": "", "n_left_aside": 2}], ROWS, P)
-REFUSED = results.Reading("s2", "", [{"series": "2.25.9", "reason": "an MR"}], [], np.empty((0, 6), np.float32))
+READ = results.Reading(
+    "=study", "2.25.3", [{"series": "2.25.3", "reason": "", "notes": ["1 doubt"], "n_left_aside": 2}], ROWS, P
+)
+REFUSED = results.Reading(
+    "s2", "", [{"series": "2.25.9", "reason": "an MR", "notes": []}], [], np.empty((0, 6), np.float32)
+)
 
 
 @pytest.fixture
@@ -54,6 +58,7 @@ def test_a_study_is_a_row_with_the_largest_the_aggregate_and_flags(out):
     assert [study[f"{label}_max"] for label in LABELS] == ["0.6", "0.2", "0.3", "0.4", "0.5", "0.6"]
     np.testing.assert_allclose([float(study[f"{label}_aggregate"]) for label in LABELS], [0.6, 0.2, 0.3, 0.4, 0.5, 0.6])
     assert [study[f"{label}_flag"] for label in LABELS] == ["1", "0", "0", "0", "1", "1"]
+    assert study["note"] == "1 doubt; 2 files of the series left aside"
     assert (refused["study"], refused["any_max"], refused["note"]) == ("s2", "", "2.25.9: an MR")
 
 
@@ -73,6 +78,13 @@ def test_the_json_file_has_all_of_it_as_it_was(out):
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "＝1", "＋1", "－1", "＠x", "'=1"])
 def test_a_cell_is_never_a_formula_and_the_text_can_be_told_back(text):
     assert results.cell(text) == f"'{text}"
+
+
+@pytest.mark.parametrize(
+    "text, safe", [("a;=1+1", "a;'=1+1"), ("a, @x", "a, '@x"), ("b|-2", "b|'-2"), ("  =1", "  '=1"), ("a=1;b", "a=1;b")]
+)
+def test_no_part_of_a_cell_is_a_formula_where_a_spreadsheet_takes_another_separator(text, safe):
+    assert results.cell(text) == safe
 
 
 @pytest.mark.parametrize("text", ["", "2.25.1", "ID_1", "a=b", "a-b"])
@@ -101,3 +113,13 @@ def test_interrupted_it_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         results.write(tmp_path, [READ], {}, PACKED, "f1")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["slices.csv", "studies.csv"]
+
+
+def test_paths_may_be_text(tmp_path):
+    results.write(str(tmp_path / "out"), [READ], {}, PACKED, "f1")
+    assert (tmp_path / "out" / results.DONE).exists()
+    output.check(str(tmp_path / "new"), overwrite=False, report=True)
+    assert page.index(str(tmp_path)) == tmp_path / "report" / "index.html"
+    for read in (slices.read, model_bundle.read, test_set.read_models):
+        with pytest.raises(FileNotFoundError, match=str(tmp_path / "gone")):
+            read(str(tmp_path / "gone"))

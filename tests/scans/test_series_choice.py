@@ -1,233 +1,8 @@
-import os
-from pathlib import Path
-
 import dicom_files
-import numpy as np
 import pytest
-import zip_files
-from pydicom.uid import ExplicitVRBigEndian
+from small_series import CORONAL, LOCALIZER, MR, SR, chosen, ct, of_pile, write_series
 
-from ich_kaggle.common import paths
-from ich_kaggle.dicom import tags
-from ich_kaggle.scans import series_choice
-
-HEAD = dicom_files.head((32, 32), 10, (16, 16))
-CORONAL = [1, 0, 0, 0, 0, -1]
-MR, SR, LOCALIZER = dict(Modality="MR"), dict(Modality="SR"), dict(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
-PORTION = ["DERIVED", "SECONDARY", "OTHER"]
-
-
-def ct(number: int, series: str = "2.25.3", gap: float = 5.0, **tags):
-    where = {"ImagePositionPatient": [-125, -125, number * gap], "SOPInstanceUID": f"{series}.{number}"}
-    return dicom_files.ct(HEAD, **({"SeriesInstanceUID": series} | where | tags))
-
-
-def write_series(folder: Path, n: int = 12, series: str = "2.25.3", gap: float = 5.0, **tags) -> None:
-    for number in range(n):
-        dicom_files.write(folder / f"{series}-{number:03}", ct(number, series, gap, **tags))
-
-
-def of_pile(path: Path) -> list[series_choice.Series]:
-    (series,) = series_choice.studies(series_choice.read(path)).values()
-    return series
-
-
-def chosen(path: Path, step: float = 5.0) -> tuple[str, dict[str, str]]:
-    """Return the series that is read, and why each of the others is not."""
-    series = of_pile(path)
-    first, *rest = series_choice.rank(series, step)
-    for one in rest:
-        one.reason = series_choice.compare(first, one, step)
-    return first.series, {one.series: one.reason for one in series if one is not first}
-
-
-# What is found.
-
-
-def test_files_are_found_at_any_depth_with_any_suffix_or_none(tmp_path):
-    for number, name in enumerate(("IM1", "a/b/c/x.dcm", "a/y.jpg", "a/.hidden")):
-        dicom_files.write(tmp_path / name, ct(number))
-    pile = series_choice.read(tmp_path)
-    assert sorted(one.file for one in pile.slices) == ["IM1", "a/.hidden", "a/b/c/x.dcm", "a/y.jpg"]
-    assert pile.passed_over == {}
-
-
-def test_of_two_copies_of_a_slice_the_whole_one_is_read(tmp_path):
-    content = dicom_files.content(ct(0))
-    (tmp_path / "a").write_bytes(content[:-500])
-    (tmp_path / "b").write_bytes(content)
-    pile = series_choice.read(tmp_path)
-    assert [one.file for one in pile.slices] == ["b"]
-    assert pile.passed_over == {"a": "2.25.3.0 is there already: b"}
-
-
-def test_what_is_not_a_dicom_slice_is_passed_over_with_the_reason(tmp_path):
-    dicom_files.write(tmp_path / "slice", ct(0))
-    dicom_files.write(tmp_path / "DICOMDIR", ct(1, SOPClassUID=series_choice.DICOMDIR))
-    dicom_files.write(tmp_path / "nameless", ct(2, StudyInstanceUID=None))
-    (tmp_path / "readme.txt").write_text("hello")
-    (tmp_path / "empty").touch()
-    (tmp_path / "cut").write_bytes(dicom_files.content(ct(3))[:180])
-    (tmp_path / "copy").write_bytes((tmp_path / "slice").read_bytes())
-    pile = series_choice.read(tmp_path)
-    assert pile.passed_over.pop("cut").startswith(("not a readable DICOM file", "no StudyInstanceUID"))
-    assert pile.passed_over == {
-        "DICOMDIR": "a DICOMDIR: the files are found without it",
-        "nameless": "no StudyInstanceUID in the header",
-        "readme.txt": "not DICOM",
-        "empty": "not DICOM",
-        "slice": "2.25.3.0 is there already: copy",
-    }
-    assert [one.file for one in pile.slices] == ["copy"]
-
-
-def test_a_file_larger_than_a_slice_is_not_read_whole(tmp_path):
-    path = dicom_files.write(tmp_path / "large", ct(0))
-    os.truncate(path, tags.MOST_BYTES + 1)
-    assert series_choice.read(tmp_path).passed_over == {
-        "large": f"{tags.MOST_BYTES + 1} bytes: more than a CT slice has"
-    }
-
-
-def test_links_to_folders_and_what_is_no_file_are_not_followed(tmp_path):
-    dicom_files.write(tmp_path / "pile" / "slice", ct(0))
-    (tmp_path / "pile" / "round").symlink_to(tmp_path / "pile")
-    os.mkfifo(tmp_path / "pile" / "fifo")
-    assert [one.file for one in series_choice.read(tmp_path / "pile").slices] == ["slice"]
-
-
-def test_the_folder_that_is_written_to_is_left_out(tmp_path):
-    write_series(tmp_path, 2)
-    (tmp_path / "predictions").mkdir()
-    (tmp_path / "predictions" / "slices.csv").write_text("")
-    assert series_choice.read(tmp_path, skip=tmp_path / "predictions").passed_over == {}
-
-
-def test_one_file_is_a_pile(tmp_path):
-    path = dicom_files.write(tmp_path / "one", ct(0))
-    assert [one.file for one in series_choice.read(path).slices] == ["one"]
-
-
-def test_a_pile_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="gone is missing: give a folder, a zip or a file"):
-        series_choice.read(tmp_path / "gone")
-
-
-def test_names_that_steer_a_terminal_are_shown_harmless(tmp_path):
-    dicom_files.write(tmp_path / "a\x1b[31m", ct(0))
-    (tmp_path / "a\x1b[31m").rename(tmp_path / os.fsdecode(b"a\x1b\xff"))
-    assert [one.file for one in series_choice.read(tmp_path).slices] == ["a??"]
-
-
-def test_every_transfer_syntax_tells_the_same_position(real_data):
-    folder = Path(real_data).with_name("odd_dicom")
-    if not folder.is_dir():
-        pytest.skip("no odd_dicom beside ICH_REAL_DATA")
-    found = [series_choice.look(paths.Data(folder), member) for member in series_choice.find(folder)[1]]
-    assert len(found) == 7
-    assert {(one.fault, one.position, one.shape, one.kernel) for one in found} == {
-        ("", found[0].position, (512, 512), "STANDARD")
-    }
-
-
-def test_big_endian_headers_are_read(tmp_path):
-    dicom_files.write(tmp_path / "big", ct(3))
-    dataset = dicom_files.ct(HEAD, ExplicitVRBigEndian)
-    dicom_files.write(tmp_path / "endian", dataset)
-    assert {one.position for one in series_choice.read(tmp_path).slices} == {15.0, 40.0}
-
-
-def test_real_studies_are_read_from_kaggles_zip_with_all_their_slices(real_data):
-    pile = series_choice.read(real_data)
-    studies = series_choice.studies(pile)
-    assert len(studies) == 10
-    assert all(len(series_choice.rank(series, 5.0)) == 1 for series in studies.values())
-    assert sum(len(series[0].slices) for series in studies.values()) == 335
-    assert all(not one.fault for one in pile.slices)
-
-
-def test_a_zip_is_read_in_place(tmp_path):
-    members = [(f"deep/{number}", dicom_files.content(ct(number))) for number in range(3)]
-    pile = series_choice.read(zip_files.zipped(tmp_path / "pile.zip", ("deep/", b""), *members, ("note.txt", b"hello")))
-    assert [one.position for one in pile.slices] == [0, 5, 10]
-    assert pile.passed_over == {"note.txt": "not DICOM"}
-    assert [path.name for path in tmp_path.iterdir()] == ["pile.zip"]
-
-
-def test_a_member_that_inflates_to_more_than_it_says_is_not_read(tmp_path):
-    bomb = dicom_files.content(ct(0)) + bytes(1 << 20)
-    path = zip_files.patched(
-        zip_files.zipped(tmp_path / "pile.zip", ("bomb", bomb), ("good", dicom_files.content(ct(1)))), 24, 3000
-    )
-    pile = series_choice.read(path)
-    assert "is not what its checksum says" in pile.passed_over["bomb"]
-    assert [one.file for one in pile.slices] == ["good"]
-
-
-# Which slices are of a series.
-
-
-@pytest.mark.parametrize(
-    "tags, fault",
-    [
-        (MR, "Modality is MR, not CT: not a CT slice"),
-        (SR, "Modality is SR, not CT: not a CT slice"),
-        (LOCALIZER, "ImageType says LOCALIZER: not a CT slice"),
-        (dict(ImageType=PORTION), "a derived secondary capture"),
-        (dict(SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), "a derived secondary capture"),
-        (dict(SOPClassUID="1.2.840.10008.5.1.4.1.1.7.2"), "a derived secondary capture"),
-        (dict(BodyPartExamined="CHEST"), "BodyPartExamined is CHEST: not a head"),
-        (dict(ImageOrientationPatient=CORONAL), "not axial: 90 degrees from the patient's axis"),
-        (dict(ImageOrientationPatient=None), "no ImageOrientationPatient in the header"),
-        (dict(NumberOfFrames=20), "NumberOfFrames is 20, not 1: not a CT slice"),
-    ],
-)
-def test_what_is_no_axial_slice_of_a_head_is_left_aside_and_refuses_a_series_of_nothing_else(tmp_path, tags, fault):
-    write_series(tmp_path, 3, **tags)
-    (series,) = of_pile(tmp_path)
-    assert {one.fault for one in series.aside} == {fault}
-    assert series_choice.rank([series], 5.0) == []
-    assert series.reason == f"{fault} (3 of 3 files)"
-
-
-@pytest.mark.parametrize("tags", [dict(PatientID=None), dict(PatientID=""), dict(BodyPartExamined="HEAD NECK")])
-def test_what_is_not_needed_may_be_missing(tmp_path, tags):
-    write_series(tmp_path, 2, **tags)
-    assert len(of_pile(tmp_path)[0].slices) == 2
-
-
-@pytest.mark.parametrize("degrees, fault", [(30, ""), (40, "not axial: 40 degrees from the patient's axis")])
-def test_a_gantry_tilts_no_further(tmp_path, degrees, fault):
-    tilt = np.deg2rad(degrees)
-    dicom_files.write(tmp_path / "a", ct(0, ImageOrientationPatient=[1, 0, 0, 0, np.cos(tilt), -np.sin(tilt)]))
-    (one,) = series_choice.read(tmp_path).slices
-    assert one.fault == fault
-
-
-def test_a_localizer_within_a_series_is_left_aside_alone(tmp_path):
-    write_series(tmp_path, 12)
-    dicom_files.write(tmp_path / "scout", ct(99, **LOCALIZER))
-    (series,) = of_pile(tmp_path)
-    assert (len(series.slices), [one.file for one in series.aside]) == (12, ["scout"])
-
-
-def test_slices_are_in_order_of_position_then_id_whatever_the_files_are_called(tmp_path):
-    for place, name in zip((3, 1, 2, 0), "abcd", strict=True):
-        dicom_files.write(tmp_path / name, ct(place))
-    dicom_files.write(tmp_path / "0", ct(1, SOPInstanceUID="2.25.3.0.5"))
-    (series,) = of_pile(tmp_path)
-    assert [one.slice_id for one in series.slices] == ["2.25.3.0", "2.25.3.0.5", "2.25.3.1", "2.25.3.2", "2.25.3.3"]
-    assert series.position.tolist() == [0, 5, 5, 10, 15]
-
-
-def test_a_series_longer_than_a_head_is_refused(tmp_path):
-    write_series(tmp_path, 12, gap=50.0)
-    (series,) = of_pile(tmp_path)
-    assert series_choice.rank([series], 5.0) == []
-    assert series.reason == "550 mm long: not a head"
-
-
-# Which series is read.
+from ich_kaggle.scans import series_choice, slices
 
 
 def test_a_brain_kernel_is_preferred_to_a_bone_kernel_even_at_another_spacing(tmp_path):
@@ -260,7 +35,7 @@ def test_originals_are_preferred_to_what_is_derived(tmp_path):
 def test_enough_slices_come_before_everything(tmp_path):
     write_series(tmp_path, 4, "2.25.30", ConvolutionKernel="H31s")
     write_series(tmp_path, 12, "2.25.31", ConvolutionKernel="H70h")
-    assert chosen(tmp_path) == ("2.25.31", {"2.25.30": "2.25.31 is preferred: this one has fewer than 10 slices"})
+    assert chosen(tmp_path) == ("2.25.31", {"2.25.30": "2.25.31 is preferred: this one has fewer than 10 positions"})
 
 
 def test_of_series_alike_the_longer_is_read_then_the_first_by_id(tmp_path):
@@ -270,7 +45,7 @@ def test_of_series_alike_the_longer_is_read_then_the_first_by_id(tmp_path):
     assert chosen(tmp_path) == (
         "2.25.31",
         {
-            "2.25.30": "2.25.31 is preferred: this one has fewer slices",
+            "2.25.30": "2.25.31 is preferred: this one has fewer positions",
             "2.25.32": "2.25.31 is preferred: this one comes later by its id",
         },
     )
@@ -298,28 +73,122 @@ def test_a_mixed_pile_ends_in_the_brain_series_with_a_reason_for_each_other(tmp_
 def test_studies_are_told_apart(tmp_path):
     write_series(tmp_path / "a", 2, "2.25.30", StudyInstanceUID="2.25.200")
     write_series(tmp_path / "b", 2, "2.25.31", StudyInstanceUID="2.25.201")
-    assert list(series_choice.studies(series_choice.read(tmp_path))) == ["2.25.200", "2.25.201"]
+    assert list(series_choice.studies(slices.read(tmp_path))) == ["2.25.200", "2.25.201"]
 
 
-# Kernels.
+# Contrast medium, and what leaves doubt.
 
 
-@pytest.mark.parametrize("kernel", ["H31s", "J40s", "Hr40d 3", "Br36", "STANDARD", "Soft", "FC26", "FC68", "UB", "B"])
-def test_kernels_for_the_brain_are_soft(kernel):
-    assert series_choice.sharpness(kernel) == series_choice.SOFT
+CONTRAST = dict(ContrastBolusAgent="ULTRAVIST 370")
 
 
 @pytest.mark.parametrize(
-    "kernel", ["H70h", "B60s", "Hr59", "BONE", "BONEPLUS", "Bone 2", "LUNG", "EDGE", "FC30", "FC81"]
+    "tags",
+    [
+        CONTRAST,
+        dict(SeriesDescription="Head C+"),
+        dict(ProtocolName="CTA Head"),
+        dict(SeriesDescription="PERF 4CC/SEC"),
+    ],
 )
-def test_kernels_for_bone_and_lung_are_sharp(kernel):
-    assert series_choice.sharpness(kernel) == series_choice.SHARP
+def test_a_plain_series_comes_before_one_with_contrast_medium_that_has_more_slices_and_a_better_kernel(tmp_path, tags):
+    write_series(tmp_path, 33, "2.25.31", ConvolutionKernel="H60s", ImageType=["DERIVED", "PRIMARY"])
+    write_series(tmp_path, 34, "2.25.30", ConvolutionKernel="H31s", **tags)
+    assert chosen(tmp_path) == (
+        "2.25.31",
+        {"2.25.30": "2.25.31 is preferred: this one may show contrast medium"},
+    )
 
 
-@pytest.mark.parametrize("kernel", ["", "DETAIL", "7", "something else"])
-def test_of_the_others_nothing_is_said(kernel):
-    assert series_choice.sharpness(kernel) == series_choice.UNKNOWN
+def test_where_there_is_no_other_it_is_read_with_a_note(tmp_path):
+    write_series(tmp_path, 12, **CONTRAST)
+    (series,) = of_pile(tmp_path)
+    assert series_choice.rank([series], 5.0) == [series]
+    assert series.describe()["notes"] == ["may show contrast medium: ContrastBolusAgent is ULTRAVIST 370"]
 
 
-def test_what_is_not_known_stands_between():
-    assert series_choice.SOFT < series_choice.UNKNOWN < series_choice.SHARP
+def phases(folder, n: int, series: str) -> None:
+    """Write a series with `n` images at each of 12 positions."""
+    for phase in range(n):
+        for number in range(12):
+            ids = dict(SOPInstanceUID=f"{series}.{phase}.{number}", AcquisitionNumber=phase)
+            dicom_files.write(folder / f"{series}-{phase}-{number}", ct(number, series, **ids))
+
+
+def test_positions_are_counted_and_not_images(tmp_path):
+    phases(tmp_path, 4, "2.25.30")
+    write_series(tmp_path, 12, "2.25.31", ConvolutionKernel="H60s")
+    reason = "2.25.31 is preferred: this one has several images at a position"
+    assert chosen(tmp_path) == ("2.25.31", {"2.25.30": reason})
+
+
+def test_a_perfusion_of_a_few_positions_has_not_enough(tmp_path):
+    for number in range(60):
+        dicom_files.write(tmp_path / f"{number}", ct(number % 4, "2.25.30", SOPInstanceUID=f"2.25.30.{number}"))
+    write_series(tmp_path, 12, "2.25.31", ConvolutionKernel="H60s", **CONTRAST)
+    assert chosen(tmp_path)[1] == {"2.25.30": "2.25.31 is preferred: this one has fewer than 10 positions"}
+
+
+def notes_of(path) -> list[str]:
+    (series,) = of_pile(path)
+    return series.notes
+
+
+def test_repeated_positions_and_acquisitions_are_said(tmp_path):
+    phases(tmp_path, 2, "2.25.30")
+    expected = ["24 images at 12 positions", "2 acquisitions (AcquisitionNumber) in one series"]
+    assert notes_of(tmp_path) == expected
+
+
+def test_a_step_and_shoot_scan_has_an_acquisition_per_position_and_no_note(tmp_path):
+    for number in range(12):
+        dicom_files.write(tmp_path / f"{number}", ct(number, AcquisitionNumber=number))
+    assert notes_of(tmp_path) == []
+
+
+def test_missing_positions_are_said_and_a_change_of_spacing_is_not(tmp_path):
+    write_series(tmp_path / "gaps", 14)
+    for number in (4, 5, 9):
+        (tmp_path / "gaps" / f"2.25.3-{number:03}").unlink()
+    assert notes_of(tmp_path / "gaps") == ["about 3 positions are missing, the first between 15.0 and 30.0 mm"]
+    write_series(tmp_path / "two", 8, gap=2.5)
+    for number in range(4, 12):
+        dicom_files.write(tmp_path / "two" / f"{number}", ct(number, SOPInstanceUID=f"9.{number}"))
+    assert notes_of(tmp_path / "two") == []
+
+
+def test_of_two_kernels_or_phases_in_a_series_the_plainest_image_of_each_position_is_read(tmp_path):
+    write_series(tmp_path / "a", 12, ConvolutionKernel="H31s")
+    for number in range(6):
+        ids = dict(SOPInstanceUID=f"2.25.3.9.{number}", InstanceNumber=-number)
+        dicom_files.write(tmp_path / "b" / f"{number}", ct(number, **ids, ConvolutionKernel="H60s"))
+        ids = dict(SOPInstanceUID=f"2.25.3.8.{number}", InstanceNumber=-number)
+        dicom_files.write(tmp_path / "c" / f"{number}", ct(number, **ids, **CONTRAST, ConvolutionKernel="H31s"))
+    (series,) = of_pile(tmp_path)
+    assert [one.file for one in series.slices] == [f"a/2.25.3-{number:03}" for number in range(12)]
+    assert {one.fault for one in series.aside} == {
+        "another image at its position has no contrast medium, or a kernel more fit for the brain"
+    }
+    assert (len(series.aside), series.notes) == (12, ["several kernels in one series: H31S, H60S"])
+
+
+def test_slices_that_all_have_one_position_are_ordered_by_slice_location_and_said(tmp_path):
+    for number in range(12):
+        where = dict(ImagePositionPatient=[0, 0, 0], SliceLocation=100 - 5 * number, InstanceNumber=number)
+        dicom_files.write(tmp_path / f"{number}", ct(number, **where))
+    (series,) = of_pile(tmp_path)
+    assert [one.number for one in series.slices] == list(range(11, -1, -1)) and series.gap == 5
+    assert "ordered by SliceLocation" in series.notes[0]
+
+
+def test_a_series_that_is_asked_for_is_read_whatever_the_rules_say(tmp_path):
+    write_series(tmp_path, 12, "2.25.30")
+    write_series(tmp_path, 12, "2.25.31", BodyPartExamined="CHEST", gap=50.0)
+    write_series(tmp_path, 12, "2.25.32", Modality="MR")
+    for name, read in (("2.25.31", ["2.25.31"]), ("2.25.32", []), ("none", ["2.25.30"])):
+        wanted = slices.Wanted((name,))
+        found = slices.read(tmp_path, wanted=slices.Wanted((name,) if name != "none" else ()))
+        (of_study,) = series_choice.studies(found).values()
+        assert [one.series for one in series_choice.rank(of_study, 5.0, wanted)] == read
+        if read != ["2.25.30"]:
+            assert of_study[0].reason == f"--series names {name}"

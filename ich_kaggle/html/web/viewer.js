@@ -277,7 +277,7 @@ report.pages.studies = (() => {
     const titled = (title, list) => (list.length ? [h("h3", {}, title), pairs(list)] : []);
     parts.facts.replaceChildren(
       ...(read ? [scrolling("Probabilities of the study", table(["of the study", "largest", "threshold", "aggregate"], found))] : []),
-      pairs([["study", one.id], ["series read", one.series ?? "none"], ["reason", data.why], ...(read ? [["content", about(read)]] : []), ["slices not read", one.n_unread]]),
+      pairs([["study", one.id], ["series read", one.series ?? "none"], ["reason", data.why], ...(read?.notes?.length ? [["notes", read.notes.join("; ")]] : []), ...(read ? [["content", about(read)]] : []), ["slices not read", one.n_unread]]),
       ...titled("Slices not read", unread), ...titled("Skipped files of the series", aside),
       ...titled("Series refused", refused.map((series) => [series.series, `${series.reason} (${about(series)})`])));
   }

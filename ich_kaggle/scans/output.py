@@ -1,0 +1,54 @@
+"""The folder that a scan writes to: what may be replaced in it, and who may read it."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ich_kaggle.scans import page, results
+
+# How the files begin that a scan has written: other files of their names are not replaced.
+MADE = {
+    results.DONE: b'{\n "intended_use"',
+    "slices.csv": b"study,series,",
+    "studies.csv": b"study,series,",
+}
+MADE_PAGE = b'report.begin({"reading":'
+
+
+def check(out: str | Path, overwrite: bool, report: bool) -> None:
+    """Raise ValueError if predictions or a page in `out` would be overwritten, or a page would become outdated.
+
+    What a scan did not make is not replaced, whatever `overwrite` says.
+    """
+    out = Path(out)
+    done, shown = out / results.DONE, page.index(out)
+    files = [out / name for name in MADE if (out / name).exists()]
+    for there in [*files, *([shown] if report and shown.exists() else [])]:
+        if not overwrite:
+            raise ValueError(f"{there} exists: give another --out, or --overwrite")
+    for there in files:
+        if not _begins(there, MADE[there.name]):
+            raise ValueError(f"{there} was not made by scan, and is not replaced: give another --out")
+    folder = shown.parent
+    if report and folder.exists() and not _begins(folder / "data.js", MADE_PAGE):
+        raise ValueError(f"{folder} was not made by scan, and is not replaced: give another --out")
+    if done.exists() and shown.exists() and not report:
+        raise ValueError(f"{shown} shows the predictions to be overwritten: give --report as well, or remove it")
+
+
+def _begins(path: Path, start: bytes) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(start)) == start
+
+
+@contextlib.contextmanager
+def private() -> Iterator[None]:
+    """Make files inside readable by this user only, as they hold ids and pictures of patients."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
