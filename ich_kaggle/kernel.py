@@ -40,7 +40,7 @@ def pack(work_dir: Path, ensemble: Path, out: Path, extra: list[Path]) -> Path:
         if path.name in (*files, model_bundle.MANIFEST, wheel.WHEEL_NAME):
             raise ValueError(f"--extra {path}: the dataset has another file of this name: rename it")
         files[path.name] = path
-    with storage.replacing(out) as draft:
+    with storage.replacing(out, "kernel weights") as draft:
         for name, path in files.items():
             shutil.copyfile(path, draft / name)
         (draft / wheel.WHEEL_NAME).write_bytes(wheel.wheel())

@@ -24,6 +24,7 @@ INPUT = Path(os.environ.get("KAGGLE_INPUT_DIR", "/kaggle/input"))  # the inputs 
 MOUNTS = (INPUT / "competitions" / SLUG, INPUT / SLUG)
 DEFAULT = Path("input") / SLUG  # below the current folder
 
+CHECKOUT = Path(__file__).resolve().parents[2]  # of this project, if the package is not installed elsewhere
 DOWNLOAD = "python -m ich_kaggle.download"
 NO_DATA = (
     f"no competition data in {{looked}}: download it ({DOWNLOAD} --all), name its folder or zip (--data-dir, or the "
@@ -225,10 +226,18 @@ def ensemble_names(work_dir: Path) -> list[str]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the package's checkout, followed by + if files were changed; None outside a checkout."""
-    here = str(Path(__file__).parents[1])
-    command = ["git", "-C", here, "describe", "--always", "--abbrev=12", "--dirty=+", "--match="]
+    """Return the commit of the project's checkout, followed by + if files were changed; None outside a checkout.
+
+    Neither a repository around an installed package is asked, nor anything run that a repository's settings name.
+    """
+    if not (CHECKOUT / ".git").exists() or not (CHECKOUT / "setup.cfg").exists():
+        return None
+    command = ["git", "-C", str(CHECKOUT), "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}"]
+    command += ["--no-optional-locks", "describe", "--always", "--abbrev=12", "--dirty=+", "--match="]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment["GIT_CEILING_DIRECTORIES"] = str(CHECKOUT.parent)
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return done.stdout.strip()

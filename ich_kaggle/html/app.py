@@ -74,7 +74,7 @@ def write(folder: Path, content: dict, studies: Iterable[Study], *, images: str 
     index.html ("embed"). Raises ValueError if that file would be too large for browsers. Plotly is needed for `plots`.
     """
     plotly = plotly_script() if plots else ""
-    with locks.locked(folder), storage.replacing(folder) as new:
+    with locks.locked(folder), storage.replacing(folder, "report") as new:
         (_embed if images == "embed" else _unfold)(new, content, studies, plotly, images)
         for other in folder.glob("*.html"):  # of other commands, as the page on the data
             if other.name != "index.html":

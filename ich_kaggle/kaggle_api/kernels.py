@@ -98,10 +98,11 @@ def fetch(kaggle: Connection, name: str, folder: Path) -> list[Path]:
         if not token:
             break
     log_path = folder / f"{slug}.log"
+    storage.claim(folder, "kernel fetch")
     with storage.writing(log_path) as temporary:  # even if a file fails
         temporary.write_text(readable(log_text), encoding="utf-8")
     files = [inside(folder, file.file_name) for file in found]
-    with storage.replacing(folder) as draft:
+    with storage.replacing(folder, "kernel fetch") as draft:
         shutil.copyfile(log_path, draft / log_path.name)
         for path, file in zip(files, found, strict=True):
             target = draft / path.relative_to(folder)
