@@ -43,7 +43,8 @@ def using(backend: str, scheduler: str | None) -> Iterator[None]:
     """Let joblib use `backend` inside; dask uses the cluster of `scheduler`, or starts one on this machine.
 
     The latter listens on the loopback alone, has no web pages, and takes work only from this process, by certificates
-    made for it: whoever reaches a scheduler can run code as its owner. Raises ImportError naming the extra if dask is not installed, OSError if the scheduler does not answer.
+    made for it: whoever reaches a scheduler can run code as its owner. Raises ImportError naming the extra if dask is
+    not installed, OSError if the scheduler does not answer.
     """
     if backend != "dask":
         if scheduler is not None:

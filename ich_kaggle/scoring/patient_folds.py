@@ -22,7 +22,8 @@ def assign_folds(slices: pd.DataFrame, *, n_folds: int, seed: int | list[int]) -
     """Return the folds (patient_id, fold), one row per patient, balanced in every label and in the number of slices.
 
     Patients with the largest share of a rare label go first, each to the fold that has least of the patient's labels;
-    then pairs of patients are swapped, as long as that helps the label that is farthest from even. Raises ValueError for fewer patients than folds.
+    then pairs of patients are swapped, as long as that helps the label that is farthest from even. Raises ValueError
+    for fewer patients than folds.
     """
     counts = slices.assign(n_slices=1).groupby("patient_id")[["n_slices", *LABELS]].sum()
     if not 2 <= n_folds <= len(counts):
