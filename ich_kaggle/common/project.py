@@ -1,7 +1,8 @@
 """The data and the work folder that a command works on, opened once: each table is read once."""
 
+import logging
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,13 @@ import pandas as pd
 
 from ich_kaggle.common import paths, storage, tables
 from ich_kaggle.common.runs import Run
+
+log = logging.getLogger(__name__)
+
+
+@cache
+def _tell(text: str) -> None:
+    log.warning(text)
 
 
 @dataclass
@@ -22,8 +30,11 @@ class Project:
 
     @cached_property
     def slices(self) -> pd.DataFrame:
-        """The slice table. Raises FileNotFoundError with the command that makes it."""
-        return tables.read_slices(self.work_dir)
+        """The slice table; a subset is told. Raises FileNotFoundError with the command that makes it."""
+        table = tables.read_slices(self.work_dir)
+        if part := tables.slices_settings(self.work_dir).get("subset"):
+            _tell(f"{paths.slices(self.work_dir)}: a subset, {part}")
+        return table
 
     @cached_property
     def fold(self) -> np.ndarray:

@@ -16,21 +16,30 @@ def settings(data: paths.Data) -> dict[str, str]:
     return {"data_dir": str(data.root.absolute()), **{name: data.checksum(name) for name in NAMES}}
 
 
-def find(found: dict, data_dir: Path | None, *, zips: bool = True) -> paths.Data | None:
+def find(found: dict, data_dir: str | Path | None, *, zips: bool = True) -> paths.Data | None:
     """Return the data in `data_dir`, or those that a slice table with the settings `found` was made from; None if gone.
 
-    Without `zips`, data in a zip count as gone: its directory takes seconds to read. Raises FileNotFoundError if
-    `data_dir` has no data.
+    Data that have moved are found in the default places. Without `zips`, data in a zip count as gone: its directory
+    takes seconds to read. Raises FileNotFoundError if `data_dir` has no data.
     """
-    place = data_dir or Path(found.get("data_dir", "/nowhere"))
-    if data_dir is None and place.is_file() and not zips:
+    place = Path(found.get("data_dir", "/nowhere"))
+    if data_dir is not None:
+        return paths.find_data(data_dir)
+    if place.is_file() and not zips:
         return None
     try:
-        return paths.find_data(place)
+        if place.exists():
+            return paths.find_data(place)
+        moved = paths.find_data()
+        is_same = (zips or not moved.is_zip) and all(found.get(name) == moved.checksum(name) for name in NAMES)
+        return moved if is_same else None
     except FileNotFoundError:
-        if data_dir is not None:
-            raise
         return None
+
+
+def is_there(found: dict, data: paths.Data) -> bool:
+    """Tell whether `data` are where those of a slice table with the settings `found` were, by whatever path."""
+    return data.root.resolve() == Path(found.get("data_dir", "/nowhere")).resolve()
 
 
 def same_tables(path: Path, found: dict, data: paths.Data | None) -> None:
