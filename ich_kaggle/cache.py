@@ -11,18 +11,15 @@ Example: python -m ich_kaggle.cache --cache-size 512 --crop study
 """
 
 import shutil
-from pathlib import Path
 
 from ich_kaggle.common import cli, locks, parallel, provenance, tables
-from ich_kaggle.common.project import Project
+from ich_kaggle.common.project import Project, opening
 from ich_kaggle.dicom import picture_cache, slice_table
 
 
-def command(
-    *, data_dir: Path | None, work_dir: Path, workers: int, backend: str, scheduler: str | None, **options
-) -> None:
+def command(project: Project, *, backend: str, scheduler: str | None, **options) -> None:
     with parallel.using(backend, scheduler):
-        cache(Project(data_dir, work_dir, workers), **options)
+        cache(project, **options)
 
 
 def cache(project: Project, *, cache_size: int, crop: str, study: str | None, verify: bool, overwrite: bool) -> None:
@@ -53,7 +50,7 @@ def build_parser():
 
 
 def main(argv=None):
-    cli.run(command, build_parser(), argv)
+    cli.run(opening(command), build_parser(), argv)
 
 
 if __name__ == "__main__":

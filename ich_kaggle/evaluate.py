@@ -18,7 +18,7 @@ import numpy as np
 
 from ich_kaggle.common import cli, storage, tables
 from ich_kaggle.common.labels import LABELS
-from ich_kaggle.common.project import Project
+from ich_kaggle.common.project import Project, opening
 from ich_kaggle.html import figures
 from ich_kaggle.scans import on_demand
 from ich_kaggle.scoring import ensembling, evaluation, patient_bootstrap, patient_folds
@@ -48,10 +48,8 @@ def write(folder: Path, project: Project, found: evaluation.Predictions, asked: 
 
 
 def evaluate(
+    project: Project,
     *,
-    data_dir: Path | None,
-    work_dir: Path,
-    workers: int,
     run: str | None,
     name: str | None,
     fold: list[int] | None,
@@ -59,7 +57,7 @@ def evaluate(
     overwrite: bool,
     **options,
 ) -> None:
-    asked, project = evaluation.Asked(**options), Project(data_dir, work_dir, workers)
+    asked = evaluation.Asked(**options)
     asked.check()
     patient_folds.ensure(project)
     if name is not None:
@@ -87,7 +85,7 @@ def build_parser():
 
 
 def main(argv=None):
-    cli.run(evaluate, build_parser(), argv)
+    cli.run(opening(evaluate), build_parser(), argv)
 
 
 if __name__ == "__main__":

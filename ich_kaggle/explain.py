@@ -9,25 +9,13 @@ Example: python -m ich_kaggle.explain --run cpu --fold 0
          python -m ich_kaggle.explain --run vgg16 --method lrp --n-studies 3
 """
 
-from pathlib import Path
-
 from ich_kaggle.common import cli
-from ich_kaggle.common.project import Project
+from ich_kaggle.common.project import Project, opening
 from ich_kaggle.learning import predictions, saliency
 from ich_kaggle.scoring import patient_folds
 
 
-def explain(
-    *,
-    data_dir: Path | None,
-    work_dir: Path,
-    workers: int,
-    run: str | None,
-    fold: list[int] | None,
-    method: str,
-    **how,
-) -> None:
-    project = Project(data_dir, work_dir, workers)
+def explain(project: Project, *, run: str | None, fold: list[int] | None, method: str, **how) -> None:
     patient_folds.ensure(project)
     this = project.run(run or project.only_run())
     chosen = project.finished(this, fold)
@@ -52,7 +40,7 @@ def build_parser():
 
 
 def main(argv=None):
-    cli.run(explain, build_parser(), argv)
+    cli.run(opening(explain), build_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -13,23 +13,16 @@ Example: python -m ich_kaggle.folds --folds 5 --seed 0
 
 from pathlib import Path
 
-from ich_kaggle.common import cli, tables
-from ich_kaggle.common.project import Project
-from ich_kaggle.html import figures
+from ich_kaggle.common import cli
+from ich_kaggle.common.project import Project, opening
 from ich_kaggle.scoring import patient_folds
 
 
-def folds(
-    *, data_dir: Path | None, work_dir: Path, workers: int, check: bool = False, picture: Path | None = None, **options
-) -> None:
-    project = Project(data_dir, work_dir, workers)
+def folds(project: Project, *, check: bool, **options) -> None:
     if check:
         patient_folds.run_check(project)
-        return
-    patient_folds.make(project, **options)
-    if picture is not None:
-        train = project.is_train
-        figures.folds(picture, tables.targets(project.slices[train]), project.fold[train])
+    else:
+        patient_folds.make(project, **options)
 
 
 def build_parser():
@@ -38,12 +31,11 @@ def build_parser():
     parser.add_argument("--repeats", type=cli.POSITIVE, default=1, help="number of splits, each of another draw")
     parser.add_argument("--from", dest="source", type=Path, help="CSV of folds to use instead of a new split")
     parser.add_argument("--check", action="store_true", help="look for leaks between the existing folds, and stop")
-    parser.add_argument("--picture", type=Path, help="PNG to draw of the label rates per fold")
     return parser
 
 
 def main(argv=None):
-    cli.run(folds, build_parser(), argv)
+    cli.run(opening(folds), build_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from ich_kaggle.common import cli, paths, tables
-from ich_kaggle.common.project import Project
+from ich_kaggle.common.project import Project, opening
 from ich_kaggle.dicom import picture_cache
 from ich_kaggle.learning import devices, profiling, slice_model
 from ich_kaggle.scans import passes, test_set
@@ -33,24 +33,21 @@ TEST_ONLY = Path("work") / "infer"
 
 
 def infer(
+    project: Project,
     *,
     models_dir: Path,
-    data_dir: Path | None,
-    work_dir: Path,
     out: Path,
     hours: float,
     batch_size: int,
     device: str,
-    workers: int,
     now: Callable[[], float] = time.monotonic,
 ) -> None:
-    budget = passes.Budget(now() + 3600 * hours, now)
-    packed, data = test_set.read_models(models_dir), paths.find_data(data_dir)
+    budget, work_dir, workers = passes.Budget(now() + 3600 * hours, now), project.work_dir, project.workers
+    packed, data = test_set.read_models(models_dir), paths.find_data(project.data_dir)
     if not out.exists():
         sample_ids = tables.read_long(data, paths.SAMPLE_CSV)[0]
         test_set.write(out, work_dir, data, sample_ids, np.tile(packed["mean"], (len(sample_ids), 1)))
     table, on = test_set.test_table(data, work_dir, workers), devices.pick_device(device)
-    project = Project(None, work_dir, workers)
     planned = passes.plan(packed, models_dir)
     work = passes.Work(packed, planned, table, out.parent / "partial", work_dir)
 
@@ -79,7 +76,7 @@ def build_parser():
 
 
 def main(argv=None):
-    cli.run(infer, build_parser(), argv)
+    cli.run(opening(infer), build_parser(), argv)
 
 
 if __name__ == "__main__":

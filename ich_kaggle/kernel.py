@@ -1,11 +1,11 @@
 """Build kernels, run them at Kaggle, and upload models as a dataset for them. ACTION is one of:
 
-build NAME    kernels/NAME -> build/kernels/NAME: a single file that carries the package, and its metadata
-check NAME    build it, and check it against Kaggle's rules
-push NAME     check it, and push it: Kaggle runs it at once
-wait NAME     wait until it has run
-fetch NAME    download its output and its log to build/kernels/NAME/output
-weights       pack the models of an ensemble into build/kernels/DATASET, and upload them as a dataset
+build NAME      kernels/NAME -> build/kernels/NAME: a single file that carries the package, and its metadata
+check NAME      build it, and check it against Kaggle's rules
+push NAME       check it, and push it: Kaggle runs it at once
+wait NAME       wait until it has run
+fetch NAME      download its output and its log to build/kernels/NAME/output
+weights [NAME]  pack the models of an ensemble into build/kernels/NAME, and upload them as a dataset (ich-models)
 
 Reads:   kernels/NAME/, kernels/unpack.py, work/ensemble/, work/runs/, Kaggle's credentials
 Writes:  build/kernels/
@@ -26,6 +26,8 @@ from ich_kaggle.kaggle_api import client, kernel_build, kernel_rules, kernels, w
 from ich_kaggle.scans import model_bundle
 
 ACTIONS = ("build", "check", "push", "wait", "fetch", "weights")
+DATASET = "ich-models"  # that the kernels in kernels/ read
+OUT = Path("build") / "kernels"  # of what is built, packed and fetched
 NEGLIGIBLE = 1e-4  # a run with a smaller weight in every label is not worth its time
 
 
@@ -48,9 +50,22 @@ def pack(work_dir: Path, ensemble: Path, out: Path, extra: list[Path]) -> Path:
     return out
 
 
-def build(action: str, source: Path, out: Path, *, user: str, attached: bool, connect: Callable) -> None:
-    """Build the kernel of the folder `source` in `out`; unless `action` is build, check it; if it is push, push it."""
-    cli.say(f"{kernel_build.build(source, out, user=user, attached=attached)}: built")
+def weights(
+    name: str, user: str, dry_run: bool, connect: Callable, *, work_dir: Path, ensemble: str | None, extra: list[Path]
+) -> None:
+    """Pack the models of an ensemble, see `pack`, and unless `dry_run` upload them as the dataset `name`."""
+    folder = pack(work_dir, model_bundle.choose_ensemble(work_dir, ensemble, "--ensemble"), OUT / name, extra)
+    n_files = len(list(folder.iterdir()))
+    cli.say(f"{folder}: {n_files} files")
+    if not dry_run:
+        kernels.publish(connect(), f"{user}/{name}", name.replace("-", " "), folder)
+        cli.say(f"{n_files} files are ready at https://www.kaggle.com/datasets/{user}/{name}")
+
+
+def build(action: str, source: Path, user: str, connect: Callable) -> None:
+    """Build the kernel of the folder `source`; unless `action` is build, check it; if it is push, push it."""
+    out = kernel_build.build(source, OUT / source.name, user)
+    cli.say(f"{out}: built")
     if action != "build":
         cli.say(kernel_rules.check(out))
     if action == "push":
@@ -64,37 +79,25 @@ def kernel(
     name: str | None,
     user: str,
     kernels_dir: Path,
-    out_dir: Path,
-    attached: bool,
-    work_dir: Path,
-    ensemble: str | None,
-    dataset: str,
-    extra: list[Path],
     dry_run: bool,
     connect: Callable = client.connect,
+    **models,
 ) -> None:
     if not user and action not in ("build", "check") and not dry_run:
         raise ValueError(f"{action}: no user name: give --user, your name at Kaggle")
     known = kernel_rules.names(kernels_dir)
     if action == "weights":
-        kernel_rules.check_dataset(dataset, known)
-        chosen = model_bundle.choose_ensemble(work_dir, ensemble, "--ensemble")
-        folder = pack(work_dir, chosen, out_dir / dataset, extra)
-        n_files = len(list(folder.iterdir()))
-        cli.say(f"{folder}: {n_files} files")
-        if not dry_run:
-            kernels.publish(connect(), f"{user}/{dataset}", dataset.replace("-", " "), folder)
-            cli.say(f"{n_files} files are ready at https://www.kaggle.com/datasets/{user}/{dataset}")
+        kernel_rules.check_dataset(name := DATASET if name is None else name, known)
+        weights(name, user, dry_run, connect, **models)
     elif name not in known:
         raise ValueError(f"{action}: NAME is {name}: {kernels_dir} has the kernels {', '.join(known) or '(none)'}")
     elif dry_run or action in ("build", "check", "push"):
-        action = "check" if dry_run else action
-        build(action, kernels_dir / name, out_dir / name, user=user, attached=attached, connect=connect)
+        build("check" if dry_run else action, kernels_dir / name, user, connect)
     elif action == "wait":
         kernels.wait(connect(), f"{user}/{name}")
         cli.say(f"{user}/{name}: complete")
     else:
-        for path in kernels.fetch(connect(), f"{user}/{name}", out_dir / name / "output"):
+        for path in kernels.fetch(connect(), f"{user}/{name}", OUT / name / "output"):
             cli.say(f"{path}: {path.stat().st_size} bytes")
 
 
@@ -102,13 +105,10 @@ def build_parser():
     parser = cli.command(__doc__, "--work-dir", "--dry-run")
     add = parser.add_argument
     add("action", choices=ACTIONS, metavar="ACTION", help=", ".join(ACTIONS))
-    add("name", nargs="?", metavar="NAME", help="a folder in kernels/")
-    add("--user", default=os.environ.get("KAGGLE_USERNAME", ""), help="your name at Kaggle (from KAGGLE_USERNAME)")
+    add("name", nargs="?", metavar="NAME", help=f"a folder in kernels/; with weights a dataset (default: {DATASET})")
+    add("--user", default=os.environ.get("KAGGLE_USERNAME", ""), help="your name at Kaggle (default: $KAGGLE_USERNAME)")
     add("--kernels-dir", type=Path, default=Path("kernels"), help="folder of the sources")
-    add("--out-dir", type=Path, default=Path("build") / "kernels", help="folder of what is built, packed and fetched")
-    add("--attached", action="store_true", help="take the package from the kernel's dataset, which `weights` made")
     add("--ensemble", help="folder in work/ensemble whose models are packed (default: the only one)")
-    add("--dataset", default="ich-models", help="name of the dataset at Kaggle")
     add("--extra", type=Path, nargs="+", default=[], help="more files for the dataset: wheels, pretrained weights")
     return parser
 

@@ -9,18 +9,13 @@ Example: python -m ich_kaggle.predict --run cpu
          python -m ich_kaggle.predict --run cpu --fold 0 --views identity hflip zoom
 """
 
-from pathlib import Path
-
 from ich_kaggle.common import cli
-from ich_kaggle.common.project import Project
+from ich_kaggle.common.project import Project, opening
 from ich_kaggle.learning import augment, predictions
 from ich_kaggle.scoring import patient_folds
 
 
-def predict(
-    *, data_dir: Path | None, work_dir: Path, workers: int, run: str | None, fold: list[int] | None, **how
-) -> None:
-    project = Project(data_dir, work_dir, workers)
+def predict(project: Project, *, run: str | None, fold: list[int] | None, **how) -> None:
     patient_folds.ensure(project)
     this = project.run(run or project.only_run())
     cli.say(project.describe(this, project.finished(this, fold)))
@@ -39,7 +34,7 @@ def build_parser():
 
 
 def main(argv=None):
-    cli.run(predict, build_parser(), argv)
+    cli.run(opening(predict), build_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Blend the runs, write the submission, verify it, submit it to Kaggle, wait for its scores and record them.
 
 Reads:   work/slices.parquet, work/ensemble/NAME/, stage_2_sample_submission.csv, Kaggle's credentials
-Writes:  submissions/<UTC time>-NAME.csv, submissions/history.csv, with --history submissions/history.png
+Writes:  submissions/<UTC time>-NAME.csv, submissions/history.csv
 Example: python -m ich_kaggle.submit -m "five folds, two backbones"
          python -m ich_kaggle.submit --dry-run
          python -m ich_kaggle.submit --history
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ich_kaggle.common import cli, paths
-from ich_kaggle.common.project import Project
+from ich_kaggle.common.project import Project, opening
 from ich_kaggle.dicom import slice_table
 from ich_kaggle.kaggle_api import client, submission_log, submissions
 from ich_kaggle.scans import on_demand
@@ -34,49 +34,54 @@ def blend(project: Project, name: str | None, run: str | None, fold: list[int] |
     return ensembling.refresh(project, name, on_demand.predict)
 
 
-def submit(
+def prepare(
+    project: Project,
+    submissions_dir: Path,
     *,
-    data_dir: Path | None = None,
-    work_dir: Path = Path("work"),
-    submissions_dir: Path = Path("submissions"),
-    name: str | None = None,
-    run: str | None = None,
-    fold: list[int] | None = None,
-    file: Path | None = None,
-    workers: int = 1,
-    message: str | None = None,
-    dry_run: bool = False,
-    no_wait: bool = False,
-    again: bool = False,
-    connect: Callable = client.connect,
-) -> None:
-    """Make, verify and deliver the submission of an ensemble (`name`), of a `run`, of a `file`, or of all runs."""
-    project = Project(data_dir, work_dir, workers)
+    name: str | None,
+    run: str | None,
+    fold: list[int] | None,
+    file: Path | None,
+) -> tuple[Path, submissions.Source, paths.Data]:
+    """Return the CSV of the ensemble `name`, of a `run`, or of all runs, or the `file`; its source; the data."""
     if file is None:
         folder = blend(project, name, run, fold)
         data = slice_table.data_of(project)
-        path, source = submissions.make(folder, project, data, submissions_dir)
-    else:
-        path, source = file, submissions.Source(file.stem)
-        has_table = paths.slices(work_dir).exists()
-        data = slice_table.data_of(project) if has_table else paths.find_data(data_dir)
+        return *submissions.make(folder, project, data, submissions_dir), data
+    has_table = paths.slices(project.work_dir).exists()
+    data = slice_table.data_of(project) if has_table else paths.find_data(project.data_dir)
+    return file, submissions.Source(file.stem), data
+
+
+def submit(
+    project: Project, submissions_dir: Path, *, message: str | None, dry_run: bool, delivery: dict, **which
+) -> None:
+    """Make, verify and deliver a submission: `which` one, see `prepare`; `delivery`, see `submissions.deliver`."""
+    path, source, data = prepare(project, submissions_dir, **which)
     digest = submissions.verify(path, data, source.mean)
-    if dry_run:
-        return
-    facts = dict(name=source.name, file=path.name, sha256=digest, runs=source.runs, oof=source.oof)
-    row = submission_log.new_row(message or f"{source.name}, out of fold {source.oof or 'unknown'}", **facts)
+    if not dry_run:
+        facts = dict(name=source.name, file=path.name, sha256=digest, runs=source.runs, oof=source.oof)
+        row = submission_log.new_row(message or f"{source.name}, out of fold {source.oof or 'unknown'}", **facts)
+        submissions.deliver(path, row, submissions_dir / "history.csv", **delivery)
+
+
+def command(
+    project: Project,
+    *,
+    status: bool,
+    history: bool,
+    submissions_dir: Path,
+    connect: Callable = client.connect,
+    **options,
+) -> None:
     history_csv = submissions_dir / "history.csv"
-    submissions.deliver(path, row, history_csv, again=again, no_wait=no_wait, connect=connect)
-
-
-def command(*, status: bool, history: bool, connect: Callable = client.connect, **options) -> None:
-    history_csv = options["submissions_dir"] / "history.csv"
     if history:
         submissions.show_history(history_csv)
     elif status:
         submissions.show_status(connect(), history_csv)
     else:
-        submit(connect=connect, **options)
+        delivery = {key: options.pop(key) for key in ("again", "no_wait")} | {"connect": connect}
+        submit(project, submissions_dir, delivery=delivery, **options)
 
 
 def build_parser():
@@ -93,12 +98,12 @@ def build_parser():
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="write and verify the CSV, and stop before the network")
     instead.add_argument("--status", action="store_true", help="print the latest submissions at Kaggle, and exit")
-    instead.add_argument("--history", action="store_true", help="print and plot history.csv, and exit")
+    instead.add_argument("--history", action="store_true", help="print history.csv, and exit")
     return parser
 
 
 def main(argv=None):
-    cli.run(command, build_parser(), argv)
+    cli.run(opening(command), build_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ich_kaggle import cache, folds, phantom
+from ich_kaggle import cache, ensemble, folds, kernel, phantom, submit, train
 from ich_kaggle.common import paths
 
 REAL = os.environ.get("ICH_REAL_DATA")
@@ -42,3 +42,23 @@ def prepared(competition, tmp_path_factory) -> Path:
 def work(prepared, tmp_path) -> Path:
     """A copy of the prepared work folder, to be written to."""
     return Path(shutil.copytree(prepared, tmp_path / "work"))
+
+
+@pytest.fixture(scope="session")
+def home(competition, tmp_path_factory) -> Path:
+    """A work folder with two runs of two folds, their ensemble `both`, and the submission made of it."""
+    work = tmp_path_factory.mktemp("home") / "work"
+    folds.main(["--data-dir", str(competition), "--work-dir", str(work), "--folds", "2", "--workers", "1"])
+    for arch in ("test_efficientnet", "test_resnet"):
+        small = ["--arch", arch, "--image-size", "64", "--cache-size", "64", "--batch-size", "16", "--epochs", "1"]
+        train.main([*small, "--weights", "none", "--work-dir", str(work), "--workers", "1"])
+    ensemble.main(["--name", "both", "--work-dir", str(work), "--workers", "1", "--method", "equal"])
+    submit.main(["--ensemble", "both", "--dry-run", "--work-dir", str(work), "--submissions-dir", str(work / "csv")])
+    return work
+
+
+@pytest.fixture(scope="session")
+def packed(home, tmp_path_factory) -> Path:
+    """The folder that `kernel weights` packs."""
+    out = tmp_path_factory.mktemp("packed") / "ich-models"
+    return kernel.pack(home, home / "ensemble" / "both", out, [])

@@ -207,11 +207,6 @@ def test_near_duplicates_are_listed_and_do_not_fail(work_dir, capsys):
     assert table.slice_id[0] in alike[0] and f"{table.slice_id[b]} (test): 0 of 256 bits differ" in alike[0]
 
 
-def test_the_picture_is_a_png_of_its_own(work_dir, tmp_path):
-    run(work_dir, "--folds", "3", "--picture", str(tmp_path / "folds.png"))
-    assert (tmp_path / "folds.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-
-
 def test_real_folds_leak_nothing(real_data, tmp_path, capsys):
     folds.main(["--data-dir", str(real_data), "--work-dir", str(tmp_path), "--folds", "4", "--workers", "1"])
     run(tmp_path, "--check")

@@ -175,13 +175,6 @@ def test_worst_slices_are_sorted_by_loss_and_parted_by_the_truth():
     assert found["called"][0] == 10 and 11 not in found["called"] and len(found["called"]) == 12
 
 
-def test_disagreement_is_the_greatest_difference_of_two_runs_in_a_study():
-    a, b = np.full((4, 6), 0.5), np.full((4, 6), 0.5)
-    a[0, 3], b[1, 2], b[2:, :] = 0.9, 0.2, np.nan
-    assert report_studies.spread([a, b], np.array([0, 0, 1, 1])).tolist() == pytest.approx([0.4, np.nan], nan_ok=True)
-    assert np.isnan(report_studies.spread([a], np.array([0, 0, 1, 1]))).all()
-
-
 def test_the_gallery_says_what_the_predictions_say(made):
     train, _ = training(made)
     nested = tables.read_predictions(paths.ensemble(made, "both") / "nested.parquet", train.slice_id)
@@ -256,13 +249,6 @@ def test_without_the_dicom_files_there_is_no_bone_window(work_dir):
     assert content_of(work_dir)["bone"] is False and list(study_of(work_dir)[1]["images"]) == ["cached"]
 
 
-def test_copy_puts_every_picture_into_the_folder(work_dir):
-    run(work_dir, "--copy", "--studies", "3")
-    _, data = study_of(work_dir)
-    references = [*data["images"]["cached"], *data["images"]["bone"], *data["maps"][0]]
-    assert all((work_dir / "report" / reference).is_file() and ".." not in reference for reference in references)
-
-
 def test_explanations_are_those_of_the_model_that_did_not_see_the_study(made):
     train, fold = training(made)
     assert content_of(made)["maps"] == ["fine, gradcam"]
@@ -280,7 +266,7 @@ def test_a_report_without_runs_or_cache_has_the_data_and_the_folds(prepared, tmp
     assert len(content["data"]["folds"]) == 3 and len(content["studies"]) == 9
     paths.folds(work_dir).unlink()
     run(work_dir)
-    assert content_of(work_dir)["data"]["folds"] == [] and content_of(work_dir)["studies"][0]["fold"] is None
+    assert len(content_of(work_dir)["data"]["folds"]) == 3  # made anew
 
 
 # --- writing ---
@@ -296,7 +282,7 @@ def test_an_interrupted_report_leaves_the_old_one(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         app.write(folder, {"n": 2}, broken())
-    assert given(folder / "data.js")[0] == {"n": 1}
+    assert given(folder / "data.js")[0]["n"] == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == [".report.lock", "report"]
 
 
@@ -364,8 +350,8 @@ def test_without_plotly_the_extra_is_named(work_dir, capsys, monkeypatch):
 
 def test_a_report_needs_no_torch(made):
     code = (
-        "import sys; from ich_kaggle import report; from pathlib import Path; "
-        f"report.report(work_dir=Path({str(made)!r}), n_studies=1); assert 'torch' not in sys.modules"
+        f"import sys; from ich_kaggle import report; report.main(['--work-dir', {str(made)!r}, '--studies', '1'])\n"
+        "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
     assert pd.Series(content_of(made)["studies"]).size == 1

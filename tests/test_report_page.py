@@ -159,8 +159,6 @@ def test_the_list_is_searched_and_sorted(viewer, made):
     column = 1 + LABELS.index("subdural")
     by_loss_of_label = sorted(content["studies"], key=lambda s: (-s["losses"][0][column], s["id"]))
     assert viewer.evaluate(ids) == [one["id"] for one in by_loss_of_label]
-    viewer.locator("#sort").select_option("spread")
-    assert viewer.evaluate(ids) == [s["id"] for s in sorted(content["studies"], key=lambda s: (-s["spread"], s["id"]))]
     viewer.locator("#filter").select_option("any")
     assert set(viewer.evaluate(ids)) == {s["id"] for s in content["studies"] if s["counts"][-1]}
     viewer.locator("#filter").select_option("")

@@ -1,25 +1,22 @@
-"""The command line that all commands share: flags, recipes, one-line errors and progress."""
+"""The command line that all commands share: flags, one-line errors and progress."""
 
 import argparse
 import logging
 import math
 import os
 import sys
-import tomllib
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from datetime import timedelta
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from time import monotonic
-from typing import Self
+
+from ich_kaggle.common import recipes
 
 log = logging.getLogger(__name__)
-
-RECIPES = Path(__file__).parents[1] / "recipes"
 
 IS_FIRST = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes
 SCRIPT = "ich-kaggle"  # the console script
 
+HIDDEN = ("recipe", "debug")  # flags that are not handed to the function of a command
 THERE = " exists: nothing to do"  # follows the path of a result
 INTERRUPTED = "interrupted: run the same command to resume\n"
 OVERWRITING = (
@@ -98,7 +95,7 @@ FLAGS = {
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         is_switch = action.nargs == 0
-        return action.help if is_switch or action.default is None else super()._get_help_string(action)
+        return action.help if is_switch or action.default in (None, "", []) else super()._get_help_string(action)
 
 
 def _prog(module: str) -> str:
@@ -132,60 +129,16 @@ def parse(
     Flags that neither sets are those that `recorded` returns for a run that has begun, else those of the recipe that
     `default_recipe` names, else the defaults of the command.
     """
+    argv = sys.argv[1:] if argv is None else argv
     options = parser.parse_args(argv)
-    named = getattr(options, "recipe", None)
+    flags, named = [], getattr(options, "recipe", None)
     if recipe := named or default_recipe(options):
-        path = recipe_path(recipe)
+        path = recipes.path_of(recipe)
         parser.set_defaults(run=path.stem)
-        _apply(parser, read_recipe(path), path)
+        flags, read = recipes.flags(parser, path)
+        parser.set_defaults(**vars(read))
     parser.set_defaults(**recorded(parser.parse_args(argv)))
-    if named:
-        _apply(parser, read_recipe(path), path)
-    return parser.parse_args(argv)
-
-
-def recipe_path(name: str) -> Path:
-    """Return the file of a recipe. Raises FileNotFoundError listing the recipes."""
-    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
-        raise FileNotFoundError(f"no recipe {name}: give a TOML file or one of {known}")
-    return path
-
-
-def read_recipe(path: Path) -> dict:
-    """Return the flags that a recipe sets, by name. Raises ValueError if the file is not TOML."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not a TOML recipe: {error}") from error
-
-
-def _apply(parser: argparse.ArgumentParser, recipe: dict, path: Path) -> None:
-    actions = {action.option_strings[-1][2:]: action for action in parser._actions if action.option_strings}
-    known = sorted(set(actions) - {"help", "recipe", "recipes", "debug"})
-    for key, value in recipe.items():
-        if key not in known:
-            raise ValueError(f"{path}: unknown key {key}: the flags of this command are {', '.join(known)}")
-        action = actions[key]
-        is_switch, is_list = action.nargs == 0, action.nargs == "+"
-        try:
-            if is_switch != isinstance(value, bool) or is_list != isinstance(value, list):
-                raise ValueError("wrong type")
-            values = [value] if is_switch else [_meaning(action, one) for one in (value if is_list else [value])]
-        except (ValueError, argparse.ArgumentTypeError) as error:
-            raise ValueError(f"{path}: {key} = {value!r} is not a value of --{key}") from error
-        if action.choices is not None and not set(values) <= set(action.choices):
-            raise ValueError(f"{path}: {key} = {value!r}: choose from {', '.join(map(str, action.choices))}")
-        parser.set_defaults(**{action.dest: values if is_list else values[0]})
-
-
-def _meaning(action: argparse.Action, value):
-    """Return the `value` of a recipe as the flag has it. Raises ValueError for a wrong type."""
-    is_text = isinstance(value, str)
-    if not (is_text or (action.type is not None and isinstance(value, int | float) and math.isfinite(value))):
-        raise ValueError("wrong type")
-    return value if action.type is None else action.type(str(value))
+    return parser.parse_args([*flags, *argv] if named else argv)
 
 
 def run(function: Callable, parser: argparse.ArgumentParser, argv: list[str] | None = None, *defaults) -> None:
@@ -200,9 +153,7 @@ def run(function: Callable, parser: argparse.ArgumentParser, argv: list[str] | N
         os.environ["ICH_DEBUG"] = "1"  # for the commands that this one starts as well
     options = {}
     try:
-        options = vars(parse(parser, argv, *defaults))
-        for name in ("recipe", "debug"):
-            options.pop(name, None)
+        options = {key: value for key, value in vars(parse(parser, argv, *defaults)).items() if key not in HIDDEN}
         function(**options)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         if is_debug():
@@ -239,68 +190,26 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+class _Log:
+    """The file of a progress bar off a terminal: each state of the bar is a line of the log."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            log.info(line)
+
+
+LINE = "{desc}: {n_fmt} of {total_fmt}{unit} ({percentage:.0f}%), {rate_fmt}, {remaining} left{postfix}"
+FIRST_LINE, NEXT_LINE = 10, 30  # s
+
+
 def progress(items: Iterable | None, total: int, what: str, unit: str = " slices", initial: int = 0) -> Iterable:
     """Return `items` with a progress bar, or with lines in the log if stderr is not a terminal.
 
     `initial` of the `total` were done before. The unit B counts bytes.
     """
-    if IS_FIRST and not sys.stderr.isatty():
-        return ProgressLog(items, total, what, unit, initial)
     from tqdm import tqdm
 
-    options = dict(desc=what, unit=unit, unit_scale=unit == "B", initial=initial, smoothing=0.05)
-    return tqdm(items, total=total, disable=not IS_FIRST, **options)
-
-
-FIRST_LINE, NEXT_LINE = 10, 60  # s
-
-
-class ProgressLog:
-    """Progress as lines of a log: after 10 s, then every minute, and at the end; none for shorter work.
-
-    It is used like tqdm: iterated over, or updated inside a `with`.
-    """
-
-    def __init__(self, items: Iterable | None, total: int, what: str, unit: str, initial: int):
-        self.items, self.total, self.what, self.initial = items, total, what, initial
-        self.scale, self.unit = (1e6, " MB") if unit == "B" else (1, unit)
-        self.n, self.n_told, self.postfix = initial, None, ""
-        self.start = monotonic()
-        self.due = self.start + FIRST_LINE
-
-    def __iter__(self) -> Iterator:
-        with self:
-            for item in self.items:
-                yield item
-                self.update()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.n_told not in (None, self.n):
-            self.tell()
-
-    def update(self, n: int = 1) -> None:
-        self.n += n
-        if (now := monotonic()) >= self.due:
-            self.tell()
-            self.due = now + NEXT_LINE
-
-    def set_postfix_str(self, text: str, refresh: bool = False) -> None:
-        self.postfix = f", {text}"
-
-    def tell(self) -> None:
-        self.n_told = self.n
-        seconds = monotonic() - self.start
-        rate = (self.n - self.initial) / seconds
-        left = f"{_clock((self.total - self.n) / rate)} left" if rate > 0 else "time left unknown"
-        n, total, speed = f"{self.n / self.scale:,.0f}", f"{self.total / self.scale:,.0f}", f"{rate / self.scale:,.1f}"
-        log.info(
-            f"{self.what}: {n} of {total}{self.unit} ({100 * self.n // max(self.total, 1)}%), {speed}{self.unit}/s, "
-            f"{left if self.n < self.total else f'in {_clock(seconds)}'}{self.postfix}"
-        )
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+    options = dict(total=total, desc=what, unit=unit, unit_scale=unit == "B", initial=initial, disable=not IS_FIRST)
+    if not sys.stderr.isatty():
+        options |= dict(file=_Log(), bar_format=LINE, delay=FIRST_LINE, mininterval=NEXT_LINE, maxinterval=NEXT_LINE)
+    return tqdm(items, smoothing=0.05, **options)

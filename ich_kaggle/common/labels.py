@@ -4,6 +4,8 @@ Kaggle's tables have a row per slice and label, `ID_<9 hex digits>_<label>,value
 https://www.kaggle.com/competitions/rsna-intracranial-hemorrhage-detection/overview/evaluation
 """
 
+import re
+
 import numpy as np
 
 LABELS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
@@ -12,11 +14,7 @@ SHARE = np.asarray(WEIGHTS) / sum(WEIGHTS)  # of each label in the metric
 ANY = LABELS.index("any")
 
 ID_LENGTH = len("ID_000012eaf")
-
-# The bytes allowed at each place of a slice id: bool (ID_LENGTH, 256).
-ID_BYTES = np.zeros((ID_LENGTH, 256), bool)
-ID_BYTES[np.arange(3), list(b"ID_")] = True
-ID_BYTES[3:, list(b"0123456789abcdef")] = True
+SLICE_ID = re.compile("ID_[0-9a-f]{9}")
 
 
 def to_wide(slice_index: np.ndarray, label_index: np.ndarray, values: np.ndarray, slice_ids: np.ndarray) -> np.ndarray:

@@ -119,15 +119,11 @@ def _folder_members(root: Path, split: str) -> list[Member]:
         for place in (folder, f"{folder}/{folder}"):  # as some programs unpack a zip
             if (root / place).is_dir():
                 with os.scandir(root / place) as entries:
-                    found += [_member(place, entry) for entry in entries if entry.is_file()]
+                    files = [(f"{place}/{entry.name}", entry.stat()) for entry in entries if entry.is_file()]
+                found += [Member(path, status.st_size, stamp=status.st_mtime_ns) for path, status in files]
         if members := _one_per_slice(found):
             return members
     return []
-
-
-def _member(folder: str, file: os.DirEntry) -> Member:
-    status = file.stat()
-    return Member(f"{folder}/{file.name}", status.st_size, stamp=status.st_mtime_ns)
 
 
 def _zip_members(data: Data, split: str) -> list[Member]:

@@ -1,6 +1,7 @@
 """The data and the work folder that a command works on, opened once: each table is read once."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -17,6 +18,15 @@ log = logging.getLogger(__name__)
 @cache
 def _tell(text: str) -> None:
     log.warning(text)
+
+
+def opening(function: Callable) -> Callable:
+    """Return `function`, whose first argument is a project, as one that takes its three flags instead."""
+
+    def opened(*, data_dir: Path | None = None, work_dir: Path = Path("work"), workers: int = 1, **options):
+        return function(Project(data_dir, work_dir, workers), **options)
+
+    return opened
 
 
 @dataclass

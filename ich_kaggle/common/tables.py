@@ -35,49 +35,23 @@ def read_long(data: paths.Data, name: str) -> tuple[np.ndarray, np.ndarray, np.n
             raise ValueError(f"{data.root}: {name}: {error}") from error
     if columns != ["ID", "Label"]:
         raise ValueError(f"{data.root}: {name}: the columns are {columns}, not ID,Label")
-    try:
-        slice_ids, slice_index = _encode_slices(pc.binary_slice(table["ID"], 0, labels.ID_LENGTH).combine_chunks())
-        label_index = _encode_labels(pc.binary_slice(table["ID"], labels.ID_LENGTH, LONGEST))
-    except ValueError as error:
-        raise ValueError(f"{data.root}: {name}: {error}") from error
+    slice_ids, slice_index = _encode(pc.binary_slice(table["ID"], 0, labels.ID_LENGTH))
+    names, name_index = _encode(pc.binary_slice(table["ID"], labels.ID_LENGTH, LONGEST))
+    if odd := next((one for one in slice_ids if not labels.SLICE_ID.fullmatch(one)), None):
+        raise ValueError(f"{data.root}: {name}: {odd!r} is not ID_ and 9 hex digits")
+    known = {f"_{label}": i for i, label in enumerate(LABELS)}
+    if odd := [one for one in names if one not in known]:
+        raise ValueError(f"{data.root}: {name}: an ID ends in {odd[0]!r}, not in _ and one of {', '.join(LABELS)}")
     values = table["Label"].to_numpy()
     if np.isnan(values).any():
         raise ValueError(f"{data.root}: {name}: row {int(np.isnan(values).argmax()) + 2} has no value")
-    return slice_ids, slice_index, label_index, values
+    return np.array(slice_ids, object), slice_index, np.array([known[one] for one in names], int)[name_index], values
 
 
-def _encode_slices(column: pa.BinaryArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct slice ids of `column`, in order of first appearance, and per row the index of its id."""
-    if len(short := np.flatnonzero(pc.binary_length(column).to_numpy() != labels.ID_LENGTH)):
-        raise ValueError(f"{column[int(short[0])].as_py().decode(errors='replace')!r} is not ID_ and 9 hex digits")
-    start = int(np.frombuffer(column.buffers()[1], np.int32)[column.offset]) if len(column) else 0
-    size = len(column) * labels.ID_LENGTH
-    rows = np.frombuffer(column.buffers()[2] or b"", np.uint8)[start : start + size].reshape(-1, labels.ID_LENGTH)
-    # The rows of a slice are usually adjacent: only the first of each such group has to be looked up.
-    words = np.ascontiguousarray(rows).view(np.uint32)
-    is_first = np.ones(len(rows), bool)
-    is_first[1:] = (words[1:] != words[:-1]).any(axis=1)
-    encoded = column.filter(pa.array(is_first)).dictionary_encode()
-    found = np.frombuffer(b"".join(encoded.dictionary.to_pylist()), np.uint8).reshape(-1, labels.ID_LENGTH)
-    if len(odd := np.flatnonzero(~(labels.ID_BYTES[np.arange(labels.ID_LENGTH), found]).all(axis=1))):
-        raise ValueError(
-            f"{encoded.dictionary[int(odd[0])].as_py().decode(errors='replace')!r} is not ID_ and 9 hex digits"
-        )
-    slice_ids = encoded.dictionary.cast(pa.string()).to_numpy(zero_copy_only=False)
-    return slice_ids, encoded.indices.to_numpy()[is_first.cumsum() - 1]
-
-
-def _encode_labels(column: pa.ChunkedArray) -> np.ndarray:
-    """Return per row of `column`, `_<label>`, the index of its label."""
+def _encode(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
+    """Return the distinct texts of `column`, in order of first appearance, and per row the index of its text."""
     encoded = column.combine_chunks().dictionary_encode()
-    known = {f"_{label}".encode(): i for i, label in enumerate(LABELS)}
-    names = encoded.dictionary.to_pylist()
-    for text in names:
-        if text not in known:
-            raise ValueError(
-                f"an ID ends in {text.decode(errors='replace')!r}, not in _ and one of {', '.join(LABELS)}"
-            )
-    return np.array([known[text] for text in names], int)[encoded.indices.to_numpy()]
+    return [text.decode(errors="replace") for text in encoded.dictionary.to_pylist()], encoded.indices.to_numpy()
 
 
 def read_labels(data: paths.Data) -> pd.DataFrame:

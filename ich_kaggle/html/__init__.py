@@ -1,1 +1,1 @@
-"""The report app and the static pages."""
+"""The report app, the page on the data, and figures."""

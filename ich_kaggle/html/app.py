@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from ich_kaggle.common import locks, storage
+from ich_kaggle.common import locks, storage, windows
 
 WEB = Path(__file__).parent / "web"
 SCRIPTS = ("core.js", "charts.js", "overview.js", "strips.js", "viewer.js", "worst.js", "start.js")
@@ -50,6 +50,18 @@ def to_json(content, place: Callable = repr) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e")
 
 
+def shown_windows() -> dict[str, dict]:
+    """Return the CT windows of the page by name: those of the channels of a cached picture, then bone."""
+    return {
+        windows.NAMES[one].split()[0]: {
+            "title": windows.NAMES[one].capitalize(),
+            "key": str(i),
+            "level": f"W {one.width} L {one.center}",
+        }
+        for i, one in enumerate((*windows.CACHED, windows.BONE), 1)
+    }
+
+
 def file_name(study_id: str) -> str:
     """Return the name of a study's file: its id, or a hash of an id that is not a safe file name."""
     if re.fullmatch(r"\w[\w.-]{0,99}", study_id, re.ASCII):
@@ -66,31 +78,30 @@ def plotly_script() -> str:
     return get_plotlyjs()
 
 
-def write(folder: Path, content: dict, studies: Iterable[Study], *, images: str = "link", plots: bool = True) -> None:
+def write(folder: Path, content: dict, studies: Iterable[Study], *, embed: bool = False, plots: bool = True) -> None:
     """Write the page of `content` and `studies` into `folder`; the previous page stays until the new one is complete.
 
-    `content` and the data of each study are plain data for the scripts in `web/`. By `images`, pictures that are files
-    are linked by relative path ("link"), copied into the folder ("copy"), or embedded with everything else in one
-    index.html ("embed"). Raises ValueError if that file would be too large for browsers. Plotly is needed for `plots`.
+    `content` and the data of each study are plain data for the scripts in `web/`. Pictures that are files are linked by
+    relative path, or with `embed` put into one index.html with everything else. Raises ValueError if that file would
+    be too large for browsers. Plotly is needed for `plots`.
     """
-    plotly = plotly_script() if plots else ""
+    plotly, content = plotly_script() if plots else "", content | {"windows": shown_windows()}
     with locks.locked(folder), storage.replacing(folder, "report") as new:
-        (_embed if images == "embed" else _unfold)(new, content, studies, plotly, images)
+        (_embed if embed else _unfold)(new, content, studies, plotly)
         for other in folder.glob("*.html"):  # of other commands, as the page on the data
             if other.name != "index.html":
                 shutil.copyfile(other, new / other.name)
 
 
-def _unfold(new: Path, content: dict, studies: Iterable[Study], plotly: str, images: str) -> None:
+def _unfold(new: Path, content: dict, studies: Iterable[Study], plotly: str) -> None:
     (new / "data").mkdir()
     (new / "images").mkdir()
 
     def place(picture: Path | bytes) -> str:
-        if isinstance(picture, Path) and images == "link":
+        if isinstance(picture, Path):
             return quote(Path(os.path.relpath(picture, new)).as_posix())
-        png = picture if isinstance(picture, bytes) else picture.read_bytes()
-        name = f"images/{hashlib.sha256(png).hexdigest()[:16]}.png"
-        (new / name).write_bytes(png)
+        name = f"images/{hashlib.sha256(picture).hexdigest()[:16]}.png"
+        (new / name).write_bytes(picture)
         return name
 
     def write_script(name: str, call: str, *arguments) -> None:
@@ -109,7 +120,7 @@ def _unfold(new: Path, content: dict, studies: Iterable[Study], plotly: str, ima
         (new / "plotly.min.js").write_text(plotly, encoding="utf-8")
 
 
-def _embed(new: Path, content: dict, studies: Iterable[Study], plotly: str, _images: str) -> None:
+def _embed(new: Path, content: dict, studies: Iterable[Study], plotly: str) -> None:
     inert = {"plotly": plotly}  # by id: texts that the page reads on demand
     size = 0
 
@@ -131,12 +142,16 @@ def _embed(new: Path, content: dict, studies: Iterable[Study], plotly: str, _ima
     (new / "index.html").write_text(_one_file(scripts, inert), encoding="utf-8")
 
 
+def digest(text: str) -> str:
+    """Return how a Content-Security-Policy names an embedded script or style."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
 def _one_file(scripts: dict[str, str], inert: dict[str, str]) -> str:
     """Return index.html with its style, its `scripts` by name and its `inert` texts by id embedded."""
     texts = [*scripts.values(), inert["plotly"]]
-    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts)
     parts = {
-        POLICY: "script-src " + " ".join(f"'sha256-{digest}'" for digest in digests),
+        POLICY: "script-src " + " ".join(map(digest, texts)),
         '<link rel="stylesheet" href="style.css">': f"<style>{(WEB / 'style.css').read_text(encoding='utf-8')}</style>",
         "<!-- inert -->": "\n".join(
             f'<script type="text/plain" id="{html.escape(key)}">{text}</script>' for key, text in inert.items()

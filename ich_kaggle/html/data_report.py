@@ -1,19 +1,52 @@
-"""The page of `report --data`: counts, labels, headers, HU, defects and sample studies."""
+"""The page of `report --data`: counts, labels, headers, HU and defects, in one file without scripts.
 
-from collections.abc import Iterable
-from functools import partial
+Every text is escaped, and a Content-Security-Policy allows only the page's own style and embedded pictures.
+"""
 
-import cv2
+import base64
+import html
+import io
+from collections.abc import Callable, Iterable
+
 import numpy as np
 import pandas as pd
 
 from ich_kaggle.common import cli, paths, tables, windows
-from ich_kaggle.common.labels import ANY, LABELS
-from ich_kaggle.dicom import pixels, png, slice_table
-from ich_kaggle.html import data_figures, static
+from ich_kaggle.common.labels import LABELS
+from ich_kaggle.dicom import pixels, slice_table
+from ich_kaggle.html import app
 
 N_SAMPLED = 200  # slices per split whose pixels are read
-TILE, COLUMNS = 96, 8  # px of a slice on a contact sheet, slices per row
+LEVELS = 8  # a property with at most this many values is drawn value by value
+COLORS = {"train": "#0a84c6", "test": "#e0761f"}
+HU = np.arange(windows.LOWEST, windows.HIGHEST + 1)
+
+Values = dict[str, pd.Series]  # of one property, by split
+
+
+def drawn(title: str, caption: str, draw: Callable) -> str:
+    """Return a figure with the drawing of `draw(axes)`, as SVG: the same bytes each time."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.hashsalt": "ich_kaggle", "font.size": 9}):
+        axes = Figure((4.6, 2.8), layout="constrained").subplots()
+        draw(axes)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
+        axes.figure.savefig(out := io.BytesIO(), format="svg", metadata={"Date": None, "Creator": None})
+    title, caption = html.escape(title), html.escape(caption)
+    source = f"data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}"
+    image = f'<img src="{source}" alt="{title}: {caption}">'
+    return f"<figure><h3>{title}</h3>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def section(title: str, note: str, frames: Iterable[pd.DataFrame] = (), figures: Iterable[str] = ()) -> str:
+    """Return a section with tables and figures; every cell is escaped."""
+    found = (frame.to_html(index=False, border=0).replace(' style="text-align: right;"', "") for frame in frames)
+    shown = "".join(f'<div class="scroll" tabindex="0">{table}</div>' for table in found)
+    note = f'<p class="note">{html.escape(note)}</p>' if note else ""
+    return f'<section class="card"><h2>{title}</h2>{note}{shown}<div class="figures">{"".join(figures)}</div></section>'
 
 
 def counts(slices: pd.DataFrame) -> pd.DataFrame:
@@ -26,8 +59,7 @@ def counts(slices: pd.DataFrame) -> pd.DataFrame:
 
 def prevalence(train: pd.DataFrame) -> pd.DataFrame:
     """Return the number of slices, studies and patients with each label, and their share of all."""
-    target = train[list(LABELS)] > 0
-    found = {}
+    target, found = train[list(LABELS)] > 0, {}
     for name, has in (
         ("slices", target),
         ("studies", target.groupby(train.study_id).any()),
@@ -37,34 +69,79 @@ def prevalence(train: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def together(target: np.ndarray) -> np.ndarray:
-    """Return the number of slices with both label i and label j: int (6, 6)."""
-    target = np.asarray(target, float)
-    return (target.T @ target).astype(int)
+def label_section(train: pd.DataFrame) -> str:
+    found, target = prevalence(train), (tables.targets(train) > 0).astype(int)
+    both = target.T @ target
+    share = 100 * both / np.maximum(np.diag(both), 1)[:, None]
+
+    def draw_shares(axes) -> None:
+        part = 100 * found.filter(like="share")
+        part.plot.barh(ax=axes, xlabel="with the label, %", color=("#0a84c6", "#63b3e0", "#b5d9ef")).invert_yaxis()
+
+    def draw_together(axes) -> None:
+        axes.imshow(share, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        for (i, j), value in np.ndenumerate(share):
+            axes.text(j, i, f"{value:.0f}", ha="center", va="center", color="white" if value > 55 else "black")
+        axes.set_xticks(range(len(LABELS)), LABELS, rotation=30, ha="right")
+        axes.set_yticks(range(len(LABELS)), LABELS)
+
+    numbers = found.apply(lambda column: column.map(("{:.2%}" if "share" in column.name else "{:,}").format))
+    together = pd.DataFrame(both, LABELS, LABELS).map("{:,}".format).reset_index(names="slices with both")
+    figures = (
+        drawn("Prevalence", "share of the slices, studies and patients with each label", draw_shares),
+        drawn("Labels together", "percentage of the slices of the row that also have the column", draw_together),
+    )
+    note = "Training slices. A study or a patient has a label if one of its slices has it."
+    return section("Labels", note, (numbers.reset_index(names="label"), together), figures)
 
 
-def facts(slices: pd.DataFrame) -> list[data_figures.Fact]:
-    """Return the properties of the headers of `slices`, a slice table."""
+def facts(slices: pd.DataFrame) -> dict[str, Values]:
+    """Return the properties of the headers of `slices`, a slice table, by name and split."""
     gap = slices.position.diff().where(slices.series_id == slices.series_id.shift())
     by_series = slices.assign(gap=gap).groupby(["split", "series_id"], sort=False).gap
-    stored = slices.bits.astype(str) + slices.signed.map({True: " signed", False: " unsigned"})
+    of_slices = {
+        "rows, px": slices.rows,
+        "columns, px": slices["columns"],
+        "pixel spacing, mm": slices.row_spacing.round(4),
+        "rescale intercept, HU": slices.intercept,
+        "bits stored": slices.bits.astype(str) + slices.signed.map({True: " signed", False: " unsigned"}),
+        "gantry tilt, degrees": slices.tilt,
+    }
+    of_series = {
+        "slice spacing, mm (median of a series)": by_series.median().round(3).dropna(),
+        "slices in a series": by_series.size(),
+    }
+    return {
+        **{name: dict(tuple(values.groupby(slices.split, sort=False))) for name, values in of_slices.items()},
+        **{name: dict(tuple(values.groupby(level="split", sort=False))) for name, values in of_series.items()},
+    }
 
-    def of_slices(name: str, values: pd.Series) -> data_figures.Fact:
-        return data_figures.Fact(name, "slices", dict(tuple(values.groupby(slices.split, sort=False))))
 
-    def of_series(name: str, values: pd.Series) -> data_figures.Fact:
-        return data_figures.Fact(name, "series", dict(tuple(values.dropna().groupby(level="split", sort=False))))
+def shares(values: Values) -> pd.DataFrame | None:
+    """Return the percentage of each value in each split; None if there are more than LEVELS values."""
+    found = pd.DataFrame({split: 100 * part.value_counts(normalize=True) for split, part in values.items()})
+    return found.fillna(0) if len(found) <= LEVELS else None
 
-    return [
-        of_slices("rows, px", slices.rows),
-        of_slices("columns, px", slices["columns"]),
-        of_slices("pixel spacing, mm", slices.row_spacing.round(4)),
-        of_series("slice spacing, mm (median of a series)", by_series.median().round(3)),
-        of_series("slices in a series", by_series.size()),
-        of_slices("rescale intercept, HU", slices.intercept),
-        of_slices("bits stored", stored),
-        of_slices("gantry tilt, degrees", slices.tilt),
-    ]
+
+def fact_figure(name: str, values: Values) -> str:
+    found = shares(values)
+
+    def draw(axes) -> None:
+        if found is not None:
+            found.plot.bar(ax=axes, rot=0, xlabel="", color=COLORS)
+        else:
+            weights = [np.full(len(part), 100 / len(part)) for part in values.values()]
+            colors = [COLORS[split] for split in values]
+            edges = np.histogram_bin_edges(pd.concat(values.values()), "sturges")
+            axes.hist(list(values.values()), edges, weights=weights, label=list(values), color=colors)
+        axes.set_ylabel("%")
+
+    def describe(part: pd.Series) -> str:
+        if found is None:
+            return f"{part.min():.4g} to {part.max():.4g}, median {part.median():.4g}"
+        return ", ".join(f"{value} in {n:,}" for value, n in part.value_counts().items())
+
+    return drawn(name, "; ".join(f"{split}: {describe(part)}" for split, part in values.items()), draw)
 
 
 def read_hu(data: paths.Data, slices: pd.DataFrame, what: str) -> Iterable[np.ndarray]:
@@ -74,138 +151,63 @@ def read_hu(data: paths.Data, slices: pd.DataFrame, what: str) -> Iterable[np.nd
         yield np.clip(np.rint(pixels.hu_table(code)[words]), windows.LOWEST, windows.HIGHEST).astype(np.int16)
 
 
-def sample_pixels(data: paths.Data, slices: pd.DataFrame, rng: np.random.Generator) -> data_figures.Pixels:
-    """Return histograms of the HU of up to N_SAMPLED slices per split, drawn by `rng`."""
-    found = data_figures.Pixels({}, {})
+def sample_pixels(data: paths.Data, slices: pd.DataFrame, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Return, by split, the number of pixels with each value of HU in up to N_SAMPLED slices, drawn by `rng`."""
+    found = {}
     for split, part in slices.groupby("split", sort=False):
         rows = np.sort(rng.permutation(len(part))[:N_SAMPLED])
-        found.n_slices[split], found.counts[split] = len(rows), np.zeros(windows.HIGHEST - windows.LOWEST + 1, int)
+        found[split] = np.zeros(len(HU), int)
         for hu in read_hu(data, part.iloc[rows], f"pixels of {split}"):
-            found.counts[split] += np.bincount(hu.ravel() - windows.LOWEST, minlength=len(found.counts[split]))
+            found[split] += np.bincount(hu.ravel() - windows.LOWEST, minlength=len(HU))
     return found
 
 
-def sample_studies(slices: pd.DataFrame, rng: np.random.Generator) -> list[str]:
-    """Return a study with each label, one without any, and a test study, as far as they exist, drawn by `rng`."""
-    train = slices.split == "train"
-    has_any = (slices["any"] > 0).groupby(slices.study_id).transform("any")
-    groups = [train & (slices[label] > 0) for label in LABELS[:ANY]] + [train & ~has_any, ~train]
-    studies = (np.sort(slices.study_id[group].unique()) for group in groups)
-    return list(dict.fromkeys(ids[rng.integers(len(ids))] for ids in studies if len(ids)))
+def hu_figure(pixels: dict[str, np.ndarray], title: str, low: float, high: float, scale: str = "linear") -> str:
+    """Return the histogram of the HU from `low` to `high`; its caption tells how many pixels lie beyond."""
+
+    def draw(axes) -> None:
+        edges = np.arange(low, high + 1, max(1, (high - low) // 80))
+        for split, n in pixels.items():
+            axes.hist(HU, edges, weights=100 * n / n.sum(), histtype="step", color=COLORS[split], label=split)
+        axes.set(xlabel="HU", ylabel="pixels, %", yscale=scale)
+
+    def beyond(n: np.ndarray) -> str:
+        return f"{n[low > HU].sum() / n.sum():.1%} below, {n[high < HU].sum() / n.sum():.1%} above"
+
+    caption = "; ".join(f"{split}: {beyond(n)}" for split, n in pixels.items())
+    return drawn(f"{title}, {low:g} to {high:g} HU", caption, draw)
 
 
-def tile(hu: np.ndarray, is_positive: bool) -> np.ndarray:
-    """Return a slice in the brain window, padded to a square and framed if positive: uint8 (TILE, TILE, 3)."""
-    gray, side = windows.apply(hu, (windows.BRAIN,))[..., 0], max(hu.shape)
-    square = np.zeros((side, side), np.uint8)
-    top, left = ((side - n) // 2 for n in hu.shape)
-    square[top : top + hu.shape[0], left : left + hu.shape[1]] = gray
-    image = np.repeat(cv2.resize(square, (TILE, TILE), interpolation=cv2.INTER_AREA)[..., None], 3, axis=2)
-    return cv2.rectangle(image, (0, 0), (TILE - 1, TILE - 1), (224, 118, 31), 2) if is_positive else image
-
-
-def contact_sheet(data: paths.Data, study: pd.DataFrame) -> bytes:
-    """Return the slices of a study, in order from left to right, as a PNG."""
-    images = [tile(hu, any_ > 0) for hu, any_ in zip(read_hu(data, study, "sample study"), study["any"], strict=True)]
-    images += [np.zeros_like(images[0])] * (-len(images) % COLUMNS)
-    return png.encode(np.vstack([np.hstack(images[i : i + COLUMNS]) for i in range(0, len(images), COLUMNS)]))
-
-
-def runs_of(target: np.ndarray) -> str:
-    """Return the ranges of slices with each label, counted from 1, as `subdural 3 to 7, 9`; `target` is (n, 6)."""
-    found = []
-    for label, has in zip(LABELS[:ANY], (target > 0).T, strict=False):
-        edges = np.flatnonzero(np.diff(has.astype(int), prepend=0, append=0))
-        spans = [f"{a + 1}" if b == a + 1 else f"{a + 1} to {b}" for a, b in zip(edges[::2], edges[1::2], strict=True)]
-        found += [f"{label} {', '.join(spans)}"] if spans else []
-    return "; ".join(found) or "none"
-
-
-def label_section(train: pd.DataFrame) -> str:
-    found, both = prevalence(train), together(tables.targets(train))
-    share = data_figures.share_of_row(both)
-    numbers = found.apply(lambda column: column.map(("{:.2%}" if "share" in column.name else "{:,}").format))
-    rates = ", ".join(f"{label} {found['share of slices'][label]:.2%} of the slices" for label in LABELS)
-    pairs = [(share[i, j], i, j) for i in range(ANY) for j in range(ANY) if i != j and share[i, j] > 0]
-    most = [f"{value:.0%} of {LABELS[i]} slices have {LABELS[j]}" for value, i, j in sorted(pairs, reverse=True)[:4]]
-    meaning = "percentage of the slices with the label of the row that also have that of the column. Highest: "
-    figures = (
-        static.drawn(partial(data_figures.draw_prevalence, found=found), "Prevalence", rates, (5, 3.2)),
-        static.drawn(
-            partial(data_figures.draw_together, share=share),
-            "Labels together",
-            meaning + ("; ".join(most) or "none"),
-            (5, 3.2),
-        ),
-    )
-    counted = (
-        static.table_of(numbers, "label"),
-        static.table_of(pd.DataFrame(both, LABELS, LABELS).map("{:,}".format), "slices with both"),
-    )
-    note = "Training slices. A study or a patient has a label if one of its slices has it."
-    return static.section("Labels", note, *counted, static.grid(figures, is_wide=True))
-
-
-def header_section(slices: pd.DataFrame) -> str:
-    figures = (
-        static.drawn(
-            partial(data_figures.draw_fact, fact=f), f.name[0].upper() + f.name[1:], data_figures.describe_fact(f)
-        )
-        for f in facts(slices)
-    )
-    return static.section("Headers", "Shares within each split: train filled, test as a line.", static.grid(figures))
-
-
-def window_section(pixels: data_figures.Pixels, seed: int) -> str:
-    whole = partial(data_figures.draw_hu, pixels=pixels, low=-1100, high=2000, width=20, scale="log")
-    figures = [static.drawn(whole, "All HU", "air at -1000, fat at -100, water at 0, blood at 60, bone above 300")]
+def window_section(pixels: dict[str, np.ndarray], seed: int) -> str:
+    figures = [hu_figure(pixels, "All HU", -1100, 2000, "log")]
     for window in windows.CACHED:
-        low, high = window.center - window.width / 2, window.center + window.width / 2
-        black_and_white = {split: data_figures.shares(counts, low, high) for split, counts in pixels.counts.items()}
-        caption = "; ".join(f"{s}: {b:.1%} of the pixels black, {w:.1%} white" for s, (b, w) in black_and_white.items())
-        name = f"{windows.NAMES[window].capitalize()} window, {low:g} to {high:g} HU"
-        width = max(1, round(window.width / 80))
-        draw = partial(data_figures.draw_hu, pixels=pixels, low=low, high=high, width=width)
-        figures.append(static.drawn(draw, name, caption))
-    sampled = " and ".join(f"{n} {split} slices" for split, n in pixels.n_slices.items())
-    return static.section("Windows", f"Pixels of {sampled}, drawn with --seed {seed}.", static.grid(figures))
-
-
-def defect_section(defects: pd.DataFrame) -> str:
-    shown = static.table_of(defects.set_index("defect"), "defect", is_text=True) if len(defects) else "<p>None.</p>"
-    note = "Found in the headers; blank slices are found with --pixels, or when the cache is made."
-    return static.section("Defects", note, shown)
-
-
-def study_section(data: paths.Data, slices: pd.DataFrame, rng: np.random.Generator, seed: int) -> str:
-    figures = []
-    for study_id in sample_studies(slices, rng):
-        study = slices[slices.study_id == study_id]
-        patient, split = study.patient_id.iloc[0], study.split.iloc[0]
-        labels = runs_of(tables.targets(study)) if split == "train" else "not known"
-        caption = f"patient {patient}, {split}, {len(study)} slices; labels on slices: {labels}"
-        alt = f"The slices of study {study_id} in the brain window, {COLUMNS} in a row; {caption}"
-        figures.append(static.shown(contact_sheet(data, study), study_id, caption, alt))
-    note = (
-        f"One with each label, one without, one of test, drawn with --seed {seed}. Slices are ordered from the lowest, "
-    )
-    note += "at the top left; those with a label are framed."
-    return static.section("Sample studies", note, static.grid(figures, is_wide=True))
+        name, half = f"{windows.NAMES[window].capitalize()} window", window.width / 2
+        figures.append(hu_figure(pixels, name, window.center - half, window.center + half))
+    note = f"Pixels of at most {N_SAMPLED} slices per split, drawn with --seed {seed}."
+    return section("Windows", note, figures=figures)
 
 
 def make(data: paths.Data, slices: pd.DataFrame, defects: pd.DataFrame, *, seed: int) -> str:
-    """Return the page on a slice table and the pixels of a sample of its slices and studies, drawn by `seed`.
+    """Return the page on a slice table and the pixels of a sample of its slices, drawn by `seed`.
 
     `defects` has a row per kind: defect, action, slices, first.
     """
-    rng = np.random.default_rng(seed)
-    sections = [
-        static.section("Size", "", static.table_of(counts(slices).map("{:,}".format), "split")),
+    found = "Found in the headers; blank slices are found with slices --pixels, or when the cache is made."
+    headers = (fact_figure(name, values) for name, values in facts(slices).items())
+    sections = (
+        section("Size", "", [counts(slices).map("{:,}".format).reset_index()]),
         label_section(slices[slices.split == "train"]),
-        header_section(slices),
-        window_section(sample_pixels(data, slices, rng), seed),
-        defect_section(defects),
-        study_section(data, slices, rng, seed),
-    ]
-    note = f"{data.root}, {len(slices):,} slices, table {tables.slices_hash(slices)}"
-    return static.page("The data", note, sections)
+        section("Headers", "Shares within each split.", figures=headers),
+        window_section(sample_pixels(data, slices, np.random.default_rng(seed)), seed),
+        section("Defects", found if len(defects) else "None.", [defects] if len(defects) else ()),
+    )
+    about = html.escape(f"{data.root}, {len(slices):,} slices, table {tables.slices_hash(slices)}")
+    style = (app.WEB / "style.css").read_text(encoding="utf-8")
+    policy = f"default-src 'none'; img-src data:; style-src {app.digest(style)}; base-uri 'none'; form-action 'none'"
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>The data</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head>'
+        f'<body><header class="bar"><h1>ich_kaggle <span>data</span></h1></header>'
+        f'<main id="data"><p>{about}</p>{"".join(sections)}</main></body></html>\n'
+    )

@@ -1,4 +1,4 @@
-"""Figures of folds and of predictions, as PNG. Matplotlib is imported only when one is drawn."""
+"""Figures of predictions, as PNG. Matplotlib is imported only when one is drawn."""
 
 import contextlib
 from collections.abc import Iterator
@@ -44,17 +44,11 @@ def roc(path: Path, target: np.ndarray, probability: np.ndarray, areas: dict[str
 
 
 def precision_recall(path: Path, target: np.ndarray, probability: np.ndarray, areas: dict[str, float]) -> None:
-    """Draw precision against recall of each label, named with its average precision, over lines of equal F1."""
+    """Draw precision against recall of each label, named with its average precision."""
     from sklearn.metrics import precision_recall_curve
 
     with drawing(path) as axes:
         ax = axes[0, 0]
-        for f in (0.2, 0.4, 0.6, 0.8):
-            recall = np.linspace(f / (2 - f), 1, 200)
-            precision = f * recall / (2 * recall - f)
-            ax.plot(recall, precision, color="#bbbbbb", linewidth=0.8, linestyle="--")
-            gray = dict(textcoords="offset points", color="#888888", va="center")
-            ax.annotate(f"F1 {f:g}", (1, precision[-1]), (3, 0), **gray)
         for t, p, style in _both(target, probability, areas):
             precision, recall, _ = precision_recall_curve(t, p)
             ax.step(recall, precision, where="post", **style)
@@ -101,30 +95,6 @@ def threshold_curves(path: Path, target: np.ndarray, probability: np.ndarray, ch
                 )
             ax.set(xscale="log", xlim=(1e-4, 1), ylim=(0, 1.02), xlabel="threshold", title=label)
         axes[0, 0].legend(frameon=False, fontsize=8, loc="center left")
-
-
-def folds(path: Path, target: np.ndarray, fold: np.ndarray) -> None:
-    """Draw the label rates of each fold, and their and the fold sizes' relative difference from all."""
-    numbers = np.unique(fold)
-    rates = np.array([target[fold == k].mean(axis=0) for k in numbers])
-    with drawing(path, 1, 2, (12, 4.2)) as axes:
-        left, right = axes[0]
-        width = 0.8 / len(numbers)
-        for i, k in enumerate(numbers):
-            place = np.arange(len(LABELS)) + (i - (len(numbers) - 1) / 2) * width
-            shade = str(0.25 + 0.5 * i / max(len(numbers) - 1, 1))
-            left.bar(place, 100 * rates[i], width * 0.92, color=shade, label=f"fold {k}")
-        left.set_xticks(range(len(LABELS)), LABELS, rotation=20)
-        left.set(ylabel="slices with the label, %", title="Label rates per fold")
-        left.legend(frameon=False, fontsize=8)
-        deviation = 100 * (rates / np.maximum(target.mean(axis=0), 1e-9) - 1)
-        sizes = np.array([(fold == k).sum() for k in numbers])
-        for label, values in zip(LABELS, deviation.T, strict=True):
-            right.plot(numbers, values, "o-", color=COLORS[label], linewidth=1, markersize=4, label=label)
-        right.plot(numbers, 100 * (sizes / sizes.mean() - 1), "s--", color="#e69f00", linewidth=1, label="slices")
-        right.set_xticks(numbers)
-        right.set(xlabel="fold", ylabel="difference from all, %", title="Balance")
-        right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _both(target: np.ndarray, probability: np.ndarray, areas: dict[str, float]) -> Iterator[tuple]:

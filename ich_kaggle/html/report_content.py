@@ -56,25 +56,20 @@ def describe_ensemble(work_dir: Path, name: str) -> dict:
     }
 
 
-def find_cache(work_dir: Path, name: str | None, table: pd.DataFrame) -> Path | None:
-    """Return the folder of the cache `name`, or of the one with the most px, uncropped first; None if none exists.
+def find_cache(project: Project, name: str | None) -> tuple[Path | None, dict]:
+    """Return the folder of the cache `name`, or of the one with the most px, uncropped first, and its settings.
 
-    Only complete caches of the slices in `table` count. Raises ValueError if `name` is not one of them.
+    Only complete caches of the slices count; without one, the folder is None. Raises ValueError if `name` is none.
     """
-    states = {path.parent: storage.read_json(path) for path in paths.cache(work_dir, "any").parent.glob("*/cache.json")}
-    wanted = {"slices": cache_index.sources_hash(table), "n_slices": len(table)}
-    whole = {
-        folder: (s["image_size"], s["crop"] == "none") for folder, s in states.items() if wanted.items() <= s.items()
-    }
-    if name is not None and paths.cache(work_dir, name) not in whole:
-        raise ValueError(
-            f"{paths.cache(work_dir, name)}: no complete cache of the slices: run python -m ich_kaggle.cache"
-        )
-    return paths.cache(work_dir, name) if name is not None else max(whole, key=whole.get, default=None)
-
-
-def cache_state(cache_dir: Path | None) -> dict:
-    return {} if cache_dir is None else storage.read_json(cache_dir / "cache.json")
+    folder = paths.cache(project.work_dir, "any").parent
+    wanted = {"slices": cache_index.sources_hash(project.slices), "n_slices": len(project.slices)}
+    states = {path.parent: storage.read_json(path) for path in folder.glob("*/cache.json")}
+    whole = {folder: state for folder, state in states.items() if wanted.items() <= state.items()}
+    if name is not None and folder / name not in whole:
+        raise ValueError(f"{folder / name}: no complete cache of the slices: run python -m ich_kaggle.cache")
+    best = max(whole, key=lambda one: (whole[one]["image_size"], whole[one]["crop"] == "none"), default=None)
+    chosen = best if name is None else folder / name
+    return chosen, whole.get(chosen, {})
 
 
 def render_bone(data: paths.Data, number: int, batch: list, boxes: np.ndarray, size: int) -> tuple:
@@ -113,68 +108,66 @@ def find_pixels(project: Project) -> paths.Data | None:
     return data
 
 
-def overview(work_dir: Path, submissions_dir: Path, table: pd.DataFrame, fold: np.ndarray) -> dict:
+def overview(project: Project, submissions_dir: Path) -> dict:
     """Return the parts of the page on the data, on training and on submissions."""
     history = submission_log.read(submissions_dir / "history.csv")
-    data = report_scores.describe_data(table, fold if paths.folds(work_dir).exists() else None)
+    data = report_scores.describe_data(project.slices, project.fold)
     return {
         "labels": LABELS,
         "made": {"time": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "version": __version__},
-        "data": data | {"defects": len(slice_table.read_defects(work_dir))},
-        "logs": report_scores.learning_curves(work_dir),
+        "data": data | {"defects": len(slice_table.read_defects(project.work_dir))},
+        "logs": report_scores.learning_curves(project),
         "submissions": [{column: row[column] for column in SHOWN} for row in history],
     }
 
 
-def scores_of(sources: list[report_scores.Entry], train: pd.DataFrame, fold: np.ndarray, seed: int) -> tuple:
-    """Return `sources` and their scores in the order of the page: by most slices, then ensembles first, then by least
-    loss."""
+def ranked(sources: list[report_scores.Entry], train: pd.DataFrame, fold: np.ndarray, seed: int) -> list[tuple]:
+    """Return `sources` with their scores in the order of the page: by most slices, ensembles first, by least loss."""
     target, patient = tables.targets(train), np.unique(train.patient_id, return_inverse=True)[1]
-    scores = [score(source, target, patient, fold, seed) for source in cli.progress(sources, len(sources), "score", "")]
-    order = sorted(
-        range(len(sources)),
-        key=lambda i: (-scores[i]["n_slices"], scores[i]["kind"] != "ensemble", scores[i]["loss"][0]),
-    )
-    return [sources[i] for i in order], [scores[i] for i in order]
+    bar = cli.progress(sources, len(sources), "score", "")
+    scored = [(source, score(source, target, patient, fold, seed)) for source in bar]
+    return sorted(scored, key=lambda one: (-one[1]["n_slices"], one[1]["kind"] != "ensemble", one[1]["loss"][0]))
 
 
-def compared(work_dir: Path, sources: list[report_scores.Entry], target: np.ndarray, fold: np.ndarray) -> dict:
+def compared(project: Project, sources: list[report_scores.Entry], target: np.ndarray) -> dict:
     """Return the parts of the page that compare `sources`."""
+    names = [source.name for source in sources if source.kind == "ensemble"]
     return {
-        "constant": metric.log_loss(target, ensembling.constant(target, fold)) if len(np.unique(fold)) > 1 else None,
+        "constant": metric.log_loss(target, ensembling.constant(target, project.fold[project.is_train])),
         "correlation": report_scores.correlation(sources, target),
-        "ensembles": [describe_ensemble(work_dir, source.name) for source in sources if source.kind == "ensemble"],
+        "ensembles": [describe_ensemble(project.work_dir, name) for name in names],
         "thresholds": report_scores.THRESHOLDS.tolist(),
     }
 
 
 def pages_of(
+    project: Project,
     studies: report_studies.Studies,
     chosen: np.ndarray,
-    maps: list[report_studies.Maps],
     cache_dir: Path | None,
-    data: paths.Data | None,
-    workers: int,
+    state: dict,
+    bone: bool,
 ) -> tuple[dict, Iterator[app.Study]]:
     """Return the parts of the page on the `chosen` studies, and an iterator over their data.
 
-    Without `data` the page has no bone window.
+    `state` holds the settings of the cache. The page has a `bone` window if the DICOM files exist.
     """
-    state = cache_state(cache_dir)
+    data = find_pixels(project) if bone and state else None
     content = {
         "studies": report_studies.summaries(studies, chosen),
         "n_studies": len(studies.bounds[0]),
         "worst": report_studies.gallery(studies, chosen, cache_dir),
-        "maps": [f"{one.run}, {one.method}" for one in maps],
-        "cache": None if cache_dir is None else {"name": cache_dir.name, "size": state["image_size"]},
+        "maps": [f"{one.run}, {one.method}" for one in studies.maps],
+        "cache": {"name": cache_dir.name, "size": state["image_size"]} if state else None,
         "bone": data is not None,
     }
     parts = {i: studies.train.iloc[studies.rows(i)] for i in chosen.tolist()}
+    rendered = ((i, None) for i in parts)
+    if data is not None:
+        rendered = render_studies(data, parts, cache_dir, state["image_size"], project.workers)
 
-    def cached(i: int) -> dict:
-        return {"cached": [paths.cached(cache_dir, slice_id) for slice_id in parts[i].slice_id]} if state else {}
+    def images(i: int, bones: list[bytes] | None) -> dict:
+        cached = {"cached": [paths.cached(cache_dir, one) for one in parts[i].slice_id]} if state else {}
+        return cached | ({} if bones is None else {"bone": bones})
 
-    if data is None:
-        return content, (report_studies.describe(studies, i, maps, cached(i)) for i in parts)
-    bone = render_studies(data, parts, cache_dir, state["image_size"], workers)
-    return content, (report_studies.describe(studies, i, maps, cached(i) | {"bone": pngs}) for i, pngs in bone)
+    return content, (report_studies.describe(studies, i, images(i, bones)) for i, bones in rendered)

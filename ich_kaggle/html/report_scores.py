@@ -1,14 +1,14 @@
 """The predictions of runs and ensembles that the report reads, their curves, training logs and error correlation."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from ich_kaggle.common import paths, run_predictions, runs, storage, tables
+from ich_kaggle.common import paths, run_predictions, storage, tables
+from ich_kaggle.common.project import Project
 from ich_kaggle.html import app
 from ich_kaggle.scoring import blending, comparison, curves
 
@@ -26,53 +26,37 @@ class Entry(NamedTuple):
 
 
 def read_sources(
-    work_dir: Path,
-    names: list[str] | None,
-    name: str | None,
-    table: pd.DataFrame,
-    fold: np.ndarray,
-    wanted: list[int] | None = None,
+    project: Project, runs: list[str] | None = None, name: str | None = None, fold: list[int] | None = None
 ) -> list[Entry]:
-    """Return the ensembles and the runs with predictions, or those named, in the folds `wanted`, None for all.
+    """Return the nested predictions of the ensemble `name` and the OOF ones of `runs`, in the folds `fold`; None: all.
 
     Raises FileNotFoundError for one that was named and has no predictions.
     """
-    return [
-        *read_ensembles(work_dir, paths.ensemble_names(work_dir) if name is None else [name], table, fold, wanted),
-        *read_runs(work_dir, names, table, fold, wanted),
-    ]
-
-
-def read_ensembles(work_dir: Path, names: list[str], table: pd.DataFrame, fold: np.ndarray, wanted) -> Iterator[Entry]:
-    ids, of_train = table.slice_id[fold >= 0].to_numpy(), fold[fold >= 0]
-    for name in names:
-        path = storage.require(paths.ensemble(work_dir, name) / "nested.parquet", f"--name {name}")
-        probability = tables.read_predictions(path, ids, partial=True).copy()
-        if wanted is not None:
-            probability[~np.isin(of_train, wanted)] = np.nan
-        if not np.isnan(probability).all():
-            yield Entry(name, "ensemble", probability)
-
-
-def read_runs(work_dir: Path, names, table: pd.DataFrame, fold: np.ndarray, wanted) -> Iterator[Entry]:
-    for name in names or paths.run_names(work_dir):
-        run = runs.Run(work_dir, name)
-        predicted = [k for k in run.predicted if wanted is None or k in wanted]
+    wanted = project.chosen(fold)
+    ensembles = paths.ensemble_names(project.work_dir) if name is None else [name]
+    found = [Entry(one, "ensemble", nested(project, one, wanted)) for one in ensembles]
+    for run in map(project.run, runs or [run.name for run in project.runs()]):
+        predicted = [k for k in run.predicted if k in wanted]
+        if runs and not predicted:
+            storage.require(run.fold(wanted[0]) / "oof.parquet", f"--run {run.name} --fold {wanted[0]}")
         if predicted:
-            probability = blending.raise_any(run_predictions.read_oof(run, predicted, table, fold))
-            yield Entry(name, "run", probability, run.settings.get("on", []))
-        elif names:
-            k = (wanted or [0])[0]
-            storage.require(run.fold(k) / "oof.parquet", f"--run {name} --fold {k}")
+            probability = run_predictions.read_oof(run, predicted, project.slices, project.fold)
+            found.append(Entry(run.name, "run", blending.raise_any(probability), run.settings.get("on", [])))
+    return [one for one in found if not np.isnan(one.probability).all()]
+
+
+def nested(project: Project, name: str, folds: list[int]) -> np.ndarray:
+    """Return the nested predictions of an ensemble: float32 (n_train, 6), NaN outside of `folds`."""
+    path = storage.require(paths.ensemble(project.work_dir, name) / "nested.parquet", f"--name {name}")
+    probability = tables.read_predictions(path, project.slices.slice_id[project.is_train].to_numpy(), partial=True)
+    is_wanted = np.isin(project.fold[project.is_train], folds)
+    return np.where(is_wanted[:, None], probability, np.float32(np.nan))
 
 
 def curve(target: np.ndarray, probability: np.ndarray) -> dict:
     """Return the areas and the calibration of one label, (n,), and its true and false positives at THRESHOLDS."""
-    above = {
-        name: n - np.searchsorted(np.sort(values), THRESHOLDS)
-        for name, values in (("tp", probability[target > 0]), ("fp", probability[target == 0]))
-        for n in [len(values)]
-    }
+    by_class = {"tp": probability[target > 0], "fp": probability[target == 0]}
+    above = {name: len(p) - np.searchsorted(np.sort(p), THRESHOLDS) for name, p in by_class.items()}
     exact = curves.exact(target, probability, 0.5)
     found, meant, count = curves.reliability(target, probability)
     return {
@@ -84,18 +68,18 @@ def curve(target: np.ndarray, probability: np.ndarray) -> dict:
     }
 
 
-def describe_data(table: pd.DataFrame, fold: np.ndarray | None) -> dict:
+def describe_data(table: pd.DataFrame, fold: np.ndarray) -> dict:
     """Return the numbers of slices, studies and patients, the label counts, and both per fold."""
-    train = table[table.split == "train"]
+    target = tables.targets(table[fold >= 0])
     columns = ("slice_id", "series_id", "study_id", "patient_id")
-    by_fold = [] if fold is None else [(int(k), table[fold == k]) for k in np.unique(fold[fold >= 0])]
+    by_fold = [(int(k), table[fold == k]) for k in np.unique(fold[fold >= 0])]
     return {
         "splits": [
             {"split": split, **{column: int(part[column].nunique()) for column in columns}}
             for split, part in table.groupby("split", sort=False)
         ],
-        "rates": app.numbers(tables.targets(train).mean(axis=0)),
-        "counts": tables.targets(train).sum(axis=0).astype(int).tolist(),
+        "rates": app.numbers(target.mean(axis=0)),
+        "counts": target.sum(axis=0).astype(int).tolist(),
         "folds": [
             {"fold": k, "patients": part.patient_id.nunique(), "slices": len(part)}
             | {"rates": app.numbers(tables.targets(part).mean(axis=0))}
@@ -104,25 +88,17 @@ def describe_data(table: pd.DataFrame, fold: np.ndarray | None) -> dict:
     }
 
 
-def read_log(path: Path) -> pd.DataFrame:
-    """Return the rows of a log.csv. Raises ValueError naming the file if it is damaged."""
-    try:
-        return pd.read_csv(path, dtype=float)
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged ({error}): {storage.remedy(path)}") from error
-
-
-def learning_curves(work_dir: Path) -> list[dict]:
+def learning_curves(project: Project) -> list[dict]:
     """Return the epochs of every log.csv with its run, its fold and, for a second level, its seed."""
     out = []
-    for run in paths.run_names(work_dir):
-        for k, folder in paths.run_folds(work_dir, run).items():
-            if not (path := folder / "log.csv").exists():
-                continue
-            log = read_log(path)
+    for path in sorted(run.fold(k) / "log.csv" for run in project.runs() for k in run.begun):
+        if path.exists():
+            with storage.reading(path):
+                log = pd.read_csv(path, dtype=float)
             for seed, rows in log.groupby("seed" if "seed" in log else np.zeros(len(log), int)):
                 columns = {name: app.numbers(rows[name]) for name in ("epoch", "train_loss", "valid_loss")}
-                out.append({"run": run, "fold": k, "seed": int(seed), **columns})
+                about = {"run": path.parents[1].name, "fold": int(path.parent.name[4:]), "seed": int(seed)}
+                out.append(about | columns)
     return out
 
 

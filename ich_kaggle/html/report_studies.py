@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ich_kaggle.common import metric, paths, runs, series_rows, storage, tables
+from ich_kaggle.common import metric, paths, series_rows, storage, tables
 from ich_kaggle.common.labels import ANY, LABELS, SHARE
+from ich_kaggle.common.project import Project
 from ich_kaggle.html.app import Study, numbers
 
 N_WORST = 12  # misses shown per label, and as many false alarms
@@ -66,16 +67,6 @@ def study_losses(loss: np.ndarray, study: np.ndarray) -> np.ndarray:
     return pd.DataFrame(values).groupby(study).mean().to_numpy().reshape(-1, 1 + len(LABELS))
 
 
-def spread(probabilities: list[np.ndarray], study: np.ndarray) -> np.ndarray:
-    """Return the largest difference between the runs in each study, on one slice and label; NaN for a single run."""
-    if len(probabilities) < 2:
-        return np.full(len(np.unique(study)), np.nan)
-    stacked = np.stack(probabilities)
-    apart = (np.fmax.reduce(stacked) - np.fmin.reduce(stacked)).max(axis=1)
-    apart[(~np.isnan(stacked[..., ANY])).sum(axis=0) < 2] = np.nan
-    return pd.Series(apart).groupby(study).max().to_numpy()
-
-
 def worst(target: np.ndarray, loss: np.ndarray, shown: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
     """Return per label the rows of highest loss among `shown`, bool (n,): `missed` positives, `called` negatives."""
 
@@ -88,12 +79,12 @@ def worst(target: np.ndarray, loss: np.ndarray, shown: np.ndarray) -> dict[str, 
 
 @dataclass(frozen=True)
 class Studies:
-    """The training slices as studies, numbered from 0, with their predictions."""
+    """The training slices as studies, numbered from 0, with their predictions and explanations."""
 
     train: pd.DataFrame  # rows of the slice table
-    fold: np.ndarray | None  # (n,)
+    fold: np.ndarray  # (n,)
     probabilities: list[np.ndarray]  # float32 (n, 6), NaN where nothing is predicted; the first ranks the slices
-    is_run: list[bool]  # False for an ensemble
+    maps: list[Maps]
 
     @cached_property
     def number(self) -> np.ndarray:
@@ -122,15 +113,18 @@ class Studies:
     def rows(self, i: int) -> slice:
         return slice(self.bounds[0][i], self.bounds[1][i])
 
-    def fold_of(self, i: int) -> int | None:
-        return None if self.fold is None else int(self.fold[self.bounds[0][i]])
+    def fold_of(self, i: int) -> int:
+        return int(self.fold[self.bounds[0][i]])
+
+    @property
+    def explained(self) -> np.ndarray:
+        """The numbers of the studies that have maps."""
+        return np.flatnonzero(self.ids.isin(set().union(*(one.studies for one in self.maps))))
 
 
 def summaries(studies: Studies, chosen: np.ndarray) -> list[dict]:
     """Return the entries of the list of studies, those of the `chosen`."""
     means = [numbers(study_losses(loss, studies.number)) for loss in studies.losses]
-    runs = [p for p, is_run in zip(studies.probabilities, studies.is_run, strict=True) if is_run]
-    apart = numbers(spread(runs, studies.number))
 
     def summary(i: int) -> dict:
         rows = studies.train.iloc[studies.rows(i)]
@@ -141,7 +135,6 @@ def summaries(studies: Studies, chosen: np.ndarray) -> list[dict]:
             "n": len(rows),
             "counts": studies.target[studies.rows(i)].sum(axis=0).astype(int).tolist(),
             "losses": [of_source[i] for of_source in means],
-            "spread": apart[i],
         }
 
     return [summary(i) for i in chosen.tolist()]
@@ -170,27 +163,25 @@ def gallery(studies: Studies, chosen: np.ndarray, cache_dir: Path | None) -> dic
     }
 
 
-def find_maps(work_dir: Path, crop: str) -> list[Maps]:
+def find_maps(project: Project, crop: str) -> list[Maps]:
     """Return the explanations of the runs whose models were trained with this `crop`.
 
     Raises ValueError naming a file with other labels.
     """
     found: dict[tuple[str, str], Maps] = {}
-    folds = [(run, *one) for run in paths.run_names(work_dir) for one in paths.run_folds(work_dir, run).items()]
-    for run, k, fold in folds:
-        for path in sorted(fold.glob("explain/*/explain.json")):
-            content = storage.read_json(path)
+    for run in project.runs():
+        for path in sorted(run.folder.glob("fold*/explain/*/explain.json")):
+            content, method = storage.read_json(path), path.parent.name
             if content["labels"] != list(LABELS):
                 raise ValueError(f"{path}: the labels are not {', '.join(LABELS)}: explain again")
-            if runs.Run(work_dir, run).settings.get("crop", "none") == crop:
-                method = path.parent.name
-                one = found.setdefault((run, method), Maps(run, method, {}, set()))
-                one.folders[k] = path.parent
+            if run.settings.get("crop", "none") == crop:
+                one = found.setdefault((run.name, method), Maps(run.name, method, {}, set()))
+                one.folders[int(path.parents[2].name[4:])] = path.parent
                 one.studies.update(content.get("studies", []))
     return list(found.values())
 
 
-def describe(studies: Studies, i: int, maps: list[Maps], images: dict[str, list]) -> Study:
+def describe(studies: Studies, i: int, images: dict[str, list]) -> Study:
     """Return study `i` for the page. `images` are lists of pictures, one per slice, by window."""
     rows = studies.train.iloc[studies.rows(i)]
     data = {
@@ -200,12 +191,12 @@ def describe(studies: Studies, i: int, maps: list[Maps], images: dict[str, list]
         "target": studies.target[studies.rows(i)].astype(int).tolist(),
         "probability": [numbers(probability[studies.rows(i)]) for probability in studies.probabilities],
         "images": images,
-        "maps": [_maps_of(one, studies.fold_of(i), rows.slice_id) for one in maps],
+        "maps": [_maps_of(one, studies.fold_of(i), rows.slice_id) for one in studies.maps],
     }
     return Study(str(rows.study_id.iloc[0]), data)
 
 
-def _maps_of(one: Maps, fold: int | None, slice_ids: pd.Series) -> list[Path | None] | None:
+def _maps_of(one: Maps, fold: int, slice_ids: pd.Series) -> list[Path | None] | None:
     if fold not in one.folders:
         return None
     files = [one.folders[fold] / f"{slice_id}.png" for slice_id in slice_ids]

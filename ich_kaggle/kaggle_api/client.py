@@ -1,11 +1,10 @@
-"""Kaggle's client, wrapped: lazy import, sign-in, timeouts, retries, one-line errors, submissions sent once.
+"""Kaggle's client, wrapped: lazy import, sign-in, timeouts, retries, one-line errors.
 
 By itself (kaggle 2.2.4) it prints, asks the server and may exit while it is imported, waits without limit, retries
 nothing, and reports a failed upload as a success.
 """
 
 import contextlib
-import email.utils
 import io
 import logging
 import os
@@ -23,9 +22,6 @@ log = logging.getLogger(__name__)
 TIMEOUT = 60  # s without a byte
 TRIES = 5
 LONGEST_PAUSE = 600  # s; a longer wait that the server asks for is left to the user
-LOOKS = (1, 2, 4, 8, 15, 30, 30, 30)  # s before each further look for a submission whose reply was lost
-LONGEST_LOOK = sum(LOOKS)  # s that Kaggle may take for a submission after its client has disconnected
-POLLS, POLL_PAUSE = 360, 10  # times, s
 
 AGAIN = "run the command again"
 LONGEST_PATH = 255  # characters
@@ -180,13 +176,7 @@ def delay(error: Exception | None, attempt: int) -> float:
     """Return the seconds to wait after `error`: those that the server asks for, else 1, 2, 4, ... by `attempt`."""
     headers = getattr(getattr(error, "response", None), "headers", {})
     after = headers.get("Retry-After", "")
-    if after.isdigit():
-        return int(after)
-    with contextlib.suppress(KeyError, TypeError, ValueError):
-        # Relative to the server's own clock: ours may be wrong.
-        until, now = (email.utils.parsedate_to_datetime(text) for text in (after, headers["Date"]))
-        return max(0, (until - now).total_seconds())
-    return 2**attempt
+    return int(after) if after.isdigit() else 2**attempt
 
 
 def _body(error: Exception) -> dict:
@@ -223,96 +213,3 @@ def _explained(error: Exception, what: str, hint: str) -> Exception:
         return ConnectionError(f"{what}: {_reason(error)}: {AGAIN} later")
     kind = PermissionError if status in (401, 403) else RuntimeError
     return kind(f"{what}: {_reason(error)}: {hints.get(status, f'correct this and {AGAIN}')}")
-
-
-def preflight(kaggle: Connection) -> str:
-    """Return a line with the credentials in use, the rules' acceptance and the submissions left today.
-
-    Raises PermissionError or RuntimeError if Kaggle would refuse a submission.
-    """
-    competition = _ask(kaggle, kaggle.competitions.get_competition)
-    limits = _ask(kaggle, kaggle.competitions.get_submission_limits)
-    if competition and not competition.user_has_entered:
-        raise PermissionError(f"{kaggle.source}: this account has not joined the competition: {RULES}")
-    # For an account that has never submitted, Kaggle reports 0 sent and 0 left.
-    if limits and limits.num_total and not limits.num_allowed_now:
-        raise RuntimeError(f"no submission is left today ({limits.num_today} sent): wait until 00:00 UTC")
-    rules = "accepted" if competition else "not known"
-    left = limits.num_allowed_now if limits and limits.num_total else "not known"
-    return f"credentials: {kaggle.source}; rules: {rules}; submissions left today: {left}"
-
-
-def _ask(kaggle: Connection, method: Callable) -> Any:
-    try:
-        return kaggle.call(method, hint=RULES, competition_name=paths.SLUG)
-    except RuntimeError as error:
-        log.info("%s", error)  # advice only: the submission goes on
-        return None
-
-
-def submissions(kaggle: Connection) -> list[Any]:
-    """Return the team's latest submissions, the newest first, as kagglesdk.ApiSubmission."""
-    fields = dict(competition_name=paths.SLUG, page=1, page_size=50)
-    return kaggle.call(kaggle.competitions.list_submissions, hint=RULES, **fields).submissions or []
-
-
-def find(kaggle: Connection, tag: str) -> int:
-    """Return the ref of the submission whose message contains `tag`; 0 without one."""
-    return next((found.ref for found in submissions(kaggle) if tag in (found.description or "")), 0)
-
-
-def upload(kaggle: Connection, name: str, content: bytes, modified: float) -> str:
-    """Return the token of `content`, uploaded as the file `name` modified at `modified` (s since 1970)."""
-    fields = dict(competition_name=paths.SLUG, file_name=name, content_length=len(content))
-    start = kaggle.competitions.start_submission_upload
-    answer = kaggle.call(start, hint=RULES, last_modified_epoch_seconds=int(modified), **fields)
-    kaggle.put(answer.create_url, content)
-    return answer.token
-
-
-def create(kaggle: Connection, token: str, message: str, tag: str) -> int:
-    """Return the ref of a new submission of an uploaded file, never doubled: its `message` contains the unique `tag`.
-
-    Raises PermissionError or RuntimeError if Kaggle refuses it, and TimeoutError if Kaggle may have accepted it.
-    """
-    fields = dict(competition_name=paths.SLUG, blob_file_tokens=token, submission_description=message)
-    problem: Exception | None = None
-    try:
-        for attempt in range(TRIES):
-            try:
-                answer = kaggle.call(kaggle.competitions.create_submission, safe=False, hint=RULES, **fields)
-                if answer.ref:
-                    return answer.ref
-                problem = RuntimeError(f"Kaggle's answer has no submission number: {answer.message}")
-            except ConnectionError as error:
-                problem = error
-            log.info("submission [%s] was not confirmed: looking for it at Kaggle, for up to %d s", tag, LONGEST_LOOK)
-            kaggle.sleep(min(delay(problem.__cause__, attempt), LONGEST_PAUSE))
-            if ref := look(kaggle, tag):
-                return ref
-    except (OSError, RuntimeError) as error:
-        if problem is None:
-            raise
-        problem = error
-    raise TimeoutError(f"submission [{tag}] may be at Kaggle: {AGAIN}, it looks there before it sends ({problem})")
-
-
-def look(kaggle: Connection, tag: str) -> int:
-    """Return like `find`, after waiting as long as a submission that Kaggle is still processing may take to appear."""
-    if ref := find(kaggle, tag):
-        return ref
-    for seconds in LOOKS:
-        kaggle.sleep(seconds)
-        if ref := find(kaggle, tag):
-            return ref
-    return 0
-
-
-def wait(kaggle: Connection, ref: int) -> Any:
-    """Return submission `ref` (kagglesdk.ApiSubmission) once it is COMPLETE or ERROR. Raises TimeoutError after 1 h."""
-    for _ in range(POLLS):
-        submission = kaggle.call(kaggle.competitions.get_submission, ref=ref)
-        if submission.status.name != "PENDING":
-            return submission
-        kaggle.sleep(POLL_PAUSE)
-    raise TimeoutError(f"no score within {POLLS * POLL_PAUSE // 60} min")

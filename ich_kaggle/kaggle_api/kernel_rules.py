@@ -20,21 +20,10 @@ OLDEST = (3, 11)  # Python of Kaggle's images
 
 TEXTS = ("id", "title", "code_file", "language", "kernel_type", "machine_shape")
 SWITCHES = ("is_private", "enable_gpu", "enable_tpu", "enable_internet")
-LISTS = ("dataset_sources", "competition_sources", "kernel_sources", "model_sources", "keywords")
+SOURCES = ("dataset_sources", "competition_sources", "kernel_sources", "model_sources")
+KEYS = {**dict.fromkeys(TEXTS, str), **dict.fromkeys(SWITCHES, bool), **dict.fromkeys((*SOURCES, "keywords"), list)}
+KINDS = {str: "a string", bool: "true or false", list: "a list"}
 OPTIONAL = ("docker_image", "docker_image_pinning_type")
-CHOICES = {
-    "language": ("python",),
-    "kernel_type": ("script", "notebook"),
-    "docker_image_pinning_type": ("original", "latest"),
-}
-NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
-SOURCES = {
-    "dataset_sources": (rf"{NAME}/{NAME}(/\d+)?", "owner/name"),
-    "competition_sources": (NAME, "a competition's name alone"),
-    "kernel_sources": (rf"{NAME}/{NAME}", "owner/name"),
-    "model_sources": (rf"{NAME}/{NAME}/{NAME}/{NAME}/\d+", "owner/model/framework/variation/version"),
-}
-KINDS = ("datasets/", "competitions/", "code/", "c/")  # beginnings of addresses at kaggle.com
 
 
 def names(kernels_dir: Path) -> list[str]:
@@ -45,28 +34,18 @@ def names(kernels_dir: Path) -> list[str]:
 def check_dataset(name: str, kernels: list[str]) -> None:
     """Raise ValueError unless `name` can be that of a dataset whose folder lies beside those of `kernels`."""
     if not re.fullmatch("[a-z0-9][a-z0-9-]{4,48}[a-z0-9]", name):
-        raise ValueError(f"--dataset {name}: a dataset's name is 6 to 50 of a-z, 0-9 and -, without its owner")
+        raise ValueError(f"weights: NAME is {name}: a dataset's name is 6 to 50 of a-z, 0-9 and -, without its owner")
     if name in kernels:
-        raise ValueError(f"--dataset {name}: a kernel has this name: give another")
-
-
-def slugify(title: str) -> str:
-    """Return the last part of the address that Kaggle gives to a kernel with this title."""
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+        raise ValueError(f"weights: NAME is {name}: a kernel has this name: give another")
 
 
 def read(folder: Path) -> dict:
-    """Return the metadata of the kernel in `folder`. Raises FileNotFoundError, or ValueError naming the fault."""
+    """Return the metadata of the kernel in `folder`. Raises ValueError naming the fault of a damaged file."""
     path = folder / METADATA
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: give the name of a folder in kernels/")
     try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON in UTF-8 without a byte order mark ({error})") from error
-    if not isinstance(metadata, dict):
-        raise ValueError(f"{path}: holds a {type(metadata).__name__}, not an object")
-    return metadata
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not a JSON object in UTF-8 ({error}): correct it") from error
 
 
 def check(folder: Path) -> str:
@@ -80,106 +59,52 @@ def check(folder: Path) -> str:
 def faults(folder: Path) -> list[str]:
     """Return the faults of the kernel in `folder`, a line each."""
     metadata = read(folder)
-    shape = list(_shape(metadata))
-    return shape or [*_name(metadata), *_machine(metadata), *_sources(metadata), *_code(folder, metadata)]
+    return list(_shape(metadata)) or [*_values(metadata), *_code(folder, metadata)]
 
 
 def _shape(metadata: dict) -> Iterator[str]:
-    known = {*TEXTS, *SWITCHES, *LISTS, *OPTIONAL}
-    for key in sorted(metadata.keys() - known):
-        yield f"unknown key {key}, which Kaggle ignores: the keys are {', '.join(sorted(known))}"
-    for keys, kind, what in ((TEXTS, str, "a string"), (SWITCHES, bool, "true or false"), (LISTS, list, "a list")):
-        for key in keys:
-            if key not in metadata:
-                yield f"{key} is missing: set it, Kaggle's default may change"
-            elif not isinstance(metadata[key], kind):
-                yield f"{key} is {json.dumps(metadata[key])}, not {what}"
-    for key in OPTIONAL:
-        if not isinstance(metadata.get(key, ""), str):
-            yield f"{key} is {json.dumps(metadata[key])}, not a string"
-    for key in LISTS:
-        if isinstance(metadata.get(key), list) and not all(isinstance(item, str) for item in metadata[key]):
-            yield f"{key} has an item that is not a string"
-    for key, allowed in CHOICES.items():
-        if key in metadata and metadata[key] not in allowed:
-            yield f"{key} is {metadata[key]}, not {' or '.join(allowed)}"
+    for key in sorted(metadata.keys() - {*KEYS, *OPTIONAL}):
+        yield f"unknown key {key}, which Kaggle ignores: the keys are {', '.join((*KEYS, *OPTIONAL))}"
+    for key, kind in KEYS.items():
+        if not isinstance(metadata.get(key), kind):
+            found = json.dumps(metadata[key]) if key in metadata else "missing"
+            yield f"{key} is {found}: set it to {KINDS[kind]}, Kaggle's default may change"
 
 
-def _name(metadata: dict) -> Iterator[str]:
-    kernel_id, title = metadata["id"], metadata["title"]
-    if PLACEHOLDER in json.dumps(metadata):
-        yield f"it still contains {PLACEHOLDER}: build it with --user"
-    if not re.fullmatch(rf"{NAME}/[a-z0-9][a-z0-9-]*", kernel_id):
-        yield f"id is {kernel_id}, not owner/name with a name of a-z, 0-9 and -, and no version"
-    slug = kernel_id.split("/")[-1]
-    if len(slug) < 5:
-        yield f"id has the name {slug}, shorter than 5 characters"
-    if not 5 <= len(title) <= 50:
-        yield f"title has {len(title)} characters, not 5 to 50"
-    if slugify(title) != slug:
-        yield f"title {title!r} gives the address {slugify(title)}, id has {slug}: Kaggle would use the title's"
-
-
-def _machine(metadata: dict) -> Iterator[str]:
-    if metadata["enable_internet"]:
-        yield "enable_internet is true: set it to false"
-    if metadata["enable_tpu"]:
-        yield "enable_tpu is true: the package runs on a GPU or a CPU"
-    if metadata["enable_gpu"] and metadata["machine_shape"] != GPU:
-        yield f"machine_shape is {metadata['machine_shape']!r}, not {GPU}: Kaggle's torch may not run on another GPU"
-    if not metadata["enable_gpu"] and metadata["machine_shape"]:
-        yield f"machine_shape is {metadata['machine_shape']}, but enable_gpu is false: set it to an empty string"
-
-
-def _sources(metadata: dict) -> Iterator[str]:
-    for key, (pattern, form) in SOURCES.items():
-        for source in metadata[key]:
-            if source.startswith(KINDS) or not re.fullmatch(pattern, source):
-                yield f"{key} holds {source}, not {form}"
-    if paths.SLUG not in metadata["competition_sources"]:
-        yield f"competition_sources lacks {paths.SLUG}"
+def _values(metadata: dict) -> Iterator[str]:
+    title, slug = metadata["title"], metadata["id"].split("/")[-1]
+    address = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    gpu = GPU if metadata["enable_gpu"] else ""
+    rules = {
+        f"it still contains {PLACEHOLDER}: build it with --user": PLACEHOLDER not in json.dumps(metadata),
+        f"id is {metadata['id']}, not owner/name with a name of 5 or more of a-z, 0-9 and -": re.fullmatch(
+            r"[A-Za-z0-9][\w-]*/[a-z0-9][a-z0-9-]{4,}", metadata["id"], re.ASCII
+        ),
+        f"title has {len(title)} characters, not 5 to 50": 5 <= len(title) <= 50,
+        f"title {title!r} gives the address {address}, id has {slug}: Kaggle would use the title's": address == slug,
+        "enable_internet is true: set it to false": not metadata["enable_internet"],
+        "enable_tpu is true: the package runs on a GPU or a CPU": not metadata["enable_tpu"],
+        f"machine_shape is {metadata['machine_shape']!r}, with this enable_gpu it must be {gpu!r}": (
+            metadata["machine_shape"] == gpu
+        ),
+        f"competition_sources lacks {paths.SLUG}": paths.SLUG in metadata["competition_sources"],
+    }
+    return (rule for rule, is_kept in rules.items() if not is_kept)
 
 
 def _code(folder: Path, metadata: dict) -> Iterator[str]:
-    name, is_notebook = metadata["code_file"], metadata["kernel_type"] == "notebook"
-    if Path(name).name != name or not (folder / name).is_file():
-        yield f"code_file is {name}, but {METADATA} has no such file beside it"
+    path = folder / metadata["code_file"]
+    wanted = {"script": ".py", "notebook": ".ipynb"}.get(metadata["kernel_type"])
+    if path.suffix != wanted or not path.is_file():
+        yield f"code_file is {metadata['code_file']}, not a {wanted or 'script or notebook'} file beside {METADATA}"
         return
-    if (wanted := ".ipynb" if is_notebook else ".py") != Path(name).suffix:
-        yield f"code_file is {name}, but the name of a {metadata['kernel_type']} ends in {wanted}"
-        return
-    content = (folder / name).read_bytes()
-    if len(content) > LIMIT:
-        yield f"{name} has {len(content)} bytes, more than {LIMIT}: build it with --attached"
-    try:
-        text = content.decode("utf-8")
-        if text.startswith("\ufeff"):
-            yield f"{name} begins with a byte order mark"
-        yield from _notebook(name, json.loads(text)) if is_notebook else _python(name, text)
-    except ValueError as error:
-        yield f"{name} cannot be read: {error}"
-
-
-def _notebook(name: str, content: dict) -> Iterator[str]:
-    spec = content.get("metadata", {}).get("kernelspec", {})
-    if not spec.get("name"):
-        yield f"{name} has no metadata.kernelspec: Kaggle cannot run it"
-    if content.get("nbformat") != 4:
-        yield f"{name} has nbformat {content.get('nbformat')}, not 4"
-    code = [cell["source"] for cell in content.get("cells", []) if cell["cell_type"] == "code"]
-    if not code:
-        yield f"{name} has no code"
-    for source in code:
-        yield from _python(name, "".join(source))
-
-
-def _python(name: str, text: str) -> Iterator[str]:
-    try:
-        tree = ast.parse(text.removeprefix("\ufeff"), feature_version=OLDEST)
-    except SyntaxError as error:
-        yield f"{name} is not Python {'.'.join(map(str, OLDEST))}: line {error.lineno}: {error.msg}"
-        return
-    imported = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    imported += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    if any(module.split(".")[0] == "kaggle" for module in imported):
-        yield f"{name} imports kaggle, which exits without credentials: leave that import out"
+    if (size := path.stat().st_size) > LIMIT:
+        yield f"{path.name} has {size} bytes, more than {LIMIT}: shorten it"
+    text = path.read_text(encoding="utf-8")
+    cells = json.loads(text)["cells"] if wanted == ".ipynb" else [{"cell_type": "code", "source": text}]
+    for cell in cells:
+        try:
+            ast.parse("".join(cell["source"]) if cell["cell_type"] == "code" else "", feature_version=OLDEST)
+        except SyntaxError as error:
+            version = ".".join(map(str, OLDEST))
+            yield f"{path.name} is not Python {version}: line {error.lineno}: {error.msg}"

@@ -1,7 +1,6 @@
 """The log of submissions, submissions/history.csv: a line per submission, failed ones included."""
 
 import csv
-import math
 import re
 import uuid
 from datetime import UTC, datetime
@@ -22,18 +21,11 @@ def read(path: Path) -> list[dict[str, str]]:
     """Return the rows, oldest first; none if `path` does not exist. Raises ValueError if it is damaged."""
     if not path.exists():
         return []
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            columns, rows = reader.fieldnames, list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: damaged ({error}): mend or move it") from error
-    if columns != COLUMNS or any(None in row or None in row.values() for row in rows):
-        raise ValueError(f"{path}: damaged, each row has {len(COLUMNS)} columns, {','.join(COLUMNS)}: mend or move it")
-    for line, row in enumerate(rows, 2):
-        if wrong := [key for key in ("oof", "public", "private") if not _is_number(row[key])]:
-            raise ValueError(f"{path}: damaged, {wrong[0]} in row {line} is {row[wrong[0]]!r}: mend or move it")
-    return rows
+    with storage.reading(path, "mend or move it"), path.open(encoding="utf-8", newline="") as file:
+        rows = list(reader := csv.DictReader(file))
+        if reader.fieldnames != COLUMNS or any(None in row or None in row.values() for row in rows):
+            raise ValueError(f"each row has {len(COLUMNS)} columns, {','.join(COLUMNS)}")
+        return rows
 
 
 def record(path: Path, row: dict[str, str]) -> None:
@@ -57,11 +49,8 @@ def now() -> str:
 
 
 def age(row: dict[str, str]) -> float:
-    """Return the seconds since `row` was sent; negative if its machine's clock is ahead, or its time is unreadable."""
-    try:
-        return (datetime.now(UTC) - datetime.fromisoformat(row["time"])).total_seconds()
-    except (ValueError, TypeError):
-        return -1
+    """Return the seconds since `row` was sent; negative if its machine's clock is ahead."""
+    return (datetime.now(UTC) - datetime.fromisoformat(row["time"])).total_seconds()
 
 
 def scored(row: dict[str, str], submission: Any) -> dict[str, str]:
@@ -70,8 +59,8 @@ def scored(row: dict[str, str], submission: Any) -> dict[str, str]:
     return row | {
         "ref": str(submission.ref),
         "status": submission.status.name,
-        "public": _number(submission.public_score),
-        "private": _number(submission.private_score),
+        "public": submission.public_score or "",
+        "private": submission.private_score or "",
         "note": row["note"] + reason,
     }
 
@@ -109,34 +98,3 @@ def table(rows: list[dict[str, str]], columns: list[str]) -> str:
     lines = [columns, *([cli.printable(row[column], WIDEST) or "-" for column in columns] for row in rows)]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-
-
-def points(rows: list[dict[str, str]]) -> list[tuple[float, float]]:
-    """Return (out-of-fold, private) log loss of the rows that have both."""
-    return [(float(row["oof"]), float(row["private"])) for row in rows if row["oof"] and row["private"]]
-
-
-def _number(text: str | None) -> str:
-    return text if text and _is_number(text) else ""
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text or 0))
-    except ValueError:
-        return False
-
-
-def plot(path: Path, points: list[tuple[float, float]]) -> None:
-    """Draw (out-of-fold, private) `points`, the latest one filled, over the line on which both are equal."""
-    from matplotlib.figure import Figure
-
-    axes = Figure((4.8, 4.8), layout="constrained").add_subplot(
-        xlabel="out-of-fold log loss", ylabel="private log loss"
-    )
-    axes.axline((points[0][0],) * 2, slope=1, color="lightgray")
-    fill = ["none"] * (len(points) - 1) + ["navy"]
-    axes.scatter(*zip(*points, strict=True), facecolors=fill, edgecolors="navy", linewidths=1.5)
-    axes.axis("square")
-    with storage.writing(path) as temporary:
-        axes.figure.savefig(temporary, format="png")

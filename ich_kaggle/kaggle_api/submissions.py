@@ -14,7 +14,7 @@ import pandas as pd
 from ich_kaggle.common import cli, labels, locks, paths, runs, storage, tables
 from ich_kaggle.common.labels import ANY, LABELS
 from ich_kaggle.common.project import Project
-from ich_kaggle.kaggle_api import client, submission_log
+from ich_kaggle.kaggle_api import client, submission_log, submission_requests
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +60,6 @@ def write(submissions_dir: Path, name: str, data: paths.Data, slice_ids: pd.Seri
                 cli.say(f"{old} has the same numbers: not written again")
                 draft.unlink()
                 return old
-        if path.exists():
-            draft.unlink()
-            raise FileExistsError(f"{path} was written in the same second with other numbers: run the command again")
         draft.replace(path)
     return path
 
@@ -110,8 +107,6 @@ def check_rows(path: Path, ours: tuple, sample: tuple) -> None:
         raise ValueError(f"{path}: {_row_id(known, count.argmax())} appears {count.max()} times")
     if len(missing := np.setdiff1d(wanted, cell)):
         raise ValueError(f"{path}: {_row_id(known, missing[0])} is missing (missing rows: {len(missing)})")
-    if len(extra := np.setdiff1d(cell, wanted)):
-        raise ValueError(f"{path}: {_row_id(known, extra[0])} is not in the sample submission")
     row = int((cell != wanted).argmax())
     here, there = _row_id(known, cell[row]), _row_id(known, wanted[row])
     raise ValueError(f"{path}: row {row + 2} is {here}, in the sample submission {there}: keep its order")
@@ -147,11 +142,11 @@ def send(kaggle: client.Connection, path: Path, row: dict[str, str], history_csv
     if hashlib.sha256(content).hexdigest() != row["sha256"]:
         raise ValueError(f"{path} has changed since it was verified: run the command again")
     try:
-        token = client.upload(kaggle, path.name, content, path.stat().st_mtime)
+        token = submission_requests.upload(kaggle, path.name, content, path.stat().st_mtime)
         row = row | {"time": submission_log.now(), "status": "SENDING"}  # not before: an upload alone is no submission
         submission_log.record(history_csv, row)
         message = f"{cli.printable(row['note'], LONGEST)} [{row['tag']}]"  # short, so that the tag is not cut off
-        return row | {"ref": str(client.create(kaggle, token, message, row["tag"]))}
+        return row | {"ref": str(submission_requests.create(kaggle, token, message, row["tag"]))}
     except TimeoutError:
         raise  # Kaggle may have it: the row stays SENDING
     except (OSError, RuntimeError) as error:
@@ -179,7 +174,7 @@ def deliver(
             cli.say(f"{path}: already sent, not sent again")
             row = begun | {"ref": str(ref)}
         else:
-            log.info("%s", client.preflight(kaggle))
+            log.info("%s", submission_requests.preflight(kaggle))
             row = send(kaggle, path, begun or row, history_csv)
         row = row | {"status": "PENDING"}
         submission_log.record(history_csv, row)
@@ -193,11 +188,11 @@ def find(kaggle: client.Connection, row: dict[str, str]) -> int:
     if row["ref"]:
         return int(row["ref"])
     if submission_log.age(row) > LONG_AGO:
-        return client.find(kaggle, row["tag"])
+        return submission_requests.find(kaggle, row["tag"])
     what = f"submission [{row['tag']}]"
-    limit = client.LONGEST_LOOK
+    limit = submission_requests.LONGEST_LOOK
     log.info("%s was being sent at %s: looking for it at Kaggle, for up to %d s", what, row["time"], limit)
-    if not (ref := client.look(kaggle, row["tag"])):
+    if not (ref := submission_requests.look(kaggle, row["tag"])):
         log.info("%s is not at Kaggle: sending it again", what)
     return ref
 
@@ -206,7 +201,7 @@ def score(kaggle: client.Connection, row: dict[str, str], history_csv: Path) -> 
     """Wait for the scores of the submission in `row`, print and record them. Raises RuntimeError without scores."""
     ref = row["ref"]
     try:
-        submission = client.wait(kaggle, int(ref))
+        submission = submission_requests.wait(kaggle, int(ref))
     except (OSError, RuntimeError) as error:
         raise RuntimeError(
             f"submission {ref} is at Kaggle, but its scores are unknown ({error}): ask for them with --status"
@@ -219,7 +214,7 @@ def score(kaggle: client.Connection, row: dict[str, str], history_csv: Path) -> 
 
 def show_status(kaggle: client.Connection, history_csv: Path) -> None:
     """Print the team's latest submissions, and record the scores of those that the history still lacks."""
-    found = client.submissions(kaggle)
+    found = submission_requests.submissions(kaggle)
     for row in submission_log.read(history_csv):
         for submission in found:
             is_same = row["ref"] == str(submission.ref) or row["tag"] in (submission.description or "")
@@ -234,10 +229,6 @@ def show_status(kaggle: client.Connection, history_csv: Path) -> None:
 
 
 def show_history(history_csv: Path) -> None:
-    """Print the history, and plot its private scores over its out-of-fold losses."""
+    """Print the history."""
     rows = submission_log.read(history_csv)
     cli.say(submission_log.table(rows, submission_log.SHOWN) if rows else f"{history_csv}: no submission yet")
-    if points := submission_log.points(rows):
-        picture = history_csv.with_suffix(".png")
-        submission_log.plot(picture, points)
-        cli.say(f"{picture}: out-of-fold loss against private score, {len(points)} submissions")

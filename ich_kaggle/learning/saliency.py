@@ -22,7 +22,7 @@ from ich_kaggle.dicom import picture_cache, png
 from ich_kaggle.learning import devices, fit, slice_model, tasks
 
 METHODS = ("gradcam", "lrp")
-DONE, BEGUN = "explain.json", "begun.json"
+DONE = "explain.json"  # written last
 SIZE = 64  # px of a square map: it covers the whole cached image, as the network sees it
 AT_ONCE = 8  # images: LRP holds several copies of every activation
 
@@ -143,21 +143,6 @@ def choose(study_id: np.ndarray, target: np.ndarray, probability: np.ndarray, n:
     return list(dict.fromkeys([*loss.nlargest(n).index, *study_id[surest[target.any(axis=0)]]]))
 
 
-def begin(folder: Path, settings: dict) -> None:
-    """Prepare `folder` for maps with `settings`. Raises ValueError naming both if it holds maps with other settings."""
-    for path in (folder / DONE, folder / BEGUN):
-        if path.exists():
-            storage.same_settings(path, storage.read_json(path), settings, "give --overwrite")
-    if not (folder / DONE).exists():
-        storage.write_json(folder / BEGUN, settings)
-
-
-def held(folder: Path, table: pd.DataFrame) -> np.ndarray:
-    """Return which slices of `table` belong to studies that are complete in `folder`: bool (n,)."""
-    is_there = table.slice_id.isin({path.stem for path in folder.glob("*.png")})
-    return is_there.groupby(table.study_id).transform("all").to_numpy(bool)
-
-
 def _each(method: str, model: nn.Module, batches: Iterable) -> Iterator[np.ndarray]:
     device = next(model.parameters()).device
     for images, *_ in batches:
@@ -173,14 +158,6 @@ def write(folder: Path, method: str, model: nn.Module, batches: Iterable, slice_
             png.write(temporary, to_gray(maps))
 
 
-def finish(folder: Path, settings: dict, table: pd.DataFrame) -> None:
-    """Write explain.json, which lists the studies of `table` that are complete in `folder`."""
-    whole = table[held(folder, table)]
-    content = {"labels": LABELS, "shape": [SIZE, SIZE], "studies": whole.study_id.unique().tolist()}
-    storage.write_json(folder / DONE, settings | content | {"n_slices": len(whole)})
-    (folder / BEGUN).unlink(missing_ok=True)
-
-
 def chosen_studies(folder: Path, table: pd.DataFrame, n_studies: int) -> list[str]:
     """Return the studies to explain by default: `choose` on the OOF predictions in `folder`, of the slices `table`."""
     flags = f"--run {folder.parent.name} --fold {folder.name.removeprefix('fold')}"
@@ -193,19 +170,22 @@ def explain_fold(
 ) -> None:
     """Write the maps of the `chosen` rows of the slice table, whole studies, by the model in `folder`."""
     out, settings = folder / "explain" / method, {"method": method, "model": storage.file_hash(folder / "model.pt")}
-    if overwrite:
+    done, table = out / DONE, project.slices
+    if overwrite or not done.exists():
         shutil.rmtree(out, ignore_errors=True)
-    begin(out, settings)
-    part = project.slices[chosen]
-    todo = part[~held(out, part)]
-    if (out / DONE).exists() and not len(todo):
-        cli.say(f"{out / DONE}{cli.THERE}")
+    found = storage.read_json(done) if done.exists() else settings | {"studies": []}
+    storage.same_settings(done, found, settings, "give --overwrite")
+    todo = table[chosen & ~table.study_id.isin(found["studies"])]
+    if done.exists() and not len(todo):
+        cli.say(f"{done}{cli.THERE}")
         return
     model = slice_model.load(folder / "model.pt", device)
     cache_dir = picture_cache.ensure(project, model.config.cache_size, model.config.crop)
     loader = tasks.slice_loader(todo, cache_dir, model.config, batch_size=batch_size, workers=project.workers)
     write(out, method, model, fit.batches(loader), todo.slice_id.tolist())
-    finish(out, settings | {"cache": cache_dir.name}, project.slices)
+    whole = table[table.study_id.isin([*found["studies"], *todo.study_id])]
+    about = {"labels": LABELS, "shape": [SIZE, SIZE], "studies": whole.study_id.unique().tolist()}
+    storage.write_json(done, settings | {"cache": cache_dir.name, **about, "n_slices": len(whole)})
     cli.say(f"{out}: maps of {len(todo)} slices of {todo.study_id.nunique()} studies")
 
 

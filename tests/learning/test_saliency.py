@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ich_kaggle import explain, predict, train
-from ich_kaggle.common import cli, storage, tables
+from ich_kaggle.common import recipes, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.dicom import png
@@ -20,7 +20,7 @@ from ich_kaggle.scoring import patient_folds
 pytest.importorskip("captum")
 
 TINY = ["--weights", "none", "--image-size", "32", "--cache-size", "64", "--epochs", "1", "--workers", "0"]
-RECIPES = sorted(path.stem for path in cli.RECIPES.glob("*.toml"))
+RECIPES = [path.stem for path in recipes.files()]
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def size_for(arch: str) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_has_maps_for_its_six_labels(recipe):
-    options = cli.read_recipe(cli.recipe_path(recipe))
+    options = recipes.read(recipes.path_of(recipe))
     extra = {
         "context": options.get("context", "windows"),
         "output_stride": options.get("output-stride", slice_model.STRIDE),
@@ -284,21 +284,8 @@ def test_stopped_in_a_study_it_ends_with_the_same_maps(trained, monkeypatch):
     assert {path.name: path.read_bytes() for path in explained(trained).iterdir()} == whole
 
 
-def test_stopped_before_the_last_file_it_only_writes_that(trained):
-    run(trained, "--method", "gradcam", "--n-studies", "1")
-    done = explained(trained) / "explain.json"
-    content, before = done.read_bytes(), {path: path.stat().st_mtime_ns for path in explained(trained).glob("*.png")}
-    done.rename(explained(trained) / "begun.json")
-    run(trained, "--method", "gradcam", "--n-studies", "1")
-    assert done.read_bytes() == content and not (explained(trained) / "begun.json").exists()
-    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
-
-
-@pytest.mark.parametrize("is_finished", [True, False])
-def test_maps_of_another_model_are_refused_with_both_named(trained, is_finished):
+def test_maps_of_another_model_are_refused_with_both_named(trained):
     run(trained, "--method", "gradcam", "--n-studies", "0")
-    if not is_finished:
-        (explained(trained) / "explain.json").rename(explained(trained) / "begun.json")
     path = trained / "runs/a/fold0/model.pt"
     old, model = storage.file_hash(path), slice_model.load(path)
     with torch.no_grad():

@@ -10,6 +10,7 @@ import pytest
 from ich_kaggle import infer, kernel
 from ich_kaggle.common import paths, storage, tables
 from ich_kaggle.common.labels import ANY, LABELS
+from ich_kaggle.common.project import Project
 from ich_kaggle.kaggle_api import submissions
 from ich_kaggle.learning import datasets, slice_model
 from ich_kaggle.scans import model_bundle, passes, test_set
@@ -34,8 +35,9 @@ def predict(packed, competition, tmp_path, capsys):
 
     def predict(name: str = "one", hours: float = 8, **more) -> tuple[np.ndarray, str]:
         home = tmp_path / name
-        places = dict(models_dir=packed, work_dir=home / "work", out=home / "out" / "submission.csv")
-        infer.infer(data_dir=competition, hours=hours, batch_size=8, device="cpu", workers=1, **places, **more)
+        places = dict(models_dir=packed, out=home / "out" / "submission.csv")
+        project = Project(competition, home / "work", 1)
+        infer.infer(project, hours=hours, batch_size=8, device="cpu", **places, **more)
         line = capsys.readouterr().out.splitlines()[-1]
         submissions.verify(places["out"], paths.find_data(competition))
         return pd.read_csv(places["out"]).Label.to_numpy().reshape(-1, len(LABELS)), line
@@ -344,13 +346,5 @@ def test_a_second_level_that_reads_another_model_than_it_was_fitted_on_is_named(
     content["models"]["g"][0]["reads"] = {"a/fold0/model.pt": "0" * 12}
     storage.write_json(changed / test_set.MODELS, content)
     with pytest.raises(ValueError, match=r"g\.fold0\.pt .*: pack it again with python -m ich_kaggle.kernel weights"):
-        infer.infer(
-            models_dir=changed,
-            data_dir=competition,
-            work_dir=tmp_path / "work",
-            out=tmp_path / "out" / "submission.csv",
-            hours=8,
-            batch_size=8,
-            device="cpu",
-            workers=1,
-        )
+        places = dict(models_dir=changed, out=tmp_path / "out" / "submission.csv")
+        infer.infer(Project(competition, tmp_path / "work", 1), hours=8, batch_size=8, device="cpu", **places)

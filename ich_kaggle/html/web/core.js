@@ -9,6 +9,7 @@ const report = {
 
   begin(content, files) {
     this.content = content;
+    Object.assign(WINDOWS, content.windows);
     this.files = files;
   },
 
@@ -41,12 +42,7 @@ const report = {
 };
 
 const SHORT = { epidural: "EDH", intraparenchymal: "IPH", intraventricular: "IVH", subarachnoid: "SAH", subdural: "SDH", any: "any" };
-const WINDOWS = {
-  brain: { title: "Brain", key: "1", level: "W 80 L 40" },
-  subdural: { title: "Subdural", key: "2", level: "W 200 L 80" },
-  soft: { title: "Soft tissue", key: "3", level: "W 380 L 40" },
-  bone: { title: "Bone", key: "4", level: "W 2800 L 600" },
-};
+const WINDOWS = {}; // by name, in order: those of the channels of a cached picture, then bone
 
 // Return a new element; strings become text, never markup. "tag.class.class" names it.
 function h(name, attributes = {}, ...children) {
@@ -165,7 +161,7 @@ const KEYS = [
     ["↑ ↓ or ← →", "previous or next slice; also the mouse wheel"],
     ["Page ↑ Page ↓", "five slices back or forward"],
     ["Home End", "first or last slice"],
-    ["1 2 3 4", "brain, subdural, soft-tissue or bone window"],
+    ["1 2 3 4", "window, in the order of the buttons"],
     ["n p", "next or previous study in the list"],
     ["l", "next label of the explanation"],
     ["e", "show or hide the explanation"],

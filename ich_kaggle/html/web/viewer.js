@@ -3,7 +3,7 @@
 
 report.pages.studies = (() => {
   let parts = null; // elements that change
-  let study = null, data = null, slice = 0, shownWindow = "brain", label = "any"; // what is shown
+  let study = null, data = null, slice = 0, shownWindow = Object.keys(WINDOWS)[0], label = "any"; // what is shown
   let rows = [], filledFor = null, stacks = {}, lines = [], wheel = 0, timer = 0;
   let map = null, opacity = 0.6, picked = null; // explanation, and the sources whose curves are drawn
 
@@ -16,7 +16,6 @@ report.pages.studies = (() => {
 
   const SORTS = {
     loss: ["log loss", (one, s) => one.losses[s]?.[0]],
-    spread: ["disagreement of the runs", (one) => one.spread],
     id: ["id", null],
   };
 
@@ -157,7 +156,7 @@ report.pages.studies = (() => {
     const isUnread = reading() && !data.images.cached[slice];
     tell(missing(shownWindow) ?? (isUnread ? `This slice could not be read: ${data.notes[slice]}` : null) ?? stacks[kind]?.[slice].dataset.failed);
     for (const [name, images] of Object.entries(stacks)) images.forEach((image, i) => image.classList.toggle("on", name === kind && i === slice));
-    parts.images.className = `images only-${shownWindow}`;
+    parts.images.className = `images only-${WINDOWS[shownWindow].key}`;
     for (const button of parts.windows.children) button.setAttribute("aria-pressed", button.dataset.window === shownWindow);
     const names = report.content.labels.filter((_, i) => (data.target ?? data.flags)[slice][i]);
     const [said, nothing] = reading() ? ["flagged", isUnread ? "not read" : "no flag"] : ["truth", "no hemorrhage"];
@@ -289,7 +288,7 @@ report.pages.studies = (() => {
     const { sources, labels } = report.content;
     const losses = sources.map((source, i) => h("tr", {}, h("th", { scope: "row" }, source.name), h("td.number", {}, number(one.losses[i][0], 3))));
     parts.facts.replaceChildren(
-      pairs([["study", one.id], ["patient", one.patient], ["fold", one.fold ?? "–"], ["slices", one.n], ["largest difference of runs", number(one.spread, 2)], ["positive slices", labels.map((name, i) => (one.counts[i] ? `${SHORT[name]} ${one.counts[i]}` : null)).filter((x) => x).join(", ") || "none"]]),
+      pairs([["study", one.id], ["patient", one.patient], ["fold", one.fold ?? "–"], ["slices", one.n], ["positive slices", labels.map((name, i) => (one.counts[i] ? `${SHORT[name]} ${one.counts[i]}` : null)).filter((x) => x).join(", ") || "none"]]),
       losses.length ? table(["log loss of the study", ""], losses) : "");
   }
 
@@ -335,7 +334,7 @@ report.pages.studies = (() => {
       mark();
       showCurves();
     } else if (Number.isInteger(now.slice)) slice = Math.max(0, Math.min(data.slices.length - 1, now.slice));
-    if (now.window) shownWindow = missing(now.window) ? "brain" : now.window;
+    if (now.window) shownWindow = missing(now.window) ? Object.keys(WINDOWS)[0] : now.window;
     if (now.label) label = now.label;
     if (parts.heatLabel) parts.heatLabel.value = label;
     for (const [i, one] of lines.entries()) one.element.classList.toggle("on", report.content.labels[i] === label);
