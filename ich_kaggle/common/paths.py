@@ -1,11 +1,13 @@
 """Paths of files: the competition's data, in every layout that Kaggle has used, and the work folder."""
 
 import contextlib
+import gzip
 import io
 import itertools
 import os
 import re
-import subprocess
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +19,7 @@ from ich_kaggle.common.zip_reader import Member
 SLUG = "rsna-intracranial-hemorrhage-detection"
 TRAIN_CSV = "stage_2_train.csv"
 SAMPLE_CSV = "stage_2_sample_submission.csv"
+PACKED = (".gz", ".zip")  # in which Kaggle takes a submission
 MOST_TABLE = 1 << 30  # bytes; the labels take 119 MB
 SPLITS = ("train", "test")
 DICOM_FOLDERS = {split: (f"stage_2_{split}", f"stage_2_{split}_images") for split in SPLITS}
@@ -25,7 +28,6 @@ MOUNTS = (INPUT / "competitions" / SLUG, INPUT / SLUG)
 DEFAULT = Path("input") / SLUG  # below the current folder
 
 COPY = re.compile(r" \(\d+\)$")  # what browsers append to the name of a file that exists
-CHECKOUT = Path(__file__).resolve().parents[2]  # of this project, if the package is not installed elsewhere
 DOWNLOAD = "python -m ich_kaggle.download"
 NO_DATA = (
     f"no competition data in {{looked}}: download it ({DOWNLOAD} --all), name its folder or zip (--data-dir, or the "
@@ -50,7 +52,7 @@ class Data:
         """Open a table of the competition. Raises FileNotFoundError naming the table and the data."""
         try:
             if (found := self._zipped(name)) is None:
-                with (self.root / name).open("rb") as file:
+                with _plain(self.root / name) as file:
                     yield file
                 return
             path, member = found
@@ -97,6 +99,25 @@ class Data:
     def members(self, split: str) -> list[Member]:
         """Return the DICOM file of every slice of `split`, sorted by path; empty if its folder does not exist."""
         return _zip_members(self, split) if self.is_zip else _folder_members(self.root, split)
+
+
+def _plain(path: Path) -> BinaryIO:
+    """Return the content of the table `path`, unpacked. Raises ValueError if it cannot be."""
+    if path.suffix not in PACKED:
+        return path.open("rb")
+    try:
+        with path.open("rb") as file:
+            if path.suffix == ".gz":
+                content = gzip.GzipFile(fileobj=file).read(MOST_TABLE)
+            else:
+                with zipfile.ZipFile(file) as archive:
+                    names = [name for name in archive.namelist() if name.endswith(".csv") and "__MACOSX" not in name]
+                    content = archive.open(names[0]).read(MOST_TABLE) if len(names) == 1 else b""
+    except (OSError, EOFError, zlib.error, *zip_reader.BROKEN) as error:
+        raise ValueError(f"{path}: cannot be unpacked ({error}): give the CSV itself") from error
+    if not content:
+        raise ValueError(f"{path}: not one CSV, packed: give the CSV itself")
+    return io.BytesIO(content)
 
 
 def slice_id(path: str) -> str:
@@ -261,21 +282,3 @@ def ensemble_names(work_dir: Path) -> list[str]:
     """Return the names of the finished ensembles, sorted."""
     names = (path.parent.name for path in (work_dir / "ensemble").glob("*/weights.json"))
     return sorted(filter(FILE_NAME.fullmatch, names))
-
-
-def git_commit() -> str | None:
-    """Return the commit of the project's checkout, followed by + if files were changed; None outside a checkout.
-
-    Neither a repository around an installed package is asked, nor anything run that a repository's settings name.
-    """
-    if not (CHECKOUT / ".git").exists() or not (CHECKOUT / "setup.cfg").exists():
-        return None
-    command = ["git", "-C", str(CHECKOUT), "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}"]
-    command += ["--no-optional-locks", "describe", "--always", "--abbrev=12", "--dirty=+", "--match="]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    environment["GIT_CEILING_DIRECTORIES"] = str(CHECKOUT.parent)
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()

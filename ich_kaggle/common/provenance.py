@@ -1,5 +1,7 @@
-"""The check that the slice table still matches the competition's files it was made from."""
+"""The check that the slice table still matches the competition's files it was made from; the commit of the code."""
 
+import os
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -7,6 +9,7 @@ import pandas as pd
 from ich_kaggle.common import paths, storage
 
 NAMES = (paths.TRAIN_CSV, paths.SAMPLE_CSV)
+CHECKOUT = Path(__file__).resolve().parents[2]  # of this project, if the package is not installed elsewhere
 AGAIN = "run python -m ich_kaggle.slices --overwrite"
 REMEDY = f"give another --work-dir, or {AGAIN}"
 
@@ -60,3 +63,21 @@ def same_files(data: paths.Data | None, table: pd.DataFrame) -> None:
         if (member.size, member.stamp) != (size, stamp):
             was, is_now = f"{size} bytes, stamp {stamp}", f"{member.size} bytes, stamp {member.stamp}"
             raise ValueError(f"{data.root}: {path} has changed since it was scanned ({was}; now {is_now}): {AGAIN}")
+
+
+def git_commit() -> str | None:
+    """Return the commit of the project's checkout, followed by + if files were changed; None outside a checkout.
+
+    Neither a repository around an installed package is asked, nor anything run that a repository's settings name.
+    """
+    if not (CHECKOUT / ".git").exists() or not (CHECKOUT / "setup.cfg").exists():
+        return None
+    command = ["git", "-C", str(CHECKOUT), "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}"]
+    command += ["--no-optional-locks", "describe", "--always", "--abbrev=12", "--dirty=+", "--match="]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment["GIT_CEILING_DIRECTORIES"] = str(CHECKOUT.parent)
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

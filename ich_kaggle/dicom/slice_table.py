@@ -175,17 +175,23 @@ def ensure(project: Project) -> pd.DataFrame:
     path = paths.slices(project.work_dir)
     if not path.exists():
         make(data_dir=project.data_dir, work_dir=project.work_dir, workers=project.processes)
-    elif not project.is_checked:
-        found = tables.slices_settings(project.work_dir)
-        data = provenance.find(found, project.data_dir, zips=False)
-        provenance.same_tables(path, found, data)
-        if data is not None and not provenance.is_there(found, data):
-            adopt(project, data)
-    project.is_checked = True
-    table = project.slices
-    if missing := [column for column in FACTS if column not in table]:
+        project.is_checked = True
+    _compare(project)
+    if missing := [column for column in FACTS if column not in project.slices]:
         raise ValueError(f"{path}: no column {missing[0]}: {tables.AGAIN}")
-    return table
+    return project.slices
+
+
+def _compare(project: Project) -> None:
+    """Raise ValueError if the slice table is not of the project's data as they are now."""
+    if project.is_checked:
+        return
+    found = tables.slices_settings(project.work_dir)
+    data = provenance.find(found, project.data_dir, zips=False)
+    provenance.same_tables(paths.slices(project.work_dir), found, data)
+    if data is not None and not provenance.is_there(found, data):
+        adopt(project, data)
+    project.is_checked = True
 
 
 def adopt(project: Project, data: paths.Data) -> None:
@@ -248,7 +254,7 @@ def make(
 
 def data_of(project: Project) -> paths.Data:
     """Return the competition's data: those of the project, or those that the slice table was built from."""
-    ensure(project)
+    _compare(project)
     found = tables.slices_settings(project.work_dir)
     data = provenance.find(found, project.data_dir) or paths.find_data(found["data_dir"])
     provenance.same_tables(paths.slices(project.work_dir), found, data)
