@@ -34,6 +34,7 @@ def data_page(project: Project, seed: int) -> Path:
     path, table = project.work_dir / "report" / "data.html", slice_table.ensure(project)
     defects = slice_table.kinds_of(slice_table.read_defects(project.work_dir))
     text = data_report.make(slice_table.data_of(project), table, defects, seed=seed)
+    storage.claim(path.parent, "report")
     with storage.writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     cli.say(f"{path}: open it in a browser")

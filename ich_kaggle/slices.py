@@ -17,6 +17,7 @@ def build_parser():
     flags = ("--data-dir", "--work-dir", "--workers", "--backend", "--scheduler", "--overwrite")
     parser = cli.command(__doc__, *flags)
     parser.add_argument("--pixels", action="store_true", help="also decode every pixel, to find blank slices now")
+    parser.add_argument("--subset", action="store_true", help="use the slices that exist, of an incomplete download")
     return parser
 
 

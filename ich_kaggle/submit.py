@@ -50,7 +50,7 @@ def prepare(
         return *submissions.make(folder, project, data, submissions_dir), data
     has_table = paths.slices(project.work_dir).exists()
     data = slice_table.data_of(project) if has_table else paths.find_data(project.data_dir)
-    return file, submissions.Source(file.stem), data
+    return submissions.taken(file, data, submissions_dir), submissions.Source(file.name.partition(".")[0]), data
 
 
 def submit(
@@ -91,7 +91,7 @@ def build_parser():
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--ensemble", dest="name", help="folder in work/ensemble (default: a blend of all runs)")
     what.add_argument("--run", help="submit one run alone")
-    what.add_argument("--file", type=Path, help="submit this CSV as it is")
+    what.add_argument("--file", type=Path, help="submit this CSV, also one in .gz or .zip, or in another order")
     add("-m", "--message", help="description of the submission (default: its name and out-of-fold loss)")
     add("--no-wait", action="store_true", help="do not wait for the scores: --status asks for them later")
     add("--again", action="store_true", help="submit even if Kaggle already has this file")

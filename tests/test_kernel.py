@@ -286,7 +286,9 @@ def test_models_are_uploaded_whole_and_a_second_time_as_a_version(run, kaggle_se
     weights(run, home, "--extra", str(extra))
     version = kaggle_server.datasets["tester/ich-models"]
     assert version.files == image.files_in(tmp_path / "build" / "kernels" / "ich-models")
-    assert version.files == created.files | {extra.name: b"wheel"}
+    assert version.files.keys() == created.files.keys() | {extra.name} and version.files[extra.name] == b"wheel"
+    hashes = json.loads(version.files[wheel_module.LISTING])
+    assert hashes[extra.name] == hashlib.sha256(b"wheel").hexdigest() and len(hashes) == 2
     models_of_home = {f"{run}.fold{k}.pt": (paths.fold(home, run, k) / "model.pt") for run in RUNS for k in (0, 1)}
     assert {name: version.files[name] for name in models_of_home} == {
         name: path.read_bytes() for name, path in models_of_home.items()
@@ -327,7 +329,7 @@ def test_a_file_whose_upload_fails_for_good_stops_before_the_dataset_is_made(run
     kaggle_server.faults.clear()
     kaggle_server.fail("PUT", fake.status(500), fake.cut_body(1000))
     weights(run, home)
-    assert len(kaggle_server.datasets["tester/ich-models"].files) == 6
+    assert len(kaggle_server.datasets["tester/ich-models"].files) == 7
 
 
 @pytest.mark.parametrize("name", ["..", "../..", "/tmp/models", "", "a b/c", "tester/ich-models", "ich-infer", "short"])
@@ -337,26 +339,43 @@ def test_the_name_of_a_dataset_leads_nowhere_else(run, home, name):
     assert not Path("build").exists()
 
 
-def test_a_pack_that_fails_leaves_the_one_before(run, home, tmp_path):
-    weights(run, home, "--dry-run")
+def test_a_pack_that_fails_leaves_the_one_before(run, kaggle_server, home, tmp_path):
+    weights(run, home)
     folder = Path("build/kernels/ich-models")
     before = image.files_in(folder)
     extra = folder / "more.whl"
     extra.write_bytes(b"wheel")
-    weights(run, home, "--dry-run", "--extra", str(extra))  # from where it is to go
-    assert image.files_in(folder) == before | {"more.whl": b"wheel"}
+    weights(run, home, "--extra", str(extra))  # from where it is to go
+    with_extra = image.files_in(folder)
+    assert with_extra.keys() == before.keys() | {"more.whl"} and with_extra["more.whl"] == b"wheel"
     for name in ("gone.whl", "test_resnet.fold0.pt", test_set.MODELS):
         (tmp_path / name).write_bytes(b"") if name != "gone.whl" else None
         with pytest.raises((ValueError, FileNotFoundError), match=name):
-            weights(run, home, "--dry-run", "--extra", str(tmp_path / name))
-    assert image.files_in(folder) == before | {"more.whl": b"wheel"}
+            weights(run, home, "--extra", str(tmp_path / name))
+    assert image.files_in(folder) == with_extra
     assert [path.name for path in folder.parent.iterdir()] == ["ich-models"]
 
 
-def test_a_dry_run_packs_and_asks_nobody(run, kaggle_server, home, tmp_path):
-    weights(run, home, "--dry-run")
-    assert len(list((tmp_path / "build" / "kernels" / "ich-models").iterdir())) == 6
-    assert not kaggle_server.requests
+def test_a_dry_run_asks_nobody_and_leaves_the_disk_as_it_is(run, kaggle_server, home, tmp_path):
+    assert "4 files of models can be packed" in weights(run, home, "--dry-run")
+    with pytest.raises(FileNotFoundError, match="--extra .*gone.whl: no such file"):
+        weights(run, home, "--dry-run", "--extra", str(tmp_path / "gone.whl"))
+    run("push", "ich-infer", "--dry-run")
+    assert not Path("build").exists() and not kaggle_server.requests
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_folder_of_the_users_own_is_never_replaced(run, kaggle_server, home, more):
+    for name in ("docs-of-mine", "ich-infer"):
+        (Path("build/kernels") / name).mkdir(parents=True)
+        (Path("build/kernels") / name / "main.py").write_text("mine")
+    with pytest.raises(FileExistsError, match="docs-of-mine exists, made by something else, not by kernel weights"):
+        weights(run, home, *more, name="docs-of-mine")
+    if not more:
+        for action in ("build", "fetch"):
+            with pytest.raises(FileExistsError, match="ich-infer exists, made by something else, not by kernel:"):
+                run(action, "ich-infer", "--user", USER)
+    assert set(image.files_in(Path("build")).values()) == {b"mine"} and not kaggle_server.requests
 
 
 def test_one_of_several_ensembles_must_be_chosen(home, tmp_path):
@@ -437,16 +456,46 @@ def test_a_sandbox_has_neither_network_nor_a_writable_input_nor_the_package(tmp_
     assert list(working.iterdir()) == [working / "made"]
 
 
+def wheel_of(path: Path, name: str) -> Path:
+    path.mkdir(exist_ok=True)
+    wheel = path / f"{name}-1.0-py3-none-any.whl"
+    wheel.write_bytes(wheel_module._zip({
+        f"{name}.py": b"VALUE = 7\n",
+        f"{name}-1.0.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n".encode(),
+        f"{name}-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{name}-1.0.dist-info/RECORD": f"{name}.py,,\n".encode(),
+    }))  # fmt: skip
+    return wheel
+
+
+def unpacked(tmp_path: Path, **constants) -> list[str]:
+    """Return what kernels/unpack.py makes importable from the inputs in `tmp_path`."""
+    code = (Path(__file__).parents[1] / "kernels" / "unpack.py").read_text()
+    names = {"__name__": "unpack"}
+    exec(compile(code, "unpack.py", "exec"), names)
+    names |= constants
+    return sorted(path.name for path in Path(names["unpack"](tmp_path)).glob("*.py"))
+
+
+def test_a_kernel_installs_what_was_packed_and_the_image_lacks_and_nothing_else(tmp_path, capsys):
+    mine, others = tmp_path / "datasets/me/ich-models", tmp_path / "datasets/else/evil"
+    mine.mkdir(parents=True)
+    wheels = [wheel_of(mine, "more"), wheel_of(mine, "six")]
+    (mine / wheel_module.LISTING).write_text(json.dumps(wheel_module.hashes(mine)))
+    wheel_of(mine, "unlisted")
+    others.mkdir(parents=True)
+    wheel_of(others, "evil")
+    assert unpacked(tmp_path) == ["more.py"]
+    assert "six-1.0-py3-none-any.whl: not installed: the image has version" in capsys.readouterr().out
+    assert unpacked(tmp_path, REPLACE=True) == ["more.py", "six.py"]
+    wheels[0].write_bytes(wheels[1].read_bytes())
+    with pytest.raises(ValueError, match="more-1.0-py3-none-any.whl is not the file that was packed"):
+        unpacked(tmp_path)
+
+
 @pytest.mark.slow
 def test_a_kernel_installs_the_wheels_of_its_dataset(home, competition, tmp_path):
-    wheel = tmp_path / "more-1.0-py3-none-any.whl"
-    wheel.write_bytes(wheel_module._zip({
-        "more.py": b"VALUE = 7\n",
-        "more-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: more\nVersion: 1.0\n",
-        "more-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        "more-1.0.dist-info/RECORD": b"more.py,,\n",
-    }))  # fmt: skip
-    pack = kernel.pack(home, home / "ensemble" / "both", tmp_path / "pack", [wheel])
+    pack = kernel.pack(home, home / "ensemble" / "both", tmp_path / "pack", [wheel_of(tmp_path, "more")])
     text = (built("ich-infer", tmp_path / "built") / "main.py").read_text()
     inputs = image.lay_out(tmp_path, competition, {f"{USER}/ich-models": image.files_in(pack)}, "new")
     code, log, working = image.run(tmp_path, f"{text}\n    import more\n    print('more is', more.VALUE)\n", inputs)

@@ -195,29 +195,168 @@ def one_line(flags: list[str], capsys) -> str:
 
 def test_other_data_over_the_same_table_is_refused_with_both_named(data_dir, tmp_path, capsys):
     other = shutil.copytree(data_dir, tmp_path / "other")
+    replace(train_file(other, 2), PatientID="somebody else")
     flags = ["--work-dir", str(tmp_path / "work"), "--workers", "1"]
     slices.main([*flags, "--data-dir", str(data_dir)])
     message = one_line([*flags, "--data-dir", str(other)], capsys)
-    assert f"was made with data_dir {data_dir}, not {other}" in message and "--overwrite" in message
+    assert f"was made with data_dir {data_dir}, not {other}, where ID_000000002 differs" in message
+    assert "--overwrite" in message
+    train_file(other, 2).unlink()
+    assert "ID_000000002 is missing (1 slices are)" in one_line([*flags, "--data-dir", str(other)], capsys)
+
+
+@pytest.mark.parametrize("how", ["a link", "..", "~", "a link, moved", "moved", "copied without times", "a zip"])
+def test_the_same_data_under_another_path_are_the_same_data(data_dir, tmp_path, capsys, monkeypatch, how):
+    flags = ["--work-dir", str(tmp_path / "work"), "--workers", "1"]
+    slices.main([*flags, "--data-dir", str(data_dir)])
+    before, read, other = tables.read_slices(tmp_path / "work"), [], tmp_path / "other"
+    monkeypatch.setattr(
+        slice_table, "scan_slice", lambda *given, real=slice_table.scan_slice: read.append(0) or real(*given)
+    )
+    match how:
+        case "a link":
+            other.symlink_to(data_dir)
+        case "..":
+            other = data_dir / ".." / data_dir.name
+        case "~":
+            monkeypatch.setenv("HOME", str(tmp_path))
+            other = "~/input"
+        case "copied without times":
+            shutil.copytree(data_dir, other, copy_function=shutil.copyfile)
+            shutil.rmtree(data_dir)
+        case "a zip":
+            other = zipped(data_dir)
+        case _:
+            data_dir.rename(other)
+            if how == "a link, moved":
+                (tmp_path / "link").symlink_to(other)
+                other = tmp_path / "link"
+    slices.main([*flags, "--data-dir", str(other)])
+    assert "exists: nothing to do" in capsys.readouterr().out
+    assert len(read) == (9 if how in ("copied without times", "a zip") else 0)  # moved headers are not read again
+    table = slice_table.ensure(project := Project(None, tmp_path / "work", 1))
+    assert tables.slices_hash(table) == tables.slices_hash(before)
+    data = slice_table.data_of(project)
+    assert [data.read(place.member)[128:132] for place in slice_table.places(table)] == [b"DICM"] * 9
+
+
+def test_a_moved_project_finds_its_data_in_the_default_place(data_dir, tmp_path, monkeypatch):
+    monkeypatch.delenv("ICH_DATA_DIR", raising=False)
+    for project in ("old", "new"):
+        (tmp_path / project).mkdir()
+    shutil.move(data_dir, tmp_path / "old" / paths.DEFAULT)
+    monkeypatch.chdir(tmp_path / "old")
+    slices.main(["--workers", "1"])
+    shutil.rmtree(tmp_path / "new")
+    (tmp_path / "old").rename(tmp_path / "new")
+    monkeypatch.chdir(tmp_path / "new")
+    assert slice_table.data_of(Project()).root.resolve() == tmp_path / "new" / paths.DEFAULT
+    assert tables.slices_settings(Path("work"))["data_dir"] == str(tmp_path / "new" / paths.DEFAULT)
+
+
+def spoil(root: Path, how: str) -> Path:
+    """Arrange the data as people have them; return the path to give to --data-dir."""
+    train, first = root / "stage_2_train", train_file(root, 0)
+    match how:
+        case "files of macOS":
+            for name in ("._ID_000000000.dcm", ".DS_Store"):
+                (train / name).write_bytes(b"no DICOM")
+        case "a copy beside the original":
+            first.with_name(f"{first.stem} (1).dcm").write_bytes(b"half a download")
+        case "only a copy":
+            first.rename(first.with_name(f"{first.stem} (1).dcm"))
+        case "upper case":
+            first.rename(first.with_suffix(".DCM"))
+        case "doubled folders":
+            train.rename(root / "inner")
+            train.mkdir()
+            (root / "inner").rename(train / train.name)
+        case "zipped tables":
+            for name in (paths.TRAIN_CSV, paths.SAMPLE_CSV):
+                with zipfile.ZipFile(root / f"{name}.zip", "w") as packed:
+                    packed.write(root / name, name)
+                (root / name).unlink()
+        case "the images' folder":
+            return train
+    return root
+
+
+HOWS = ["files of macOS", "a copy beside the original", "only a copy", "upper case", "doubled folders", "zipped tables"]
+
+
+@pytest.mark.parametrize("how", [*HOWS, "the images' folder"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_competitions_folder_is_read_as_people_have_it(data_dir, how, packed):
+    usual, _ = build(data_dir)
+    given = spoil(data_dir, how)
+    if packed and how in ("zipped tables", "the images' folder"):
+        pytest.skip("of folders only")
+    table, defects = build(zipped(data_dir) if packed else given)
+    pd.testing.assert_frame_equal(*(one.drop(columns=[*paths.Member._fields]) for one in (table, usual)))
+    assert not len(defects)
 
 
 @pytest.mark.parametrize(
-    "spoil, message",
+    "how, line",
+    [
+        ("packed images", "no DICOM files in stage_2_train or stage_2_train_images: unpack stage_2_train.zip there"),
+        ("stage 1", "data of stage 1, which Kaggle has replaced: get stage 2 (python -m ich_kaggle.download --all)"),
+        ("no table", "stage_2_train.csv is missing: download it (python -m ich_kaggle.download --data-dir {root})"),
+        ("an unknown file", "ID_00000000f.dcm exists, but is not in stage_2_train.csv (1 such files): remove it, or"),
+    ],
+)
+def test_a_folder_that_cannot_be_read_gets_the_remedy_that_helps(data_dir, tmp_path, capsys, how, line):
+    match how:
+        case "packed images":
+            shutil.make_archive(str(data_dir / "stage_2_train"), "zip", data_dir / "stage_2_train")
+            shutil.rmtree(data_dir / "stage_2_train")
+        case "stage 1":
+            for path in sorted(data_dir.iterdir()):
+                path.rename(path.with_name(path.name.replace("stage_2", "stage_1")))
+        case "no table":
+            (data_dir / paths.TRAIN_CSV).unlink()
+        case "an unknown file":
+            write(data_dir / "stage_2_train/ID_00000000f.dcm", ct(HEAD))
+    flags = ["--data-dir", str(data_dir), "--work-dir", str(tmp_path / "work"), "--workers", "1"]
+    assert line.format(root=data_dir) in one_line(flags, capsys)
+
+
+@pytest.mark.parametrize("place", [f"datasets/owner/{paths.SLUG}", "datasets/owner/mine", "mine"])
+def test_data_attached_to_a_kernel_as_a_dataset_are_found(data_dir, tmp_path, monkeypatch, place):
+    monkeypatch.delenv("ICH_DATA_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(paths, "INPUT", tmp_path / "kaggle")
+    (tmp_path / "kaggle" / place).parent.mkdir(parents=True)
+    data_dir.rename(tmp_path / "kaggle" / place)
+    assert paths.find_data().root == tmp_path / "kaggle" / place
+
+
+@pytest.mark.parametrize("has_test", [True, False])
+def test_a_subset_has_the_slices_that_exist_and_every_command_says_so(data_dir, tmp_path, capsys, caplog, has_test):
+    train_file(data_dir, 0).unlink()
+    if not has_test:
+        shutil.rmtree(data_dir / "stage_2_test")
+    flags = ["--data-dir", str(data_dir), "--work-dir", str(tmp_path / "work"), "--workers", "1"]
+    assert "--subset to use the slices that exist" in one_line(flags, capsys)
+    slices.main([*flags, "--subset"])
+    n_test = 2 * has_test
+    table = slice_table.ensure(Project(data_dir, tmp_path / "work", 1))
+    assert (table.split == "train").sum() == 6 and (table.split == "test").sum() == n_test
+    assert f"a subset, 6 of 7 train slices and {n_test} of 2 test slices" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "damage, message",
     [
         (lambda root: train_file(root, 2).unlink(), "stage_2_train.csv lists ID_000000002, which has no file"),
-        (
-            lambda root: write(root / "stage_2_train/ID_00000000f.dcm", ct(HEAD)),
-            "ID_00000000f.dcm exists, but is not in stage_2_train.csv",
-        ),
-        (lambda root: (root / paths.TRAIN_CSV).unlink(), "stage_2_train.csv is missing"),
         (
             lambda root: shutil.rmtree(root / "stage_2_test"),
             f"in stage_2_test or stage_2_test_images: get them ({paths.DOWNLOAD} --all)",
         ),
     ],
 )
-def test_tables_and_files_that_do_not_match_are_refused_with_their_name(data_dir, tmp_path, capsys, spoil, message):
-    spoil(data_dir)
+def test_tables_and_files_that_do_not_match_are_refused_with_their_name(data_dir, tmp_path, capsys, damage, message):
+    damage(data_dir)
     flags = ["--data-dir", str(data_dir), "--work-dir", str(tmp_path / "work"), "--workers", "1"]
     assert message in one_line(flags, capsys)
 

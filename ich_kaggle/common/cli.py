@@ -13,7 +13,7 @@ from ich_kaggle.common import recipes
 
 log = logging.getLogger(__name__)
 
-IS_FIRST = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes
+IS_FIRST = "LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes
 SCRIPT = "ich-kaggle"  # the console script
 
 HIDDEN = ("recipe", "debug")  # flags that are not handed to the function of a command
@@ -200,8 +200,14 @@ def printable(text: str, longest: int = 2000) -> str:
 
 def say(text: str) -> None:
     """Print a result of the command to stdout; under torchrun, only the first process prints."""
-    if IS_FIRST:
+    if not IS_FIRST:
+        return
+    try:
         print(text, flush=True)
+    except UnicodeEncodeError:  # a console of another language
+        print(text.encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding), flush=True)
+    except BrokenPipeError:  # behind `| head`: the work goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Log:

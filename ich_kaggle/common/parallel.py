@@ -42,7 +42,9 @@ def work(function: Callable, tasks: Iterable[tuple], total: int, what: str, work
 def using(backend: str, scheduler: str | None) -> Iterator[None]:
     """Let joblib use `backend` inside; dask uses the cluster of `scheduler`, or starts one on this machine.
 
-    Raises ImportError naming the extra if dask is not installed, OSError if the scheduler does not answer.
+    The latter listens on the loopback alone, has no web pages, and takes work only from this process, by certificates
+    made for it: whoever reaches a scheduler can run code as its owner. Raises ImportError naming the extra if dask is
+    not installed, OSError if the scheduler does not answer.
     """
     if backend != "dask":
         if scheduler is not None:
@@ -50,8 +52,16 @@ def using(backend: str, scheduler: str | None) -> Iterator[None]:
         yield
         return
     try:
-        from distributed import Client
+        import dask
+        from distributed import Client, LocalCluster, Security
+
+        local = dict(host="127.0.0.1", dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False})
+        own = {} if scheduler else local | {"security": Security.temporary()}
     except ImportError as error:
         raise ImportError("--backend dask needs more packages: pip install 'ich_kaggle[dask]'") from error
-    with Client(scheduler), joblib.parallel_config("dask"):
+    without_pages = dict.fromkeys(("distributed.scheduler.http.routes", "distributed.worker.http.routes"), [])
+    with dask.config.set(without_pages), contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(LocalCluster(**own)) if own else scheduler
+        stack.enter_context(Client(cluster))
+        stack.enter_context(joblib.parallel_config("dask"))
         yield

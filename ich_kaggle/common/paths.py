@@ -1,12 +1,14 @@
 """Paths of files: the competition's data, in every layout that Kaggle has used, and the work folder."""
 
 import contextlib
+import gzip
 import io
 import itertools
 import os
 import re
-import subprocess
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -17,6 +19,7 @@ from ich_kaggle.common.zip_reader import Member
 SLUG = "rsna-intracranial-hemorrhage-detection"
 TRAIN_CSV = "stage_2_train.csv"
 SAMPLE_CSV = "stage_2_sample_submission.csv"
+PACKED = (".gz", ".zip")  # in which Kaggle takes a submission
 MOST_TABLE = 1 << 30  # bytes; the labels take 119 MB
 SPLITS = ("train", "test")
 DICOM_FOLDERS = {split: (f"stage_2_{split}", f"stage_2_{split}_images") for split in SPLITS}
@@ -24,6 +27,7 @@ INPUT = Path(os.environ.get("KAGGLE_INPUT_DIR", "/kaggle/input"))  # the inputs 
 MOUNTS = (INPUT / "competitions" / SLUG, INPUT / SLUG)
 DEFAULT = Path("input") / SLUG  # below the current folder
 
+COPY = re.compile(r" \(\d+\)$")  # what browsers append to the name of a file that exists
 DOWNLOAD = "python -m ich_kaggle.download"
 NO_DATA = (
     f"no competition data in {{looked}}: download it ({DOWNLOAD} --all), name its folder or zip (--data-dir, or the "
@@ -47,21 +51,30 @@ class Data:
     def open(self, name: str) -> Iterator[BinaryIO]:
         """Open a table of the competition. Raises FileNotFoundError naming the table and the data."""
         try:
-            if not self.is_zip:
-                with (self.root / name).open("rb") as file:
+            if (found := self._zipped(name)) is None:
+                with _plain(self.root / name) as file:
                     yield file
                 return
-            member = zip_reader.directory(self.root)[self.inner + name]
+            path, member = found
             if member.size > MOST_TABLE:
-                raise ValueError(f"{self.root}: {name} has {member.size} bytes: download the zip again")
-            yield io.BytesIO(self.read(member))
+                raise ValueError(f"{path}: {name} has {member.size} bytes: download the zip again")
+            yield io.BytesIO(zip_reader.read(path, member))
         except (FileNotFoundError, KeyError) as error:
-            raise FileNotFoundError(f"{self.root}: {name} is missing: download the competition's data again") from error
+            again = "download the zip again" if self.is_zip else f"download it ({DOWNLOAD} --data-dir {self.root})"
+            raise FileNotFoundError(f"{self.root}: {name} is missing: {again}") from error
+
+    def _zipped(self, name: str) -> tuple[Path, Member] | None:
+        """Return the zip that holds a table, and its place there; None if it is a file of its own."""
+        if self.is_zip:
+            return self.root, zip_reader.directory(self.root)[self.inner + name]
+        if (self.root / name).exists() or not (path := self.root / f"{name}.zip").is_file():
+            return None
+        return path, zip_reader.directory(path)[name]  # as Kaggle gives a single file
 
     def checksum(self, name: str) -> str:
         """Return the CRC-32 of a table of the competition, as 8 hex digits."""
-        if self.is_zip:
-            return f"{zip_reader.directory(self.root)[self.inner + name].stamp:08x}"
+        if found := self._zipped(name):
+            return f"{found[1].stamp:08x}"
         with self.open(name) as file:
             return f"{zip_reader.crc32(file.read()):08x}"
 
@@ -84,29 +97,83 @@ class Data:
         return self.is_zip or any((self.root / folder).is_dir() for split in SPLITS for folder in DICOM_FOLDERS[split])
 
     def members(self, split: str) -> list[Member]:
-        """Return every DICOM file of `split`, sorted by path; empty if its folder does not exist."""
-        if self.is_zip:
-            folders = tuple(self.inner + folder + "/" for folder in DICOM_FOLDERS[split])
-            members = zip_reader.directory(self.root).items()
-            return sorted(member for name, member in members if name.startswith(folders) and name.endswith(".dcm"))
-        folder = next((folder for folder in DICOM_FOLDERS[split] if (self.root / folder).is_dir()), None)
-        if folder is None:
-            return []
-        with os.scandir(self.root / folder) as entries:
-            files = [(one.name, one.stat()) for one in entries if one.name.endswith(".dcm") and one.is_file()]
-        return sorted(Member(f"{folder}/{name}", found.st_size, stamp=found.st_mtime_ns) for name, found in files)
+        """Return the DICOM file of every slice of `split`, sorted by path; empty if its folder does not exist."""
+        return _zip_members(self, split) if self.is_zip else _folder_members(self.root, split)
 
 
-def places(data_dir: Path | None = None) -> list[Path]:
+def _plain(path: Path) -> BinaryIO:
+    """Return the content of the table `path`, unpacked. Raises ValueError if it cannot be."""
+    if path.suffix not in PACKED:
+        return path.open("rb")
+    try:
+        with path.open("rb") as file:
+            if path.suffix == ".gz":
+                content = gzip.GzipFile(fileobj=file).read(MOST_TABLE)
+            else:
+                with zipfile.ZipFile(file) as archive:
+                    names = [name for name in archive.namelist() if name.endswith(".csv") and "__MACOSX" not in name]
+                    content = archive.open(names[0]).read(MOST_TABLE) if len(names) == 1 else b""
+    except (OSError, EOFError, zlib.error, *zip_reader.BROKEN) as error:
+        raise ValueError(f"{path}: cannot be unpacked ({error}): give the CSV itself") from error
+    if not content:
+        raise ValueError(f"{path}: not one CSV, packed: give the CSV itself")
+    return io.BytesIO(content)
+
+
+def slice_id(path: str) -> str:
+    """Return the id of the slice in the file `path`, also of a copy as browsers name it, `ID_... (1).dcm`."""
+    return COPY.sub("", path.rpartition("/")[2][: -len(".dcm")])
+
+
+def _one_per_slice(members: Iterable[Member]) -> list[Member]:
+    """Return the DICOM files among `members`, sorted by path: no hidden ones, and no copies of others."""
+    found = {}
+    for member in sorted(members):  # a copy before the original: " " < "."
+        if member.path.lower().endswith(".dcm") and not member.path.rpartition("/")[2].startswith("."):
+            found[slice_id(member.path)] = member
+    return sorted(found.values())
+
+
+def _folder_members(root: Path, split: str) -> list[Member]:
+    for folder in DICOM_FOLDERS[split]:
+        found = []
+        for place in (folder, f"{folder}/{folder}"):  # as some programs unpack a zip
+            if (root / place).is_dir():
+                with os.scandir(root / place) as entries:
+                    files = [(f"{place}/{entry.name}", entry.stat()) for entry in entries if entry.is_file()]
+                found += [Member(path, status.st_size, stamp=status.st_mtime_ns) for path, status in files]
+        if members := _one_per_slice(found):
+            return members
+    return []
+
+
+def _zip_members(data: Data, split: str) -> list[Member]:
+    folders = tuple(data.inner + folder + "/" for folder in DICOM_FOLDERS[split])
+    members = zip_reader.directory(data.root).items()
+    return _one_per_slice(member for name, member in members if name.startswith(folders))
+
+
+def no_images(data: Data, split: str) -> str:
+    """Return a line on the missing DICOM files of `split`, with the remedy."""
+    folders = DICOM_FOLDERS[split]
+    packed = [f"{folder}.zip" for folder in folders if (data.root / f"{folder}.zip").is_file()]
+    remedy = f"unpack {packed[0]} there" if packed else f"get them ({DOWNLOAD} --all)"
+    return f"{data.root}: no DICOM files in {' or '.join(folders)}: {remedy}"
+
+
+def places(data_dir: str | Path | None = None) -> list[Path]:
     """Return `data_dir`, or else the default places of the competition's data, whether they exist or not."""
-    if data_dir:
-        return [data_dir]
-    if os.environ.get("ICH_DATA_DIR"):
-        return [Path(os.environ["ICH_DATA_DIR"])]
-    return [*map(Path, MOUNTS), DEFAULT, Path(f"{DEFAULT}.zip")]
+    if named := data_dir or os.environ.get("ICH_DATA_DIR"):
+        return [Path(named).expanduser()]
+    attached = sorted(folder for folder in (*INPUT.glob("datasets/*/*"), *INPUT.glob("*")) if _has_table(folder))
+    return [*map(Path, MOUNTS), *attached, DEFAULT, Path(f"{DEFAULT}.zip")]
 
 
-def find_data(data_dir: Path | None = None) -> Data:
+def _has_table(folder: Path) -> bool:
+    return any((folder / f"{name}{end}").is_file() for name in (SAMPLE_CSV, TRAIN_CSV) for end in ("", ".zip"))
+
+
+def find_data(data_dir: str | Path | None = None) -> Data:
     """Return the competition's data in `data_dir`, or in the first default place that has it.
 
     If no place has the images, a folder with the tables alone is returned. Raises FileNotFoundError with the ways to
@@ -118,6 +185,10 @@ def find_data(data_dir: Path | None = None) -> Data:
             return found
         tables = tables or found
     if tables is None:
+        if old := next((place for place in looked if any(place.glob("stage_1_*"))), None):
+            raise FileNotFoundError(
+                f"{old}: data of stage 1, which Kaggle has replaced: get stage 2 ({DOWNLOAD} --all)"
+            )
         raise FileNotFoundError(NO_DATA.format(looked=", ".join(map(str, looked))))
     return tables
 
@@ -125,8 +196,8 @@ def find_data(data_dir: Path | None = None) -> Data:
 def _layouts(place: Path) -> Iterator[Data]:
     """Yield the data found at `place`: a folder, a zip, a zip inside it, or a zip beside a folder with the tables."""
     # The tables mark the folder; a search by pattern would list 874,035 files first.
-    folders = (place, place / SLUG, place / SLUG / SLUG)
-    folders = [folder for folder in folders if any((folder / name).is_file() for name in (SAMPLE_CSV, TRAIN_CSV))]
+    above = [place.parent] if place.name in itertools.chain(*DICOM_FOLDERS.values()) else []
+    folders = [folder for folder in (place, place / SLUG, place / SLUG / SLUG, *above) if _has_table(folder)]
     yield from map(Data, folders)
     for path in (place, place / f"{SLUG}.zip", *(Path(f"{folder}.zip") for folder in folders)):
         if path.is_file() and (found := _zipped(path)):
@@ -212,13 +283,3 @@ def ensemble_names(work_dir: Path) -> list[str]:
     """Return the names of the finished ensembles, sorted."""
     names = (path.parent.name for path in (work_dir / "ensemble").glob("*/weights.json"))
     return sorted(filter(FILE_NAME.fullmatch, names))
-
-
-def git_commit() -> str | None:
-    """Return the commit of the package's checkout, followed by + if files were changed; None outside a checkout."""
-    here = str(Path(__file__).parents[1])
-    command = ["git", "-C", here, "describe", "--always", "--abbrev=12", "--dirty=+", "--match="]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -1,8 +1,9 @@
 """The data and the work folder that a command works on, opened once: each table is read once."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,13 @@ import pandas as pd
 
 from ich_kaggle.common import paths, storage, tables
 from ich_kaggle.common.runs import Run
+
+log = logging.getLogger(__name__)
+
+
+@cache
+def _tell(text: str) -> None:
+    log.warning(text)
 
 
 def opening(function: Callable) -> Callable:
@@ -32,8 +40,11 @@ class Project:
 
     @cached_property
     def slices(self) -> pd.DataFrame:
-        """The slice table. Raises FileNotFoundError with the command that makes it."""
-        return tables.read_slices(self.work_dir)
+        """The slice table; a subset is told. Raises FileNotFoundError with the command that makes it."""
+        table = tables.read_slices(self.work_dir)
+        if part := tables.slices_settings(self.work_dir).get("subset"):
+            _tell(f"{paths.slices(self.work_dir)}: a subset, {part}")
+        return table
 
     @cached_property
     def fold(self) -> np.ndarray:

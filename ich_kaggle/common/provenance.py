@@ -1,5 +1,7 @@
-"""The check that the slice table still matches the competition's files it was made from."""
+"""The check that the slice table still matches the competition's files it was made from; the commit of the code."""
 
+import os
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -7,6 +9,7 @@ import pandas as pd
 from ich_kaggle.common import paths, storage
 
 NAMES = (paths.TRAIN_CSV, paths.SAMPLE_CSV)
+CHECKOUT = Path(__file__).resolve().parents[2]  # of this project, if the package is not installed elsewhere
 AGAIN = "run python -m ich_kaggle.slices --overwrite"
 REMEDY = f"give another --work-dir, or {AGAIN}"
 
@@ -16,21 +19,30 @@ def settings(data: paths.Data) -> dict[str, str]:
     return {"data_dir": str(data.root.absolute()), **{name: data.checksum(name) for name in NAMES}}
 
 
-def find(found: dict, data_dir: Path | None, *, zips: bool = True) -> paths.Data | None:
+def find(found: dict, data_dir: str | Path | None, *, zips: bool = True) -> paths.Data | None:
     """Return the data in `data_dir`, or those that a slice table with the settings `found` was made from; None if gone.
 
-    Without `zips`, data in a zip count as gone: its directory takes seconds to read. Raises FileNotFoundError if
-    `data_dir` has no data.
+    Data that have moved are found in the default places. Without `zips`, data in a zip count as gone: its directory
+    takes seconds to read. Raises FileNotFoundError if `data_dir` has no data.
     """
-    place = data_dir or Path(found.get("data_dir", "/nowhere"))
-    if data_dir is None and place.is_file() and not zips:
+    place = Path(found.get("data_dir", "/nowhere"))
+    if data_dir is not None:
+        return paths.find_data(data_dir)
+    if place.is_file() and not zips:
         return None
     try:
-        return paths.find_data(place)
+        if place.exists():
+            return paths.find_data(place)
+        moved = paths.find_data()
+        is_same = (zips or not moved.is_zip) and all(found.get(name) == moved.checksum(name) for name in NAMES)
+        return moved if is_same else None
     except FileNotFoundError:
-        if data_dir is not None:
-            raise
         return None
+
+
+def is_there(found: dict, data: paths.Data) -> bool:
+    """Tell whether `data` are where those of a slice table with the settings `found` were, by whatever path."""
+    return data.root.resolve() == Path(found.get("data_dir", "/nowhere")).resolve()
 
 
 def same_tables(path: Path, found: dict, data: paths.Data | None) -> None:
@@ -51,3 +63,21 @@ def same_files(data: paths.Data | None, table: pd.DataFrame) -> None:
         if (member.size, member.stamp) != (size, stamp):
             was, is_now = f"{size} bytes, stamp {stamp}", f"{member.size} bytes, stamp {member.stamp}"
             raise ValueError(f"{data.root}: {path} has changed since it was scanned ({was}; now {is_now}): {AGAIN}")
+
+
+def git_commit() -> str | None:
+    """Return the commit of the project's checkout, followed by + if files were changed; None outside a checkout.
+
+    Neither a repository around an installed package is asked, nor anything run that a repository's settings name.
+    """
+    if not (CHECKOUT / ".git").exists() or not (CHECKOUT / "setup.cfg").exists():
+        return None
+    command = ["git", "-C", str(CHECKOUT), "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}"]
+    command += ["--no-optional-locks", "describe", "--always", "--abbrev=12", "--dirty=+", "--match="]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment["GIT_CEILING_DIRECTORIES"] = str(CHECKOUT.parent)
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ich_kaggle import __version__
-from ich_kaggle.common import paths, storage
+from ich_kaggle.common import paths, provenance, storage
 
 BEGUN = ("model.pt", "predict.json", "state*.pt")  # files of a fold that holds finished or resumable work
 
@@ -99,7 +99,7 @@ class Run:
         known = self.record if self.path.exists() else {}
         if not self.begun:
             kept = {key: known[key] for key in ("views",) if key in known}
-            about |= {"versions": versions(), "commit": paths.git_commit()}
+            about |= {"versions": versions(), "commit": provenance.git_commit()}
             storage.write_json(self.path, {"settings": settings, **kept, **about})
         elif known != {**known, **about}:  # the same weights at another path
             storage.write_json(self.path, {**known, **about})

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import psutil
 
 from ich_kaggle.common import cli
 
+MARKER = ".made_by"  # in a folder that a command may replace: which command
 PREDICTED = ("oof.parquet", "test.parquet", "embeddings.npy", "predict.json")
 MAKERS = {
     "slices.parquet": "python -m ich_kaggle.slices",
@@ -40,44 +42,76 @@ def require(path: Path, flags: str = "") -> Path:
 
 @contextlib.contextmanager
 def writing(path: Path, *, sweep: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; move it into place on success, else remove it.
+    """Yield a temporary file beside `path`; move it into place on success, else remove it.
 
     `sweep` also removes the temporary files that killed processes left; it lists the folder, which takes time.
     """
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = _temporary(path)
     with naming(path, temporary):
         try:
+            temporary.touch(exist_ok=False)  # so that it is no link that somebody else has put there
             yield temporary
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    for left in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*") if sweep else ():
-        if left.suffix[1:].isdigit() and not psutil.pid_exists(int(left.suffix[1:])):
-            left.unlink(missing_ok=True)
+    if sweep:
+        _sweep(path)
+
+
+def _temporary(path: Path) -> Path:
+    """Return a name beside `path` that cannot be foretold, and tells which process gave it."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}")
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes left under the names of `_temporary`."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*"):
+        named = re.fullmatch(r"\.(\d+)\.[0-9a-f]{16}", left.name[len(path.name) + 1 :])
+        if named and not psutil.pid_exists(int(named[1])):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """Yield a new folder that takes the place of `folder` on success, and is removed otherwise.
+def replacing(folder: Path, maker: str) -> Iterator[Path]:
+    """Yield a new folder, of this user alone, that takes the place of `folder` on success, and is removed otherwise.
 
-    For one process at a time: what earlier ones left beside `folder` is removed.
+    For one process at a time. Raises FileExistsError like `check_made_by`, before anything is made.
     """
-    new, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
-    for left in (new, old):
-        shutil.rmtree(left, ignore_errors=True)
-    new.mkdir(parents=True)
+    check_made_by(folder, maker)
+    folder = folder.resolve()
+    _sweep(folder)
+    new, old = _temporary(folder), _temporary(folder)
+    new.mkdir(mode=0o700, parents=True)
     try:
+        (new / MARKER).write_text(maker)
         yield new
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
     except BaseException:
         shutil.rmtree(new)
         raise
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def check_made_by(folder: Path, maker: str) -> None:
+    """Raise FileExistsError if `folder` exists, is not empty, and has no marker of the command `maker`."""
+    mark = folder / MARKER
+    made_by = mark.read_text(errors="replace") if mark.is_file() else ""
+    if os.path.lexists(folder) and made_by != maker and not (folder.is_dir() and not any(folder.iterdir())):
+        other = cli.printable(made_by, 40) or "something else"
+        raise FileExistsError(f"{folder} exists, made by {other}, not by {maker}: remove or rename it")
+
+
+def claim(folder: Path, maker: str) -> None:
+    """Make `folder`, if it does not exist, with the marker of the command `maker`. Raises like `check_made_by`."""
+    check_made_by(folder, maker)
+    if not (mark := folder / MARKER).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.write_text(maker)
 
 
 @contextlib.contextmanager

@@ -86,7 +86,7 @@ def write(folder: Path, content: dict, studies: Iterable[Study], *, embed: bool 
     be too large for browsers. Plotly is needed for `plots`.
     """
     plotly, content = plotly_script() if plots else "", content | {"windows": shown_windows()}
-    with locks.locked(folder), storage.replacing(folder) as new:
+    with locks.locked(folder), storage.replacing(folder, "report") as new:
         (_embed if embed else _unfold)(new, content, studies, plotly)
         for other in folder.glob("*.html"):  # of other commands, as the page on the data
             if other.name != "index.html":

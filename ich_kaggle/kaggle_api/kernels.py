@@ -98,10 +98,11 @@ def fetch(kaggle: Connection, name: str, folder: Path) -> list[Path]:
         if not token:
             break
     log_path = folder / f"{slug}.log"
+    storage.claim(folder, "kernel fetch")
     with storage.writing(log_path) as temporary:  # even if a file fails
         temporary.write_text(readable(log_text), encoding="utf-8")
     files = [inside(folder, file.file_name) for file in found]
-    with storage.replacing(folder) as draft:
+    with storage.replacing(folder, "kernel fetch") as draft:
         shutil.copyfile(log_path, draft / log_path.name)
         for path, file in zip(files, found, strict=True):
             target = draft / path.relative_to(folder)
@@ -150,6 +151,11 @@ def status(kaggle: Connection, name: str) -> str:
         raise
 
 
+def files_of(folder: Path) -> list[Path]:
+    """Return the files of a packed folder that are uploaded, sorted: all but its marker."""
+    return sorted(path for path in folder.iterdir() if path.name != storage.MARKER)
+
+
 def publish(kaggle: Connection, name: str, title: str, folder: Path) -> None:
     """Upload the files in `folder` as dataset `name`, or as its next version; return once Kaggle lists all of them.
 
@@ -160,7 +166,7 @@ def publish(kaggle: Connection, name: str, title: str, folder: Path) -> None:
     owner, slug = split(name)
     if exists := status(kaggle, name):
         _wait_ready(kaggle, name)  # Kaggle answers 403 while it still processes the version before
-    files = [_upload(kaggle, path) for path in sorted(folder.iterdir())]
+    files = [_upload(kaggle, path) for path in files_of(folder)]
     api = kaggle.client.datasets.dataset_api_client
     if exists:
         body = ApiCreateDatasetVersionRequestBody()
@@ -204,7 +210,7 @@ def compare(kaggle: Connection, name: str, folder: Path) -> None:
 
     Raises RuntimeError naming a file that is missing, unexpected or of another size.
     """
-    ours = {path.name: path.stat().st_size for path in folder.iterdir()}
+    ours = {path.name: path.stat().st_size for path in files_of(folder)}
     for attempt in range(LISTINGS):
         _wait_ready(kaggle, name)
         theirs = listing(kaggle, name)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ich_kaggle.common import cli, locks, paths, storage
+from ich_kaggle.common import cli, locks, provenance, storage
 
 COLUMNS = [
     *("time", "name", "file", "sha256", "commit", "runs", "oof"),
@@ -40,7 +40,7 @@ def record(path: Path, row: dict[str, str]) -> None:
 
 def new_row(message: str, **facts: str) -> dict[str, str]:
     """Return the row of a submission to be sent: `facts` (name, file, sha256, runs, oof), and a new tag."""
-    row = dict.fromkeys(COLUMNS, "") | facts | {"time": now(), "commit": paths.git_commit() or ""}
+    row = dict.fromkeys(COLUMNS, "") | facts | {"time": now(), "commit": provenance.git_commit() or ""}
     return row | {"tag": f"ich-{uuid.uuid4().hex[:12]}", "status": "SENDING", "note": message}
 
 

@@ -64,6 +64,20 @@ def write(submissions_dir: Path, name: str, data: paths.Data, slice_ids: pd.Seri
     return path
 
 
+def taken(path: Path, data: paths.Data, submissions_dir: Path) -> Path:
+    """Return `path`, a CSV, or one with its numbers if it is packed (.gz, .zip) or has its rows in another order."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: give --file a CSV, or leave it out")
+    slice_ids, *places, values = tables.read_long(paths.Data(path.parent), path.name)
+    in_order = check_rows(path, (slice_ids, *places), tables.read_long(data, paths.SAMPLE_CSV)[:3])
+    if in_order and path.suffix not in paths.PACKED:
+        return path
+    probability = labels.to_wide(*places, values, slice_ids)
+    made = write(submissions_dir, path.name.partition(".")[0], data, pd.Series(slice_ids), probability)
+    cli.say(f"{made}: {path}, unpacked, in the order of the sample submission")
+    return made
+
+
 def sending(submissions_dir: Path) -> Path:
     """Return the path of the lock under which a process writes and sends, so that no two send the same numbers."""
     return submissions_dir / "sending"
@@ -78,7 +92,8 @@ def verify(path: Path, data: paths.Data, mean: np.ndarray | None = None, *, quie
         raise FileNotFoundError(f"{path} is missing: give --file a CSV, or leave it out")
     digest = sha256(path)
     slice_ids, slice_index, label_index, values = tables.read_long(paths.Data(path.parent), path.name)
-    check_rows(path, (slice_ids, slice_index, label_index), tables.read_long(data, paths.SAMPLE_CSV)[:3])
+    if not check_rows(path, (slice_ids, slice_index, label_index), tables.read_long(data, paths.SAMPLE_CSV)[:3]):
+        raise ValueError(f"{path}: its rows have another order than the sample submission: give it to --file")
     probability = labels.to_wide(slice_index, label_index, values, slice_ids)
     check_values(path, slice_ids, probability)
     if mean is not None:
@@ -92,8 +107,11 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def check_rows(path: Path, ours: tuple, sample: tuple) -> None:
-    """Raise ValueError unless both tables (slice ids, slice index, label index) have the same ids in the same order."""
+def check_rows(path: Path, ours: tuple, sample: tuple) -> bool:
+    """Tell whether two tables (slice ids, slice index, label index) have the same order.
+
+    Raises ValueError naming a row that only one of them has, or that one has twice.
+    """
     known = pd.Index(sample[0])
     row = known.get_indexer(ours[0])
     if (row < 0).any():
@@ -101,15 +119,13 @@ def check_rows(path: Path, ours: tuple, sample: tuple) -> None:
     cell = row[ours[1]] * len(LABELS) + ours[2]
     wanted = sample[1].astype(np.int64) * len(LABELS) + sample[2]
     if np.array_equal(cell, wanted):
-        return
+        return True
     count = np.bincount(cell, minlength=len(known) * len(LABELS))
     if count.max() > 1:
         raise ValueError(f"{path}: {_row_id(known, count.argmax())} appears {count.max()} times")
     if len(missing := np.setdiff1d(wanted, cell)):
         raise ValueError(f"{path}: {_row_id(known, missing[0])} is missing (missing rows: {len(missing)})")
-    row = int((cell != wanted).argmax())
-    here, there = _row_id(known, cell[row]), _row_id(known, wanted[row])
-    raise ValueError(f"{path}: row {row + 2} is {here}, in the sample submission {there}: keep its order")
+    return False
 
 
 def _row_id(slice_ids: pd.Index, cell: int) -> str:
@@ -117,7 +133,7 @@ def _row_id(slice_ids: pd.Index, cell: int) -> str:
 
 
 def check_values(path: Path, slice_ids: np.ndarray, probability: np.ndarray) -> None:
-    """Raise ValueError unless `probability` (n, 6) is in [0, 1], not constant, and `any` the largest of each row."""
+    """Raise ValueError unless `probability` (n, 6) is in [0, 1] and not constant; warn if `any` is not the largest."""
     if not (valid := (probability >= 0) & (probability <= 1)).all():
         row, label = np.argwhere(~valid)[0]
         raise ValueError(f"{path}: {slice_ids[row]}_{LABELS[label]} is {probability[row, label]:.6g}, not in [0, 1]")
@@ -127,7 +143,8 @@ def check_values(path: Path, slice_ids: np.ndarray, probability: np.ndarray) -> 
         row = int(low.argmax())
         most = int(probability[row].argmax())
         any_value, value = probability[row, [ANY, most]]
-        raise ValueError(f"{path}: {slice_ids[row]}_any is {any_value:.6g}, below {LABELS[most]}, {value:.6g}")
+        first = f"{slice_ids[row]}_any is {any_value:.6g}, below {LABELS[most]}, {value:.6g}"
+        log.warning("WARNING %s: %s (%d such slices)", path, first, low.sum())
 
 
 def warn_of_means(path: Path, found: np.ndarray, expected: np.ndarray) -> None:

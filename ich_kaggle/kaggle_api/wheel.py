@@ -9,6 +9,7 @@ from pathlib import Path
 from ich_kaggle import __version__
 
 WHEEL_NAME = f"ich_kaggle-{__version__}-py3-none-any.whl"
+LISTING = "wheels.json"  # in a dataset: the hash of each wheel, which kernels/unpack.py compares
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold
 SUFFIXES = {".py", ".toml", ".html", ".css", ".js"}  # files of the package: code, recipes, html/web
 
@@ -23,6 +24,11 @@ def wheel() -> bytes:
     record = f"{info}/RECORD"
     files[record] = "".join([*(_record(*file) for file in files.items()), f"{record},,\n"]).encode()
     return _zip(files)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each wheel in `folder`, by name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.whl"))}
 
 
 def _record(name: str, content: bytes) -> str:

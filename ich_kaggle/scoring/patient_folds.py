@@ -14,19 +14,23 @@ from ich_kaggle.scoring import leak_check
 
 BATCH = 64  # slices per task of a worker
 SHOWN = 10  # printed pairs that look the same
+SWAPS, PAIRS, TRIES = 200, 1000, 20  # at most; tried for each of them; without a gain, before the end
+FINE = 1e-3  # a fold whose share of a label is this close to even, as a fraction, is not improved
 
 
 def assign_folds(slices: pd.DataFrame, *, n_folds: int, seed: int | list[int]) -> pd.DataFrame:
     """Return the folds (patient_id, fold), one row per patient, balanced in every label and in the number of slices.
 
-    Patients with the largest share of a rare label go first, each to the fold that has least of the patient's labels.
-    Raises ValueError for fewer patients than folds.
+    Patients with the largest share of a rare label go first, each to the fold that has least of the patient's labels;
+    then pairs of patients are swapped, as long as that helps the label that is farthest from even. Raises ValueError
+    for fewer patients than folds.
     """
     counts = slices.assign(n_slices=1).groupby("patient_id")[["n_slices", *LABELS]].sum()
     if not 2 <= n_folds <= len(counts):
         raise ValueError(f"{n_folds} folds of {len(counts)} patients: choose 2 to {len(counts)}")
     share = counts.to_numpy(float) / np.maximum(counts.to_numpy(float).sum(axis=0), 1)
-    order = np.random.default_rng(seed).permutation(len(share))
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(share))
     order = order[np.argsort(-share[order].max(axis=1), kind="stable")]
     held = np.zeros((n_folds, share.shape[1]))
     fold = np.empty(len(share), int)
@@ -34,7 +38,36 @@ def assign_folds(slices: pd.DataFrame, *, n_folds: int, seed: int | list[int]) -
         # The fold where the sum of squared shares grows least.
         fold[patient] = k = (held @ share[patient]).argmin()
         held[k] += share[patient]
+    _swap(fold, share * n_folds, held * n_folds - share.sum(axis=0), rng)
     return pd.DataFrame({"patient_id": counts.index, "fold": fold})
+
+
+def _swap(fold: np.ndarray, share: np.ndarray, off: np.ndarray, rng: np.random.Generator) -> None:
+    """Swap patients between the folds (n,), in place, until `off`, how far each fold is from even, is fine.
+
+    `share` (n, columns) and `off` (folds, columns) are fractions of what a fold should hold.
+    """
+    failed = 0
+    for _ in range(SWAPS):
+        column = np.abs(off).max(axis=0).argmax()
+        if failed == TRIES or np.abs(off[:, column]).max() < FINE:
+            return
+        rich, poor = off[:, column].argmax(), off[:, column].argmin()
+        has_any = share[:, column] > 0
+        one = rng.choice(np.flatnonzero((fold == rich) & has_any), PAIRS)
+        other = rng.choice(np.flatnonzero(fold == poor), PAIRS)
+        if len(alike := np.flatnonzero((fold == poor) & has_any)):
+            other[::2] = rng.choice(alike, PAIRS // 2)  # a rare label needs patients with almost as much of it
+        change = share[other] - share[one]
+        cost = ((off[rich] + change) ** 2 + (off[poor] - change) ** 2).sum(axis=1)
+        best = cost.argmin()
+        if cost[best] >= (off[[rich, poor]] ** 2).sum():
+            failed += 1
+            continue
+        failed = 0
+        fold[one[best]], fold[other[best]] = poor, rich
+        off[rich] += change[best]
+        off[poor] -= change[best]
 
 
 def adopt(path: Path, train: pd.DataFrame) -> pd.DataFrame:

@@ -1,8 +1,9 @@
-"""Thresholds of one label: the best F-beta, and a recall that is guaranteed for new patients.
+"""Thresholds of one label: the best F-beta, and a recall to aim at.
 
-The guarantee bounds the miss rate of a patient, the share of positive slices below the threshold, averaged over the
-patients with positive slices. It holds for any model: both bounds need only exchangeable patients and a miss rate that
-does not decrease as the threshold rises.
+The latter bound the miss rate of a patient, the share of positive slices below the threshold, averaged over the
+patients with positive slices. Both bounds hold for the model that made the predictions, whichever it is, and need only
+exchangeable patients and a miss rate that does not decrease as the threshold rises. Out-of-fold predictions are of
+several models; a submission and a scan use their mean, which is another model, so that nothing is guaranteed for it.
     expected   E(miss rate of a new patient) <= alpha: conformal risk control
                (Angelopoulos, Bates, Fisch, Lei, Schuster, ICLR 2024, arXiv 2208.02814)
     confident  P(mean miss rate <= alpha) >= confidence over the draw of these patients: the Hoeffding-Bentkus bound

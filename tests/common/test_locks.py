@@ -64,3 +64,11 @@ def test_where_no_lock_can_be_held_none_is_and_a_full_disk_is_told(tmp_path, mon
         (tmp_path / "512").touch()
     assert (tmp_path / "512").exists() == (raised is None)
     assert said in caplog.text and bool(said) == bool(caplog.text)
+
+
+def test_a_link_in_the_place_of_a_lock_is_told_and_not_followed(tmp_path):
+    (tmp_path / "mine").write_text("kept")
+    (tmp_path / ".512.lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match=r"symbolic links: .*\.512\.lock"), locks.locked(tmp_path / "512"):
+        pass
+    assert (tmp_path / "mine").read_text() == "kept"

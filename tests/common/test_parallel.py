@@ -1,10 +1,14 @@
 import io
+import os
 import platform
 import shutil
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 
 import joblib
+import psutil
 import pytest
 
 from ich_kaggle import cache, slices
@@ -111,9 +115,27 @@ def test_the_work_is_done_by_the_workers_of_the_cluster(cluster):
     assert pids and pids <= workers
 
 
-def _pid(_: int) -> tuple[int, int, int]:
-    import os
+def test_a_cluster_of_this_machine_has_no_pages_and_works_for_its_owner_alone():
+    distributed = pytest.importorskip("distributed", reason="dask, from the extra dask, is missing")
+    pytest.importorskip("cryptography", reason="cryptography, from the extra dask, is missing")
+    with parallel.using("dask", None):
+        address = distributed.get_client().scheduler.address
+        assert address.startswith("tls://127.0.0.1:")
+        assert set(parallel.work(_pid, [(k,) for k in range(4)], 4, "ask", 1)) - {os.getpid()}
+        for own in (psutil.Process(), *psutil.Process().children(recursive=True)):
+            listening = [one.laddr.ip for one in own.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+            assert set(listening) <= {"127.0.0.1"}
+        url = f"http://127.0.0.1:{distributed.get_client().scheduler_info()['services']['dashboard']}"
+        for page in ("/status", "/api/v1/retire_workers", "/health"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(url + page)
+        strangers = {address: distributed.Security.temporary(), address.replace("tls:", "tcp:"): None}
+        for door, keys in strangers.items():
+            with pytest.raises(OSError):
+                distributed.Client(door, security=keys, timeout=1, set_as_default=False)
 
+
+def _pid(_: int) -> tuple[int, int, int]:
     return os.getpid(), 1, 0
 
 

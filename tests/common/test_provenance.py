@@ -1,5 +1,6 @@
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,57 @@ def test_a_slice_that_changed_or_went_is_named(data, tmp_path):
     path.unlink()
     with pytest.raises(ValueError, match=f"{table.path[3]} was scanned and is gone: get it again, or run python -m"):
         provenance.same_files(data, table)
+
+
+def git(folder: Path, *command: str) -> str:
+    about = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    done = subprocess.run(["git", "-C", folder, *about, *command], env=environment, capture_output=True, check=True)
+    return done.stdout.decode().strip()
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch) -> Path:
+    """A checkout of the project with one commit."""
+    root = tmp_path / "checkout"
+    root.mkdir()
+    (root / "setup.cfg").write_text("")
+    git(root, "init", "-q")
+    git(root, "add", "setup.cfg")
+    git(root, "commit", "-q", "-m", "first")
+    monkeypatch.setattr(provenance, "CHECKOUT", root)
+    return root
+
+
+def test_the_commit_is_that_of_the_projects_own_checkout(checkout, monkeypatch, tmp_path):
+    commit = git(checkout, "rev-parse", "HEAD")[:12]
+    assert provenance.git_commit() == commit
+    (checkout / "setup.cfg").write_text("changed")
+    assert provenance.git_commit() == f"{commit}+"
+    (tmp_path / "other").mkdir()
+    git(tmp_path / "other", "init", "-q")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))  # as inside a hook of another repository
+    assert provenance.git_commit() == f"{commit}+"
+
+
+@pytest.mark.parametrize("inside", ["site-packages", "an empty .git"])
+def test_a_repository_around_the_package_is_not_asked(checkout, monkeypatch, inside):
+    root = checkout / "site-packages"
+    root.mkdir()
+    if inside == "an empty .git":
+        (root / ".git").mkdir()
+        (root / "setup.cfg").touch()
+    monkeypatch.setattr(provenance, "CHECKOUT", root)
+    assert provenance.git_commit() is None
+
+
+def test_nothing_that_the_settings_of_a_repository_name_is_run(checkout, tmp_path):
+    script = tmp_path / "script"
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    script.chmod(0o755)
+    git(checkout, "config", "core.fsmonitor", str(script))
+    (checkout / ".git" / "hooks").mkdir(exist_ok=True)
+    shutil.copy(script, checkout / ".git" / "hooks" / "post-index-change")
+    os.utime(checkout / "setup.cfg", ns=(1, 1))  # so that the index would be written anew
+    assert provenance.git_commit() == git(checkout, "rev-parse", "HEAD")[:12]
+    assert not (tmp_path / "ran").exists()

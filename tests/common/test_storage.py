@@ -36,28 +36,92 @@ def test_a_full_disk_that_torch_covers_with_an_error_of_its_own_names_the_file(t
         raise RuntimeError("out of memory")
 
 
-def test_what_a_killed_process_left_of_a_file_goes_when_that_is_written_and_nothing_else(tmp_path):
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    kept = {f".file.txt.{os.getppid()}", f".other.txt.{gone.pid}", ".file.txt.lock", "file.txt"}
-    for name in (*kept, f".file.txt.{gone.pid}"):
+@pytest.fixture
+def gone() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_what_a_killed_process_left_of_a_file_goes_when_that_is_written_and_nothing_else(tmp_path, gone):
+    end = "0123456789abcdef"
+    kept = {f".file.txt.{os.getppid()}.{end}", f".other.txt.{gone}.{end}", f".file.txt.{gone}.mine", ".file.txt.lock"}
+    for name in (*kept, "file.txt", f".file.txt.{gone}.{end}"):
         (tmp_path / name).write_text("half")
-    with storage.writing(tmp_path / "file.txt", sweep=False) as temporary:
-        temporary.write_text("whole")
-    assert (tmp_path / f".file.txt.{gone.pid}").exists()
-    with storage.writing(tmp_path / "file.txt") as temporary:
-        temporary.write_text("whole")
-    assert {path.name for path in tmp_path.iterdir()} == kept
+    for sweep in (False, True):
+        with storage.writing(tmp_path / "file.txt", sweep=sweep) as temporary:
+            temporary.write_text("whole")
+        assert (tmp_path / f".file.txt.{gone}.{end}").exists() == (not sweep)
+    assert {path.name for path in tmp_path.iterdir()} == kept | {"file.txt"}
     assert (tmp_path / "file.txt").read_text() == "whole"
+
+
+def test_a_temporary_file_has_another_name_each_time_and_is_never_a_link(tmp_path, monkeypatch):
+    names = set()
+    for _ in range(5):
+        with storage.writing(tmp_path / "file.txt") as temporary:
+            names.add(temporary.name)
+    assert len(names) == 5
+    (tmp_path / "others").write_text("kept")
+    monkeypatch.setattr(storage.secrets, "token_hex", lambda n: "ab" * n)  # as if it could be foretold
+    link = tmp_path / f".file.txt.{os.getpid()}.{'ab' * 8}"
+    link.symlink_to(tmp_path / "others")
+    with pytest.raises(FileExistsError, match="file.txt"), storage.writing(tmp_path / "file.txt") as temporary:
+        temporary.write_text("lost")
+    assert (tmp_path / "others").read_text() == "kept"
 
 
 def test_a_file_that_cannot_be_made_is_named_by_its_own_name(tmp_path):
     (tmp_path / "file.txt").mkdir()
     with pytest.raises(OSError) as error, storage.writing(tmp_path / "file.txt") as temporary:
-        temporary.mkdir()
         temporary.write_text("")
     assert error.value.filename == str(tmp_path / "file.txt")
-    temporary.rmdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_folder_is_replaced_by_the_command_that_made_it(tmp_path, gone):
+    (tmp_path / f".page.{gone}.{'0' * 16}").mkdir()  # what a killed process left
+    for text in ("first", "second"):
+        with storage.replacing(tmp_path / "page", "report") as new:
+            (new / text).write_text(text)
+    with pytest.raises(RuntimeError), storage.replacing(tmp_path / "page", "report") as new:
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["page"]
+    assert {path.name for path in (tmp_path / "page").iterdir()} == {"second", storage.MARKER}
+    assert (tmp_path / "page").stat().st_mode & 0o777 == 0o700  # pages may hold patients' ids
+
+
+@pytest.mark.parametrize("made", ["by hand", "by another command", "a file", "a link to nothing"])
+def test_a_folder_that_the_command_did_not_make_is_refused_and_left_alone(tmp_path, made):
+    folder = tmp_path / "docs"
+    match made:
+        case "by hand":
+            folder.mkdir()
+            (folder / "thesis").write_text("mine")
+        case "by another command":
+            storage.claim(folder, "kernel weights")
+        case "a file":
+            folder.write_text("mine")
+        case _:
+            folder.symlink_to(tmp_path / "gone")
+    before = sorted(tmp_path.rglob("*"))
+    by = "kernel weights" if made == "by another command" else "something else"
+    refused = f"docs exists, made by {by}, not by report: remove or rename"
+    with pytest.raises(FileExistsError, match=refused), storage.replacing(folder, "report"):
+        pass
+    with pytest.raises(FileExistsError, match=refused):
+        storage.claim(folder, "report")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_empty_folder_and_a_link_to_a_folder_of_the_command_may_be_used(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "page").symlink_to(tmp_path / "disk")
+    for _ in range(2):
+        with storage.replacing(tmp_path / "page", "report") as new:
+            (new / "index.html").touch()
+    assert (tmp_path / "page").is_symlink() and (tmp_path / "disk" / "index.html").exists()
 
 
 def test_a_missing_file_names_the_command_that_makes_it(tmp_path):

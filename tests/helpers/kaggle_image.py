@@ -97,4 +97,5 @@ def run(
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".made_by")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}

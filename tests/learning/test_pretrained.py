@@ -1,3 +1,9 @@
+import http.server
+import io
+import os
+import subprocess
+import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -141,11 +147,81 @@ def test_a_hub_without_the_weights_is_refused(tmp_path, hub):
         pretrained.check(backbone_of(), "resnet18.a1_in1k", "imagenet", tmp_path)
 
 
-def test_weights_downloaded_before_are_found_without_a_hub(tmp_path, hub, monkeypatch):
-    hub.has = ConnectionError("offline")
-    monkeypatch.setattr(pretrained.huggingface_hub, "try_to_load_from_cache", lambda *_, **__: "/a/cached/file")
-    pretrained.check(backbone_of(), "resnet18.a1_in1k", "imagenet", tmp_path)
-    assert not hub.asked
+def fetch(code: str, **environment) -> str:
+    """Return the output of a process with this environment that checks and loads the weights of VIT, 9 channels."""
+    program = f"""
+import sys
+from pathlib import Path
+from ich_kaggle.learning import pretrained
+from ich_kaggle.learning.slice_model import SliceConfig, SliceModel
+{code}
+pretrained.check(backbone, "{VIT}", "imagenet", Path("none"))
+print(pretrained.load(backbone, "{VIT}", "imagenet", Path("none")))
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | environment, capture_output=True, text=True
+    )
+    return process.stdout + process.stderr
+
+
+VIT = "test_vit.r160_in1k"
+BACKBONE = f'backbone = SliceModel(SliceConfig("{VIT}", 96, 64, offsets=(-1, 0, 1))).backbone'
+
+
+@pytest.fixture
+def mirror(tmp_path):
+    """The address of a hub with the weights of VIT, of 160 px and 3 channels, in the file that older timms wrote."""
+    torch.manual_seed(1)
+    weights = io.BytesIO()
+    torch.save(timm.create_model(VIT).state_dict(), weights)
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            has = self.path == f"/timm/{VIT}/resolve/main/pytorch_model.bin"
+            self.send_response(200 if has else 404)
+            about = {"ETag": '"1"', "X-Repo-Commit": "a" * 40} if has else {"X-Error-Code": "EntryNotFound"}
+            for key, value in (about | {"Content-Length": len(weights.getvalue()) * has}).items():
+                self.send_header(key, str(value))
+            self.end_headers()
+            return has
+
+        def do_GET(self):
+            if self.do_HEAD():
+                self.wfile.write(weights.getvalue())
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_weights_come_from_a_mirror_and_later_from_its_cache_for_images_of_another_size(tmp_path, mirror):
+    home = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    assert "weights: all 78 of the backbone" in fetch(BACKBONE, HF_ENDPOINT=mirror, **home)
+    assert "weights: all 78 of the backbone" in fetch(BACKBONE, HF_HUB_OFFLINE="1", **home)
+    lost = fetch(BACKBONE, HF_HUB_OFFLINE="1", HF_ENDPOINT="http://mirror.invalid", HF_HOME=str(tmp_path / "none"))
+    assert "mirror.invalid did not give them" in lost and f"put http://mirror.invalid/timm/{VIT}" in lost
+
+
+def test_weights_of_a_transformer_are_resampled_to_another_size_as_timm_does_it():
+    source = timm.create_model(VIT).state_dict()
+    backbone = SliceModel(SliceConfig(VIT, 96, 64)).backbone
+    assert "all 78" in pretrained.fill(backbone, source, "w", VIT)
+    timms = timm.create_model(VIT, img_size=96, pretrained=True, pretrained_cfg_overlay=dict(state_dict=source))
+    own = backbone.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in timms.state_dict().items() if "head" not in key)
+
+
+def test_every_first_convolution_of_a_network_is_adapted():
+    source = timm.create_model("crossvit_tiny_240").state_dict()
+    backbone = timm.create_model("crossvit_tiny_240", in_chans=9, num_classes=6)
+    pretrained.fill(backbone, source, "w", "crossvit_tiny_240")
+    for i in (0, 1):
+        own = backbone.state_dict()[f"patch_embed.{i}.proj.weight"]
+        torch.testing.assert_close(own[:, :3] * 3, source[f"patch_embed.{i}.proj.weight"])
 
 
 def test_a_file_is_checked_by_reading_it(tmp_path, source):
