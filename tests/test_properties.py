@@ -204,7 +204,7 @@ def blend(method: str, target: np.ndarray, probabilities: list) -> blending.Blen
 
 
 def score(made: blending.Blend, target: np.ndarray, probabilities: list) -> float:
-    return metric.log_loss(target, np.clip(blending.combine(made, probabilities), blending.FLOOR, 1 - blending.FLOOR))
+    return metric.log_loss(target, blending.combine(made, probabilities))
 
 
 @few

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ich_kaggle import __version__
-from ich_kaggle.common import paths, runs, storage
+from ich_kaggle.common import provenance, runs, storage
 from ich_kaggle.learning import predictions
 from ich_kaggle.scans import model_bundle
 from ich_kaggle.scoring import blending, evaluation, nested_choice, study_level
@@ -33,7 +33,10 @@ def export(path: Path, model: Path, options: dict, held_out: tuple[np.ndarray, n
     }
     packed |= {"ensemble": name, "runs": {name: 1.0}, "models": {name: [entry]}, "options": {name: options}}
     packed |= {"pictures": {name: {"size": options["cache_size"], "crop": "none"}}, "views": {name: predictions.VIEWS}}
-    packed |= {"made_with": {name: {"versions": runs.versions(), "commit": paths.git_commit()}}, "spacing": SPACING}
+    packed |= {
+        "made_with": {name: {"versions": runs.versions(), "commit": provenance.git_commit()}},
+        "spacing": SPACING,
+    }
     packed |= {"pipeline": nested_choice.to_json("equal", data.fit("equal"), [name])}
     packed |= {"mean": probability.mean(axis=0).tolist(), "aggregate": study_level.fit(*of_studies).tolist()}
     packed["thresholds"] = {
