@@ -16,7 +16,8 @@ from ich_kaggle.learning import augment, datasets, ddp, fit, initial_model, neig
 log = logging.getLogger(__name__)
 
 CONTEXTS = ("windows", "slices", "both")
-WINDOWS = dict(zip(("brain", "subdural", "soft"), windows.CACHED, strict=True))
+WINDOWS = {windows.NAMES[one].split()[0]: one for one in windows.CACHED}
+WINDOW = list(WINDOWS)[1]  # of three slices, unless another is named
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def slice_config(
     cache_size: int = 512,
     context: str = "windows",
     stride: int = 1,
-    window: str = "subdural",
+    window: str = WINDOW,
     side_weight: float = 0.0,
     **rest,
 ) -> slice_model.SliceConfig:

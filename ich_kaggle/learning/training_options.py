@@ -50,7 +50,7 @@ FLAGS = {  # by group; each is a field of FitSettings, Augment or Task, or an ar
             help="three windows of a slice, one window of three slices, or three windows of three slices",
         ),
         "--stride": dict(type=cli.POSITIVE, default=1, help="distance of the neighbours of --context, in slices"),
-        "--window": dict(choices=list(tasks.WINDOWS), default="subdural", help="window of --context slices"),
+        "--window": dict(choices=list(tasks.WINDOWS), default=tasks.WINDOW, help="window of --context slices"),
         "--sampler": dict(
             choices=neighbours.SAMPLERS,
             default=Task.sampler,
@@ -97,7 +97,7 @@ USES = {  # setting: (its value without an effect, the setting it depends on, th
     "side_weight": (Task.side_weight, "context", ("slices", "both")),
     "stride": (1, "context", ("slices", "both")),
     "swap": (Augment.swap, "context", ("slices", "both")),
-    "window": ("subdural", "context", ("slices",)),
+    "window": (tasks.WINDOW, "context", ("slices",)),
     "per_study": (Task.per_study, "sampler", ("study",)),
 }
 

@@ -1,1 +1,1 @@
-"""Blends, calibration, scores with intervals, and thresholds, without torch."""
+"""Blends, scores with intervals, and thresholds, without torch."""
