@@ -88,14 +88,14 @@ def _kept(weight: np.ndarray) -> Iterator[np.ndarray]:
 
 
 @one_thread
-def newton(evaluate: Callable, step: Callable, weights: np.ndarray) -> np.ndarray:
+def newton(evaluate: Callable, weights: np.ndarray) -> np.ndarray:
     """Return the weights (n_groups, k) that minimise `evaluate`, each group on its own, by Newton's method.
 
-    `evaluate(weights)` returns values (n_groups,), gradients and Hessians; `step` returns the step of one group.
+    `evaluate(weights)` returns values (n_groups,), gradients and Hessians.
     """
     here = evaluate(weights)
     for _ in range(50):
-        way = np.array([step(*group) for group in zip(weights, *here[1:], strict=True)])
+        way = -np.linalg.solve(here[2], here[1][..., None])[..., 0]
         if -(here[1] * way).sum() < CLOSE:
             break
         length = np.ones((len(weights), 1))
@@ -105,10 +105,6 @@ def newton(evaluate: Callable, step: Callable, weights: np.ndarray) -> np.ndarra
             there = evaluate(weights + length * way)
         weights, here = weights + length * way, there
     return weights
-
-
-def free_step(weights: np.ndarray, gradient: np.ndarray, hessian: np.ndarray) -> np.ndarray:
-    return -np.linalg.solve(hessian, gradient)
 
 
 def prevalence(target: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -130,7 +126,7 @@ def equal(target, probabilities, weight) -> Blend:
 
 def shrunk(target, probabilities, weight) -> Blend:
     """Return the mean of the runs mixed with the prevalence: a share of least log loss, with a ridge to none."""
-    constant, shares, loss = prevalence(target, weight), np.linspace(0, 1, 41), 0.0
+    constant, shares, loss = prevalence(target, weight), np.linspace(0, 0.975, 40), 0.0
     for rows in _kept(weight):
         mean = np.mean([run[rows] for run in probabilities], axis=0)
         mixed = mean + shares[:, None, None] * (constant - mean)
@@ -149,7 +145,7 @@ def stack(target, probabilities, weight) -> Blend:
     def evaluate(weights: np.ndarray) -> tuple:
         return ridge(moments(target, probabilities, weight, weights), weights, prior, PRIOR / total)
 
-    weights = newton(evaluate, free_step, np.tile(prior, (len(LABELS), 1)))
+    weights = newton(evaluate, np.tile(prior, (len(LABELS), 1)))
     return Blend("logit", weights[:, :-1].T, weights[:, -1])
 
 
