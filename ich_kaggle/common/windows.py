@@ -21,7 +21,7 @@ BRAIN = Window(40, 80)
 SUBDURAL = Window(80, 200)
 SOFT = Window(40, 380)
 BONE = Window(600, 2800)
-CACHED = (BRAIN, SUBDURAL, SOFT)
+CACHED = (BRAIN, SUBDURAL, SOFT)  # the channels of a cached picture and of the networks: models keep those they had
 NAMES = {BRAIN: "brain", SUBDURAL: "subdural", SOFT: "soft tissue", BONE: "bone"}
 
 
