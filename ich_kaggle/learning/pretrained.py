@@ -121,11 +121,12 @@ def _ask_hub(urls: list[str]) -> None:
     huggingface_hub.get_hf_file_metadata(urls[-1], timeout=TIMEOUT)
 
 
-def read(path: Path) -> dict[str, torch.Tensor]:
+def read(path: str | Path) -> dict[str, torch.Tensor]:
     """Return the weights in a .pth or .safetensors file by name; of a model written by `train`, its backbone's.
 
     Raises FileNotFoundError, or ValueError naming a file that holds anything else than weights.
     """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights: give a .pth or .safetensors file")
     try:
