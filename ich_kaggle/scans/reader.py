@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import expit
 
-from ich_kaggle.common import cli, paths, run_predictions
+from ich_kaggle.common import cli, paths, run_predictions, storage
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.dicom import pixels, png, slice_image
 from ich_kaggle.learning import augment, datasets, devices, predictions, slice_model
@@ -230,6 +230,8 @@ def check_output(out: Path, overwrite: bool, report: bool) -> None:
     for there in (done, page) if report else (done,):
         if there.exists() and not overwrite:
             raise ValueError(f"{there} exists: give another --out, or --overwrite")
+    if report:
+        storage.check_made_by(page.parent, "report")
     if done.exists() and page.exists() and not report:
         raise ValueError(f"{page} shows the predictions to be overwritten: give --report as well, or remove it")
 

@@ -226,3 +226,11 @@ def test_studies_are_read_in_chunks_of_whole_studies(monkeypatch):
     sizes = [4, None, 7, 12, 3]
     made = [(size, size and reader.Scan(None, [], np.ones(size, bool), {})) for size in sizes]
     assert [[size for size, _ in part] for part in reader.chunks(iter(made))] == [[4, None, 7], [12], [3]]
+
+
+def test_a_report_folder_of_the_users_own_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="report exists, made by something else, not by report: remove or rename"):
+        reader.check_output(tmp_path, True, True)
+    assert (tmp_path / "report" / "thesis.txt").read_text() == "mine"
