@@ -2,8 +2,9 @@
 
 Scores come with 95 % intervals of a bootstrap over patients. An ensemble is scored on its nested predictions. Rates
 are those at thresholds chosen on the other folds; the thresholds in thresholds.json are chosen on all folds.
-Two thresholds bound the share of a patient's positive slices that is missed, averaged over patients, by 1 - R:
-recall_R does so with the --confidence given, recall_R_expected in expectation (conformal risk control).
+Two thresholds keep the share of a patient's positive slices that is missed, averaged over patients, below 1 - R for the
+models of the folds: recall_R with the --confidence given, recall_R_expected in expectation. A submission and a scan use
+the mean of these models, for which neither is guaranteed.
 
 Reads:   work/runs/<run>/fold<k>/oof.parquet, or work/ensemble/<name>/nested.parquet
 Writes:  evaluation/ in the folder of the run or the ensemble:
@@ -76,8 +77,8 @@ def build_parser():
     of.add_argument("--run", help="name of a folder in work/runs; `any` is raised to the largest subtype")
     of.add_argument("--ensemble", dest="name", help="name of a folder in work/ensemble")
     parser.add_argument("--beta", type=float, default=2.0, help="weight of recall against precision in F-beta")
-    parser.add_argument("--recall", type=float, default=0.95, help="sensitivity to guarantee")
-    parser.add_argument("--confidence", type=float, default=0.95, help="confidence of the guaranteed sensitivity")
+    parser.add_argument("--recall", type=float, default=0.95, help="sensitivity that the thresholds recall_R aim at")
+    parser.add_argument("--confidence", type=float, default=0.95, help="confidence of recall_R")
     draws = dict(type=cli.POSITIVE, default=patient_bootstrap.N_DRAWS, help="draws of patients in the bootstrap")
     parser.add_argument("--draws", dest="n_draws", **draws)
     parser.add_argument("--shift", dest="compare_splits", action="store_true", help="compare test and train instead")

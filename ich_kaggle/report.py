@@ -53,6 +53,7 @@ def page(
     **which,
 ) -> Path:
     """Return index.html, the page on the runs, ensembles and folds that `which` names, see `read_sources`."""
+    storage.check_made_by(project.work_dir / "report", "report")
     slice_table.ensure(project)
     fold = patient_folds.ensure(project)
     train, of_train = project.slices[fold >= 0].reset_index(drop=True), fold[fold >= 0]

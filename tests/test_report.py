@@ -289,10 +289,10 @@ def test_an_interrupted_report_leaves_the_old_one(tmp_path):
 def test_a_new_report_replaces_all_of_the_old_one(tmp_path):
     folder = tmp_path / "report"
     app.write(folder, {}, [app.Study("ID_old", {"picture": b"png"})])
-    (tmp_path / ".report.old").mkdir()  # what a killed process leaves
     app.write(folder, {}, [app.Study("ID_new", {})])
     assert [path.name for path in (folder / "data").iterdir()] == ["ID_new.js"]
-    assert not list((folder / "images").iterdir()) and not (tmp_path / ".report.old").exists()
+    assert not list((folder / "images").iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".report.lock", "report"]
 
 
 @pytest.mark.parametrize("hostile", ["../../x", "a/b", ".", "", "</script>", "ID_a\n", "é", "x" * 200, "C:\\x"])
@@ -340,7 +340,7 @@ def test_explanations_of_other_labels_are_refused(work_dir, capsys):
 def test_a_page_that_no_browser_opens_is_refused_and_nothing_stays(work_dir, capsys, monkeypatch):
     monkeypatch.setattr(app, "LARGEST", 1000)
     assert "give fewer --studies" in refusal(capsys, work_dir, "--embed")
-    assert not (work_dir / "report").exists() and not (work_dir / ".report.new").exists()
+    assert not (work_dir / "report").exists() and not list(work_dir.glob(".report.[0-9]*"))
 
 
 def test_without_plotly_the_extra_is_named(work_dir, capsys, monkeypatch):

@@ -8,10 +8,10 @@ import pytest
 from dicom_files import content, ct, head, write
 
 from ich_kaggle import slices
-from ich_kaggle.common import cli, paths, tables
+from ich_kaggle.common import cli, paths, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
-from ich_kaggle.dicom import pixels, slice_table
+from ich_kaggle.dicom import picture_cache, pixels, png, slice_table
 
 HEAD = (head((32, 32), 12, (16, 16)) + 1024).astype(np.uint16)
 
@@ -174,6 +174,21 @@ def test_the_run_ends_with_a_table_of_what_it_found(data_dir, tmp_path, capsys):
 def test_without_defects_the_table_says_none(data_dir, tmp_path, capsys):
     slices.main(["--data-dir", str(data_dir), "--work-dir", str(tmp_path / "work"), "--workers", "1"])
     assert capsys.readouterr().out.splitlines()[-1] == "defects: none"
+
+
+def test_paths_may_be_strings(data_dir, tmp_path):
+    work = str(tmp_path / "work")
+    project = Project(str(data_dir), work, 1)
+    table = slice_table.ensure(project)
+    assert tables.read_slices(work).equals(table) and not len(slice_table.read_defects(work))
+    assert paths.find_data(str(data_dir)) == slice_table.data_of(project) == paths.Data(data_dir)
+    assert np.array_equal(pixels.read_hu(str(train_file(data_dir, 0))), HEAD.astype(int) - 1024)
+    storage.write_json(f"{work}/new/a.json", {"a": 1})
+    assert storage.read_json(f"{work}/new/a.json") == {"a": 1}
+    assert storage.file_hash(f"{work}/new/a.json") == storage.file_hash(tmp_path / "work/new/a.json")
+    folder = picture_cache.ensure(project, 32)
+    assert png.read(str(paths.cached(str(folder), "ID_000000000"))).shape == (32, 32, 3)
+    assert paths.run(work, "a") == tmp_path / "work/runs/a" and paths.run_names(work) == []
 
 
 def test_a_second_run_does_nothing_and_says_so(data_dir, tmp_path, capsys):

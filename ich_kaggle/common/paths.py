@@ -220,33 +220,33 @@ def dataset(name: str) -> Path:
     return found[0]
 
 
-def slices(work_dir: Path) -> Path:
-    return work_dir / "slices.parquet"
+def slices(work_dir: str | Path) -> Path:
+    return Path(work_dir) / "slices.parquet"
 
 
-def defects(work_dir: Path) -> Path:
-    return work_dir / "defects.csv"
+def defects(work_dir: str | Path) -> Path:
+    return Path(work_dir) / "defects.csv"
 
 
-def folds(work_dir: Path) -> Path:
-    return work_dir / "folds.csv"
+def folds(work_dir: str | Path) -> Path:
+    return Path(work_dir) / "folds.csv"
 
 
-def cache(work_dir: Path, name: str) -> Path:
-    return work_dir / "cache" / name
+def cache(work_dir: str | Path, name: str) -> Path:
+    return Path(work_dir) / "cache" / name
 
 
-def cached(cache_dir: Path, slice_id: str) -> Path:
+def cached(cache_dir: str | Path, slice_id: str) -> Path:
     """Return the PNG of a slice, in one of 256 folders by the first two hex digits of its id."""
-    return cache_dir / slice_id[3:5] / f"{file_name(slice_id)}.png"
+    return Path(cache_dir) / slice_id[3:5] / f"{file_name(slice_id)}.png"
 
 
-def sheet(work_dir: Path, study_id: str) -> Path:
-    return work_dir / "sheets" / f"{file_name(study_id)}.png"
+def sheet(work_dir: str | Path, study_id: str) -> Path:
+    return Path(work_dir) / "sheets" / f"{file_name(study_id)}.png"
 
 
-def run(work_dir: Path, name: str) -> Path:
-    return work_dir / "runs" / file_name(name)
+def run(work_dir: str | Path, name: str) -> Path:
+    return Path(work_dir) / "runs" / file_name(name)
 
 
 FILE_NAME = re.compile(r"(?!.*\.\.)\w[\w.+-]*")
@@ -259,27 +259,27 @@ def file_name(name: str) -> str:
     return name
 
 
-def fold(work_dir: Path, run_name: str, k: int) -> Path:
+def fold(work_dir: str | Path, run_name: str, k: int) -> Path:
     return run(work_dir, run_name) / f"fold{k}"
 
 
-def run_folds(work_dir: Path, run_name: str) -> dict[int, Path]:
+def run_folds(work_dir: str | Path, run_name: str) -> dict[int, Path]:
     """Return the folders of a run's folds by number, in order; folders with other names, as copies, do not count."""
     folders = run(work_dir, run_name).glob("fold*")
     return dict(sorted((int(one.name[4:]), one) for one in folders if one.name[4:].isdecimal()))
 
 
-def run_names(work_dir: Path) -> list[str]:
+def run_names(work_dir: str | Path) -> list[str]:
     """Return the names of the runs with at least one fold folder, sorted."""
-    names = sorted(folder.name for folder in (work_dir / "runs").glob("*"))
+    names = sorted(folder.name for folder in (Path(work_dir) / "runs").glob("*"))
     return [name for name in names if FILE_NAME.fullmatch(name) and run_folds(work_dir, name)]
 
 
-def ensemble(work_dir: Path, name: str) -> Path:
-    return work_dir / "ensemble" / file_name(name)
+def ensemble(work_dir: str | Path, name: str) -> Path:
+    return Path(work_dir) / "ensemble" / file_name(name)
 
 
-def ensemble_names(work_dir: Path) -> list[str]:
+def ensemble_names(work_dir: str | Path) -> list[str]:
     """Return the names of the finished ensembles, sorted."""
-    names = (path.parent.name for path in (work_dir / "ensemble").glob("*/weights.json"))
+    names = (path.parent.name for path in (Path(work_dir) / "ensemble").glob("*/weights.json"))
     return sorted(filter(FILE_NAME.fullmatch, names))

@@ -33,10 +33,13 @@ def opening(function: Callable) -> Callable:
 class Project:
     """The competition's data, everything made from it, and how many processes make more."""
 
-    data_dir: Path | None = None  # None: the first default place that has data
-    work_dir: Path = Path("work")
+    data_dir: str | Path | None = None  # None: the first default place that has data
+    work_dir: str | Path = Path("work")
     workers: int = 1
     is_checked: bool = False  # whether the slice table was found to be of the data as it is now
+
+    def __post_init__(self):
+        self.data_dir, self.work_dir = self.data_dir and Path(self.data_dir), Path(self.work_dir)
 
     @cached_property
     def slices(self) -> pd.DataFrame:

@@ -31,8 +31,9 @@ MAKERS = {
 }
 
 
-def require(path: Path, flags: str = "") -> Path:
+def require(path: str | Path, flags: str = "") -> Path:
     """Return `path` if it exists. Raises FileNotFoundError with the command, and its `flags`, that makes it."""
+    path = Path(path)
     if not path.exists():
         was_there = any(path.with_name(done).exists() for done in ("predict.json", "weights.json"))
         what = remedy(path) if was_there else f"run {MAKERS[path.name]} {flags}".rstrip()
@@ -41,11 +42,12 @@ def require(path: Path, flags: str = "") -> Path:
 
 
 @contextlib.contextmanager
-def writing(path: Path, *, sweep: bool = True) -> Iterator[Path]:
+def writing(path: str | Path, *, sweep: bool = True) -> Iterator[Path]:
     """Yield a temporary file beside `path`; move it into place on success, else remove it.
 
     `sweep` also removes the temporary files that killed processes left; it lists the folder, which takes time.
     """
+    path = Path(path)
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
@@ -148,7 +150,7 @@ def reading(path: Path | BinaryIO, advice: str = "") -> Iterator[None]:
         raise ValueError(f"{path}: damaged ({cli.printable(reason, 200)}): {advice}") from error
 
 
-def write_json(path: Path, content: dict) -> None:
+def write_json(path: str | Path, content: dict) -> None:
     with writing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -186,8 +188,9 @@ def remedy(path: Path) -> str:
     return f"run python -m ich_kaggle.{what} --overwrite, with the other flags it was made with"
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: str | Path) -> dict:
     """Return the JSON object in `path`. Raises the errors of `reading`."""
+    path = Path(path)
     with reading(path):
         content = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda content: Object(content, path))
     if not isinstance(content, Object):
@@ -195,9 +198,9 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def file_hash(path: Path) -> str:
+def file_hash(path: str | Path) -> str:
     """Return 12 hex digits that identify the content of a file."""
-    with path.open("rb") as file:
+    with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 

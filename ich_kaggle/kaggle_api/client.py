@@ -24,6 +24,14 @@ TRIES = 5
 LONGEST_PAUSE = 600  # s; a longer wait that the server asks for is left to the user
 
 AGAIN = "run the command again"
+LOCAL_FAULTS = {  # of this machine or its network, by a part of the error: its remedy; such a request is not repeated
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not trusted: is there a proxy with one of its own? Name the "
+    "proxy's CA file in REQUESTS_CA_BUNDLE",
+    "TLS CA certificate bundle": "no such CA file: correct REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE",
+    "Unable to connect to proxy', N": "the proxy cannot be reached: correct HTTPS_PROXY, or unset it",
+    "Please check proxy URL": "the proxy's address is malformed: correct HTTPS_PROXY",
+    "407 Proxy": "the proxy wants a name and a password: put them into HTTPS_PROXY, as http://NAME:PASSWORD@HOST:PORT",
+}
 LONGEST_PATH = 255  # characters
 TOKEN_FILES = ("~/.kaggle/access_token", "~/.kaggle/access_token.txt")
 NEW_TOKEN = f"make a token at https://www.kaggle.com/settings and save it as {TOKEN_FILES[0]}"
@@ -77,12 +85,18 @@ def connect(*, sleep: Callable[[float], None] = time.sleep, timeout: float = TIM
     Raises ImportError without the client, PermissionError without usable credentials, ConnectionError offline.
     """
     found = _token_source()
+    _warn_of_readers()
     try:
         with _tamed(timeout):
             from kaggle.api.kaggle_api_extended import KaggleApi
         api = KaggleApi()
         what = f"signing in with the token in {found}" if found else "signing in"
         retry(_tamed(timeout)(api.authenticate), what, NEW_TOKEN, sleep)
+    except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
+        if error.filename is None:
+            raise
+        fault = f"Kaggle's client cannot write to {error.filename} ({error.strerror})"
+        raise OSError(f"{fault}: set KAGGLE_CONFIG_DIR to a folder that it can") from error
     except ImportError as error:
         raise ImportError(f"cannot import Kaggle's client ({error}): pip install 'kaggle>=2.2.4,<3' six") from error
     except SystemExit:
@@ -141,6 +155,13 @@ def _key_file() -> str:
     return next((str(file) for file in files if file.is_file()), "")
 
 
+def _warn_of_readers() -> None:
+    """Warn of credentials that other users of this machine can read; the client's own warning is silenced."""
+    for file in (Path(name).expanduser() for name in (*TOKEN_FILES, _key_file()) if name):
+        if os.name == "posix" and file.is_file() and file.stat().st_mode & 0o077:
+            log.warning("%s: other users can read it: chmod 600 %s", file, file)
+
+
 def _source(api: Any) -> str:
     match api.config_values["auth_method"]:
         case "ACCESS_TOKEN":
@@ -169,7 +190,13 @@ def retry(send: Callable, what: str, hint: str, sleep: Callable[[float], None], 
 
 def _worth_again(error: Exception, safe: bool) -> bool:
     status = _status(error)
+    if _local_remedy(error):
+        return False
     return status == 429 or (safe and (status is None or status == 308 or status >= 500))
+
+
+def _local_remedy(error: Exception) -> str:
+    return next((remedy for part, remedy in LOCAL_FAULTS.items() if part in str(error)), "")
 
 
 def delay(error: Exception | None, attempt: int) -> float:
@@ -210,6 +237,6 @@ def _explained(error: Exception, what: str, hint: str) -> Exception:
     hints = {401: f"the credentials are not accepted: {NEW_TOKEN}", 429: f"wait {delay(error, TRIES):.0f} s"}
     hints |= {403: hint, 404: "check the name and its owner"}
     if status is None or status >= 500:
-        return ConnectionError(f"{what}: {_reason(error)}: {AGAIN} later")
+        return ConnectionError(f"{what}: {_reason(error)}: {_local_remedy(error) or f'{AGAIN} later'}")
     kind = PermissionError if status in (401, 403) else RuntimeError
     return kind(f"{what}: {_reason(error)}: {hints.get(status, f'correct this and {AGAIN}')}")

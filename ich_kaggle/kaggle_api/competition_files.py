@@ -53,8 +53,8 @@ def exists(path: Path) -> bool:
 def fetch(kaggle: client.Connection, ask: Callable[[], Any], path: Path) -> None:
     """Write the streamed response that `ask` returns to `path`, unzipped if it is a zipped CSV.
 
-    Raises RuntimeError if the disk is too small or Kaggle refuses, and ConnectionError after client.TRIES attempts in a row
-    without a byte.
+    Raises RuntimeError if the disk is too small or Kaggle refuses, and ConnectionError after client.TRIES attempts
+    in a row without a byte.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:

@@ -121,11 +121,12 @@ def _ask_hub(urls: list[str]) -> None:
     huggingface_hub.get_hf_file_metadata(urls[-1], timeout=TIMEOUT)
 
 
-def read(path: Path) -> dict[str, torch.Tensor]:
+def read(path: str | Path) -> dict[str, torch.Tensor]:
     """Return the weights in a .pth or .safetensors file by name; of a model written by `train`, its backbone's.
 
     Raises FileNotFoundError, or ValueError naming a file that holds anything else than weights.
     """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights: give a .pth or .safetensors file")
     try:
@@ -159,7 +160,8 @@ def fill(backbone: nn.Module, source: dict[str, torch.Tensor], name: str, arch: 
     renamed and resampled, as to another image size, by timm's own rule for `arch`. Raises ValueError listing the
     weights that are missing or have another shape.
     """
-    head = tuple(f"{k}." for k, v in backbone.named_modules() if v is backbone.get_classifier())
+    heads = [k for k, v in backbone.named_modules() if v is backbone.get_classifier()]
+    head = tuple(f"{k}." for k in (*heads, *_names(backbone, "classifier")))  # some networks have two
     own = {key: value for key, value in backbone.state_dict().items() if not key.startswith(head)}
     given = source
     if _misfits(own, source := _adapted(backbone, given)) and (rule := _timms_rule(arch)):
@@ -176,10 +178,18 @@ def fill(backbone: nn.Module, source: dict[str, torch.Tensor], name: str, arch: 
 
 def _adapted(backbone: nn.Module, source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return `source` with the first convolutions of `backbone`, of which some networks have several."""
-    own, names = backbone.state_dict(), backbone.pretrained_cfg.get("first_conv") or ()
-    firsts = [f"{name}.weight" for name in ([names] if isinstance(names, str) else names)]
-    wrong = [key for key in firsts if key in own and key in source and own[key].shape[1:2] != source[key].shape[1:2]]
-    return source | {key: adapt_input_conv(own[key].shape[1], source[key]) for key in wrong}
+    own, out = backbone.state_dict(), dict(source)
+    for key in (f"{name}.weight" for name in _names(backbone, "first_conv")):
+        if key in own and key in source and own[key].shape[1:2] != source[key].shape[1:2]:
+            with contextlib.suppress(NotImplementedError):  # of a kind that timm does not adapt: it does not fit
+                out[key] = adapt_input_conv(own[key].shape[1], source[key])
+    return out
+
+
+def _names(backbone: nn.Module, kind: str) -> tuple[str, ...]:
+    """Return the names that timm gives for the layers of a `kind`: one, several or none."""
+    names = backbone.pretrained_cfg.get(kind) or ()
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _timms_rule(arch: str) -> Callable | None:

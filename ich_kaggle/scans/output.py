@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from ich_kaggle.common import storage
 from ich_kaggle.scans import page, results
 
 # How the files begin that a scan has written: other files of their names are not replaced.
@@ -13,13 +14,13 @@ MADE = {
     "slices.csv": b"study,series,",
     "studies.csv": b"study,series,",
 }
-MADE_PAGE = b'report.begin({"reading":'
 
 
 def check(out: str | Path, overwrite: bool, report: bool) -> None:
     """Raise ValueError if predictions or a page in `out` would be overwritten, or a page would become outdated.
 
-    What a scan did not make is not replaced, whatever `overwrite` says.
+    Files and folders that a scan did not make are not replaced, whatever `overwrite` says. Raises FileExistsError for
+    such a folder.
     """
     out = Path(out)
     done, shown = out / results.DONE, page.index(out)
@@ -30,9 +31,8 @@ def check(out: str | Path, overwrite: bool, report: bool) -> None:
     for there in files:
         if not _begins(there, MADE[there.name]):
             raise ValueError(f"{there} was not made by scan, and is not replaced: give another --out")
-    folder = shown.parent
-    if report and folder.exists() and not _begins(folder / "data.js", MADE_PAGE):
-        raise ValueError(f"{folder} was not made by scan, and is not replaced: give another --out")
+    if report:
+        storage.check_made_by(shown.parent, "report")
     if done.exists() and shown.exists() and not report:
         raise ValueError(f"{shown} shows the predictions to be overwritten: give --report as well, or remove it")
 

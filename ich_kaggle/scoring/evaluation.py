@@ -25,8 +25,8 @@ class Asked(NamedTuple):
     """The options of an evaluation."""
 
     beta: float = 2.0  # of F-beta
-    recall: float = 0.95  # sensitivity to guarantee
-    confidence: float = 0.95  # of that guarantee
+    recall: float = 0.95  # sensitivity to aim at
+    confidence: float = 0.95  # that the models of the folds reach it
     n_draws: int = patient_bootstrap.N_DRAWS
     seed: int = 0
 

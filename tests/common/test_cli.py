@@ -239,3 +239,36 @@ def test_workers_are_the_cores_of_this_process_shared_by_the_ranks_and_at_most_1
     parser = cli.command("", "--workers")
     assert cli.parse(parser, []).workers == found
     assert cli.parse(parser, ["--workers", "3"]).workers == 3
+
+
+SAY = "from ich_kaggle.common import cli; [cli.say(f'läuft \u2713 {i}') for i in range(3)]; open('done', 'w').close()"
+
+
+def test_a_rank_without_torchrun_silences_nothing(tmp_path):
+    for more, n_lines in (
+        ({"RANK": "3"}, 3),
+        ({"RANK": "3", "LOCAL_RANK": "1"}, 0),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, 3),
+    ):
+        known = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK")}
+        done = subprocess.run(
+            [sys.executable, "-c", SAY], env=known | more, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert len(done.stdout.splitlines()) == n_lines and done.returncode == 0
+
+
+def test_a_console_that_lacks_a_letter_shows_the_rest(tmp_path):
+    console = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([sys.executable, "-c", SAY], env=console, cwd=tmp_path, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode("latin-1").splitlines() == [f"läuft ? {i}" for i in range(3)]
+
+
+def test_a_reader_that_leaves_stops_no_work(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAY], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()  # as `| head` does
+    assert (process.stderr.read(), process.wait()) == (b"", 0)
+    assert (tmp_path / "done").exists()
+    process.stderr.close()

@@ -1,8 +1,8 @@
-import json
 import os
 
 import pytest
 
+from ich_kaggle.common import storage
 from ich_kaggle.scans import output, results
 
 
@@ -19,19 +19,18 @@ def test_files_that_scan_made_are_replaced_only_if_asked_and_others_never(tmp_pa
         (tmp_path / name).unlink()
 
 
-@pytest.mark.parametrize("inside", [None, "index.html", "data.js", "notes.txt"])
+@pytest.mark.parametrize("inside", ["index.html", "data.js", "notes.txt"])
 def test_a_folder_report_that_scan_did_not_make_is_never_replaced(tmp_path, inside):
     (tmp_path / "report").mkdir()
-    if inside:
-        (tmp_path / "report" / inside).write_text("mine")
-    with pytest.raises(ValueError, match="report was not made by scan, and is not replaced: give another --out"):
+    (tmp_path / "report" / inside).write_text("mine")
+    with pytest.raises(FileExistsError, match="report exists, made by something else, not by report: remove or rename"):
         output.check(tmp_path, overwrite=True, report=True)
 
 
 def test_a_page_that_scan_made_is_replaced_if_asked(tmp_path):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "index.html").touch()
-    (tmp_path / "report" / "data.js").write_bytes(output.MADE_PAGE + json.dumps({}).encode())
+    (tmp_path / "report" / storage.MARKER).write_text("report")
     output.check(tmp_path, overwrite=True, report=True)
 
 

@@ -98,3 +98,11 @@ def test_a_surer_promise_takes_a_lower_threshold():
     curve = thresholds.miss_curve(*population(300, np.random.default_rng(0)))
     levels = [thresholds.confident(curve, 0.1, c) for c in (0.5, 0.9, 0.99)]
     assert levels == sorted(levels, reverse=True) and levels[0] > levels[2] > 0
+
+
+def test_nothing_is_guaranteed_for_the_mean_over_folds_that_is_deployed():
+    from ich_kaggle import evaluate
+
+    words = " ".join(evaluate.build_parser().format_help().split())
+    assert "use the mean of these models, for which neither is guaranteed" in words
+    assert words.count("guarant") == 1
