@@ -44,7 +44,7 @@ def pretrain(project: Project, folder: Path, settings: dict, plan: tasks.Plan, d
     target, study = (part.numpy() for part in valid.dataset.tensors[1:])
     model = tasks.new_model(plan, project.work_dir, target.mean(axis=0), 0)
     studies = endless_phantoms.PhantomStudies(config, plan.move, plan.settings.seed)
-    loader = endless_phantoms.loader(studies, settings["slices"] / n_epochs, plan.task.batch_size, project.workers)
+    loader = endless_phantoms.loader(studies, settings["n_slices"] / n_epochs, plan.task.batch_size, project.workers)
 
     def validate(averaged: slice_model.SliceModel) -> dict:
         return metric.validation(target, inference.predict(averaged, valid, device, what="validate"))
@@ -80,7 +80,7 @@ def command(*, arch: str | None, slices: int, name: str | None, run: str | None 
     slice_model.check_arch(arch)
     project, device = training_options.take(Project, flags), devices.pick_device(flags.pop("device"))
     every = flags.pop("checkpoint_every")
-    settings = {"arch": arch, "slices": slices, **flags}
+    settings = {"arch": arch, "n_slices": slices, **flags}
     plan = training_options.plan_of(arch, flags)
     fitting = replace(plan.settings, epochs=max(1, round(slices / EPOCH)))
     plan = replace(plan, settings=fitting, config=replace(plan.config, n_targets=1))

@@ -22,6 +22,12 @@ def competition(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def n_test(competition) -> int:
+    """The number of test slices."""
+    return len(list((competition / "stage_2_test").iterdir()))
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """Real slices of the competition, in Kaggle's layout: a folder or a zip that ICH_REAL_DATA names."""
     if not REAL:

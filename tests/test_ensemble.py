@@ -157,7 +157,7 @@ def test_another_method_over_an_ensemble_is_refused_and_other_predictions_are_bl
 
 
 def test_an_ensemble_that_exists_keeps_its_runs_and_options_and_names_the_runs_beside_it(work_dir, capsys):
-    run(work_dir, "--name", "one", "--runs", "fine", "--method", "equal", "--no-calibrate")
+    run(work_dir, "--name", "one", "--runs", "fine", "--method", "equal")
     capsys.readouterr()
     run(work_dir, "--name", "one")
     out = capsys.readouterr().out
@@ -165,7 +165,7 @@ def test_an_ensemble_that_exists_keeps_its_runs_and_options_and_names_the_runs_b
     run(work_dir, "--name", "one", "--overwrite", "--runs", "noisy")
     found = storage.read_json(folder_of(work_dir, "one") / "weights.json")
     assert found["blended"] == {"runs": ["noisy"], "fold": None}
-    assert found["asked"] == {"method": "equal", "calibrate": False, "seed": 0}
+    assert found["asked"] == {"method": "equal", "seed": 0}
 
 
 @pytest.mark.parametrize("file", ["oof.parquet", "test.parquet"])

@@ -197,4 +197,5 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(made, flags, message):
 def test_the_report_says_on_whom(made, capsys):
     run(made, "--run", "fine")
     last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert last.startswith("on 65 slices, 9 studies, 9 patients")
+    n = Project(None, made).is_train.sum()
+    assert last.startswith(f"on {n} slices, 9 studies, 9 patients")

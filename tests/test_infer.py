@@ -56,27 +56,27 @@ def test_passes_go_first_views_first_then_by_weight_then_by_fold(packed):
     assert [str(one) for one in passes.plan(content, packed)][0] == "test_resnet fold 0, identity"
 
 
-def test_with_time_enough_the_submission_is_that_of_home(predict, home, competition):
+def test_with_time_enough_the_submission_is_that_of_home(predict, home, n_test):
     lines = predict()
-    assert lines[-1] == f"{predict.out}: 8 of 8 passes over 19 slices"
+    assert lines[-1] == f"{predict.out}: 8 of 8 passes over {n_test} slices"
     ours, theirs = (pd.read_csv(path) for path in (predict.out, next((home / "csv").glob("*-both.csv"))))
     assert ours.ID.tolist() == theirs.ID.tolist()
     np.testing.assert_allclose(ours.Label, theirs.Label, atol=1e-5)
     cached = list((predict.out.parent.parent / "work" / "cache").rglob("*.png"))
-    assert len(cached) == 19  # test slices alone
+    assert len(cached) == n_test  # test slices alone
     assert sorted(path.name for path in predict.out.parent.iterdir()) == ["partial", "submission.csv"]
 
 
-def test_without_time_the_submission_is_complete_and_holds_the_means(predict, packed, competition):
+def test_without_time_the_submission_is_complete_and_holds_the_means(predict, packed, competition, n_test):
     lines = predict(hours=0)
-    assert "0 of 8 passes over 19 slices; left out for lack of time: " in lines[-1]
+    assert f"0 of 8 passes over {n_test} slices; left out for lack of time: " in lines[-1]
     submissions.verify(predict.out, paths.find_data(competition))
     found = pd.read_csv(predict.out).Label.to_numpy().reshape(-1, 6)
-    np.testing.assert_allclose(found, np.tile(test_set.read_models(packed)["mean"], (19, 1)), atol=1e-6)
+    np.testing.assert_allclose(found, np.tile(test_set.read_models(packed)["mean"], (n_test, 1)), atol=1e-6)
 
 
 def test_what_there_is_no_time_for_is_left_out_in_the_stated_order_and_gone_on_from(
-    predict, packed, competition, monkeypatch
+    predict, packed, competition, n_test, monkeypatch
 ):
     monkeypatch.setattr(passes, "CHUNK", 8)  # chunks of two series, and of one
     monkeypatch.setattr(infer.devices, "pick_device", lambda name: torch.device("cpu"))
@@ -91,7 +91,7 @@ def test_what_there_is_no_time_for_is_left_out_in_the_stated_order_and_gone_on_f
     before = predict.out.read_bytes()
     n_files = {path: path.stat().st_mtime_ns for path in (predict.out.parent / "partial").iterdir()}
     whole = predict()
-    assert whole[-1].endswith("8 of 8 passes over 19 slices")
+    assert whole[-1].endswith(f"8 of 8 passes over {n_test} slices")
     assert predict.out.read_bytes() != before
     kept = [path for path, changed in n_files.items() if path.stat().st_mtime_ns == changed]
     assert len(kept) == int(done)  # what was whole is not made again

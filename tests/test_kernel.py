@@ -406,7 +406,7 @@ def layouts():
 
 
 @pytest.mark.parametrize(("sandboxed", "layout"), layouts())
-def test_weights_to_score(run, kaggle_server, home, competition, tmp_path, sandboxed, layout):
+def test_weights_to_score(run, kaggle_server, home, competition, n_test, tmp_path, sandboxed, layout):
     weights(run, home)
     run("push", "ich-infer", "--user", USER)
 
@@ -424,7 +424,7 @@ def test_weights_to_score(run, kaggle_server, home, competition, tmp_path, sandb
     assert image.files_in(output) == left.files | {"ich-infer.log": left.log.encode()}
     assert left.log.startswith("Python ")
     assert {path.split("/")[0] for path in left.files} == {"partial", "submission.csv"}
-    assert "8 of 8 passes over 19 slices" in left.log
+    assert f"8 of 8 passes over {n_test} slices" in left.log
     ours, theirs = pd.read_csv(output / "submission.csv"), pd.read_csv(next((home / "csv").glob("*-both.csv")))
     assert ours.ID.tolist() == theirs.ID.tolist()
     np.testing.assert_allclose(ours.Label, theirs.Label, atol=1e-5)
@@ -505,7 +505,7 @@ def test_a_kernel_installs_the_wheels_of_its_dataset(home, competition, tmp_path
 
 
 @pytest.mark.slow
-def test_the_kernel_reads_second_levels_as_they_were_read_at_home(prepared, competition, tmp_path):
+def test_the_kernel_reads_second_levels_as_they_were_read_at_home(prepared, competition, n_test, tmp_path):
     work = made_with.work_of(prepared)
     pack = kernel.pack(work, work / "ensemble" / "levels", tmp_path / "pack", [])
     text = (built("ich-infer", tmp_path / "built") / "main.py").read_text()
@@ -513,7 +513,7 @@ def test_the_kernel_reads_second_levels_as_they_were_read_at_home(prepared, comp
     sandboxed = not image.why_no_namespaces()
     code, log, working = image.run(tmp_path, text, inputs, sandboxed=sandboxed)
     assert code == 0, log
-    assert "30 of 30 passes over 19 slices" in log
+    assert f"30 of 30 passes over {n_test} slices" in log
     found = pd.read_csv(working / "submission.csv").Label.to_numpy().reshape(-1, 6)
     ids = tables.read_long(paths.find_data(competition), paths.SAMPLE_CSV)[0]
     expected = tables.read_predictions(work / "ensemble" / "levels" / "test.parquet", ids)
@@ -554,7 +554,7 @@ def test_the_training_kernel_leaves_a_fold_for_home(competition, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_through_papermill(packed, competition, tmp_path):
+def test_the_notebook_runs_through_papermill(packed, competition, n_test, tmp_path):
     for needed in ("papermill", "ipykernel", "matplotlib"):
         if importlib.util.find_spec(needed) is None:
             pytest.skip(f"no {needed}")
@@ -568,4 +568,4 @@ def test_the_notebook_runs_through_papermill(packed, competition, tmp_path):
     cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
-    assert any("19 test slices of 3 patients" in "".join(output.get("text", "")) for output in outputs)
+    assert any(f"{n_test} test slices of 3 patients" in "".join(output.get("text", "")) for output in outputs)

@@ -13,7 +13,7 @@ from ich_kaggle import ensemble, evaluate, predict, report, sequence, submit, tr
 from ich_kaggle.common import paths, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
-from ich_kaggle.learning import fit
+from ich_kaggle.learning import fit, tasks
 from ich_kaggle.scoring import ensembling
 
 TINY = ["--arch", "test_resnet", "--weights", "none", "--image-size", "32", "--cache-size", "64", "--batch-size", "8"]
@@ -228,7 +228,7 @@ def interrupt(*_, **__):
 
 @pytest.mark.parametrize("moment", ["new_model", "train_step"])
 def test_an_aborted_start_leaves_no_run_behind(one, monkeypatch, moment, capsys):
-    monkeypatch.setattr(*{"new_model": (train.tasks, moment), "train_step": (fit.Fit, moment)}[moment], interrupt)
+    monkeypatch.setattr(*{"new_model": (tasks, moment), "train_step": (fit.Fit, moment)}[moment], interrupt)
     with pytest.raises(SystemExit):
         train.main([*TINY, "--work-dir", str(one), "--run", "b", "--lr", "0.5"])
     monkeypatch.undo()

@@ -52,7 +52,7 @@ def test_the_submission_holds_each_id_once_in_the_samples_order(done, competitio
 
 def test_the_submission_is_the_weighted_mean_of_the_folds_models(done, tmp_path):
     work = done / "work"
-    ensemble.main(["--work-dir", str(work), "--name", "plain", "--method", "stack"])
+    ensemble.main(["--work-dir", str(work), "--name", "plain", "--method", "equal"])
     argv = ["--dry-run", "--work-dir", str(work), "--submissions-dir", str(tmp_path), "--ensemble", "plain"]
     submit.main(argv)
     weights = storage.read_json(paths.ensemble(work, "plain") / "weights.json")["runs"]
@@ -126,6 +126,8 @@ def test_other_settings_over_the_same_files_are_refused_with_both_named(done, ma
 
 def test_other_data_over_the_same_slice_table_are_refused_with_both_named(done, competition, tmp_path):
     other = shutil.copytree(competition, tmp_path / "other")
+    labels = (other / paths.TRAIN_CSV).read_text()
+    (other / paths.TRAIN_CSV).write_text(labels[:-2] + {"0": "1", "1": "0"}[labels[-2]] + labels[-1])
     line = stopped(slices.main, ["--data-dir", other, "--work-dir", done / "work"])
     assert str(other) in line and str(competition) in line
 

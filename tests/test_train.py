@@ -274,7 +274,7 @@ def test_what_a_killed_process_left_half_written_is_removed(work):
     folder.mkdir(parents=True)
     gone = subprocess.Popen(["true"])
     gone.wait()
-    (folder / f".state.pt.{gone.pid}").write_bytes(b"half")
+    (folder / f".state.pt.{gone.pid}.{16 * '0'}").write_bytes(b"half")
     run(work)
     assert {path.name for path in folder.iterdir()} == LEFT
 

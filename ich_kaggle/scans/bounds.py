@@ -3,7 +3,7 @@
 PX, MOST = (8, 4096), 1e6
 # The bounds of the numbers of a bundle, and of those inside them, as of the flags that they come from; else +-MOST.
 BOUNDS = {"size": PX, "image_size": PX, "cache_size": PX, "batch_size": (1, 4096), "seed": (0, 2**63 - 1)}
-BOUNDS |= {"slices": (1, 1e12)}
+BOUNDS |= {"n_slices": (1, 1e12)}
 BOUNDS |= {"fold": (0, 999), "spacing": (0.01, 100), "thresholds": (0, 1), "mean": (0, 1), "widths": (0, 1000)}
 
 

@@ -106,14 +106,22 @@ def scan_flags(data: Path, tmp_path: Path) -> list[str]:
     return ["--data-dir", str(data), "--work-dir", str(tmp_path / "work"), "--workers", "1"]
 
 
-OUTSIDE = ["stage_2_train/../../escaped.dcm", "stage_2_train//tmp/escaped.dcm", "stage_2_train/..\\..\\escaped.dcm"]
-OUTSIDE += ["stage_2_train/ID_..escaped.dcm", "stage_2_train/\x1b[2J.dcm", "stage_2_train/...dcm"]
+OUTSIDE = ["stage_2_train/../../escaped.dcm", "stage_2_train//tmp/escaped.dcm", "stage_2_train/ID_..escaped.dcm"]
+OUTSIDE += ["stage_2_train/\x1b[2J.dcm"]
+HIDDEN = ["stage_2_train/..\\..\\escaped.dcm", "stage_2_train/...dcm", "stage_2_train/._ID_000000000.dcm"]
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_member_whose_name_leads_elsewhere_is_refused(name, tmp_path):
     packed = write_zip(tmp_path / "all.zip", FILES | {name: FILES[FIRST]})
     assert "exists, but is not in stage_2_train.csv" in refusal(slices, *scan_flags(packed, tmp_path), folder=tmp_path)
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_hidden_member_is_no_slice(name, tmp_path):
+    packed = write_zip(tmp_path / "all.zip", FILES | {name: FILES[FIRST]})
+    slices.main(scan_flags(packed, tmp_path))
+    assert len(tables.read_slices(tmp_path / "work")) == sum(file.endswith(".dcm") for file in FILES)
 
 
 @pytest.mark.parametrize("slice_id", ["ID_..escaped", "ID_0/../../x", "", "../x", "ID_\0", "/etc/x", "ID_a\nb"])
@@ -250,7 +258,7 @@ def test_what_is_no_file_is_no_slice(kind, tmp_path):
 
 @pytest.mark.parametrize("keyword", ["PatientID", "StudyInstanceUID", "SeriesInstanceUID"])
 @pytest.mark.parametrize(
-    "text", ["../../x", "a/b", "/etc/x", "a\nb", "a\r\nb", "\x1b[2J", "a\\b", "x" * 65, '=1+1,"', "NA"]
+    "text", ["../../x", "a/b", "/etc/x", "a\nb", "a\r\nb", "\x1b[2J", "a\\b", "x" * 257, '=1+1,"', "NA"]
 )
 def test_ids_of_headers_stay_ids_or_the_slice_is_left_out(keyword, text, tmp_path):
     dataset = ct(WORDS, ImagePositionPatient=[0, 0, 0], **{keyword: text})
@@ -261,7 +269,7 @@ def test_ids_of_headers_stay_ids_or_the_slice_is_left_out(keyword, text, tmp_pat
         cache.main([*flags, "--cache-size", "32"])
         table = tables.read_slices(tmp_path / "work")
         fold = tables.read_folds(tmp_path / "work", table)
-        is_plain = text.isprintable() and "\\" not in text and len(text) <= 64
+        is_plain = text.isprintable() and "\\" not in text and len(text) <= 256
         assert (table.slice_id == "ID_000000000").any() == is_plain and (fold >= 0).sum() == 5 + is_plain
         assert {path.name for path in tmp_path.iterdir()} == {"data", "work"}
         if is_plain:
