@@ -359,7 +359,7 @@ def test_the_one_file_of_embed_works_alone(browser, made, tmp_path):
     work_dir = tmp_path / "work"
     shutil.copytree(made, work_dir, ignore=shutil.ignore_patterns("report"))
     make_report(work_dir, "--embed")
-    assert [path.name for path in (work_dir / "report").iterdir()] == ["index.html"]
+    assert sorted(path.name for path in (work_dir / "report").iterdir()) == [".made_by", "index.html"]
     shutil.move(work_dir / "report" / "index.html", tmp_path / "alone.html")
     shutil.rmtree(work_dir)
     with opened(browser, tmp_path / "alone.html", "#view=studies&window=bone") as page:

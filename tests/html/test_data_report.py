@@ -11,7 +11,7 @@ import pydicom
 import pytest
 
 from ich_kaggle import report as command
-from ich_kaggle.common import paths, tables
+from ich_kaggle.common import paths, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.html import app, data_report
 
@@ -194,7 +194,7 @@ def test_a_browser_shows_every_picture_without_a_complaint(text, tmp_path, schem
 
 def test_the_report_on_runs_leaves_the_report_on_data_where_it_is(tmp_path):
     pytest.importorskip("plotly")
-    (tmp_path / "report").mkdir()
+    storage.claim(tmp_path / "report", "report")
     (tmp_path / "report" / "data.html").write_text("the data")
     app.write(tmp_path / "report", {}, [])
     assert (tmp_path / "report" / "index.html").exists()

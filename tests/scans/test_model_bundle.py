@@ -246,7 +246,7 @@ def test_a_number_out_of_bounds_is_named(bundle, keys, value, message):
         (b"{", "models.json is not that of a bundle"),
         (b"[]", "models.json is not that of a bundle"),
         (b"{}", "models.json is not that of a bundle .KeyError"),
-        (json.dumps(dict.fromkeys(model_bundle.KEYS, 99)).encode(), "its format is 99, not 1"),
+        (json.dumps(dict.fromkeys(model_bundle.KEYS, 99)).encode(), "its format is 99, not 2"),
     ],
 )
 def test_what_is_no_listing_of_a_bundle_is_refused(bundle, tmp_path, listing, message):

@@ -138,7 +138,9 @@ def test_a_page_is_not_overwritten_unasked_nor_left_with_other_predictions(out, 
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "index.html").write_text("mine")
     assert f"{tmp_path / 'report' / 'index.html'} exists: give another --out" in refusal(*flags, "--report")
-    assert f"{tmp_path / 'report'} was not made by scan" in refusal(*flags, "--report", "--overwrite")
+    assert f"{tmp_path / 'report'} exists, made by something else, not by report" in refusal(
+        *flags, "--report", "--overwrite"
+    )
     (tmp_path / results.DONE).write_bytes(output.MADE[results.DONE])
     assert "shows the predictions to be overwritten: give --report as well" in refusal(*flags, "--overwrite")
     assert (tmp_path / "report" / "index.html").read_text() == "mine"

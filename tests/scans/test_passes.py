@@ -77,9 +77,9 @@ def test_a_run_weighs_what_the_second_levels_that_read_it_weigh(packed):
     assert passes.by_weight(content | {"runs": {"b": 0.1, "c": 0.9, "s": 0.0}}) == list("abgcs")
 
 
-def test_with_time_enough_second_levels_say_what_they_say_at_home(predict, made, competition):
+def test_with_time_enough_second_levels_say_what_they_say_at_home(predict, made, competition, n_test):
     found, line = predict()
-    assert line.endswith("30 of 30 passes over 19 slices")
+    assert line.endswith(f"30 of 30 passes over {n_test} slices")
     ids = tables.read_long(paths.find_data(competition), paths.SAMPLE_CSV)[0]
     expected = tables.read_predictions(made / "ensemble" / "levels" / "test.parquet", ids)
     assert expected[:, :5].std(axis=0).min() > 0.02
@@ -87,7 +87,7 @@ def test_with_time_enough_second_levels_say_what_they_say_at_home(predict, made,
     np.testing.assert_allclose(found, expected, atol=5e-4)
 
 
-def test_wherever_the_time_was_up_the_same_command_ends_in_the_same_bytes(predict, tmp_path, monkeypatch):
+def test_wherever_the_time_was_up_the_same_command_ends_in_the_same_bytes(predict, tmp_path, monkeypatch, n_test):
     monkeypatch.setattr(passes, "CHUNK", 8)  # chunks of two series, and of one
     whole, _ = predict()
     shares = []
@@ -98,7 +98,7 @@ def test_wherever_the_time_was_up_the_same_command_ends_in_the_same_bytes(predic
         if n_looks % 100 == 10:
             shutil.rmtree(tmp_path / "cut" / "work" / "embeddings", ignore_errors=True)  # as scratch may be gone
         late, line = predict("cut")
-        assert line.endswith("30 of 30 passes over 19 slices")
+        assert line.endswith(f"30 of 30 passes over {n_test} slices")
         assert np.array_equal(late, whole), n_looks
         shutil.rmtree(tmp_path / "cut" / "out")
     assert min(shares) == 0 and len(set(shares)) == 5
@@ -165,7 +165,9 @@ def test_embeddings_that_are_gone_are_made_again_where_they_are_still_to_be_read
         assert again.is_done(one).all() or one == reader  # what is known is not forgotten
 
 
-def test_one_output_in_two_work_folders_ends_in_the_same_bytes(predict, packed, competition, tmp_path, monkeypatch):
+def test_one_output_in_two_work_folders_ends_in_the_same_bytes(
+    predict, packed, competition, tmp_path, monkeypatch, n_test
+):
     monkeypatch.setattr(passes, "CHUNK", 8)
     whole, _ = predict()
     (tmp_path / "cut").mkdir()
@@ -176,13 +178,13 @@ def test_one_output_in_two_work_folders_ends_in_the_same_bytes(predict, packed, 
         shutil.rmtree(tmp_path / "cut" / "work")
         (tmp_path / "cut" / f"kept{n_looks}").rename(tmp_path / "cut" / "work")
         found, line = predict("cut")
-        assert line.endswith("30 of 30 passes over 19 slices")
+        assert line.endswith(f"30 of 30 passes over {n_test} slices")
         assert np.array_equal(found, whole), n_looks
         for folder in ("work", "out"):
             shutil.rmtree(tmp_path / "cut" / folder)
 
 
-def test_sessions_that_lose_their_scratch_go_on_to_what_is_new(predict, tmp_path, monkeypatch):
+def test_sessions_that_lose_their_scratch_go_on_to_what_is_new(predict, tmp_path, monkeypatch, n_test):
     monkeypatch.setattr(passes, "CHUNK", 8)
     n_done = [0]
     while n_done[-1] < 30:
@@ -193,7 +195,7 @@ def test_sessions_that_lose_their_scratch_go_on_to_what_is_new(predict, tmp_path
         if n_done[-1] == n_done[-2]:  # all that can be made without what was lost
             break
     found, line = predict("cut")
-    assert n_done[-1] > 10 and line.endswith("30 of 30 passes over 19 slices")
+    assert n_done[-1] > 10 and line.endswith(f"30 of 30 passes over {n_test} slices")
     assert np.array_equal(found, predict()[0])
 
 
@@ -209,13 +211,13 @@ def test_when_the_time_is_up_no_model_is_loaded_for_a_look(predict, monkeypatch)
     assert not loaded
 
 
-def test_a_pass_opens_one_loader_for_all_its_chunks(predict, monkeypatch):
+def test_a_pass_opens_one_loader_for_all_its_chunks(predict, monkeypatch, n_test):
     opened, loader = [], datasets.loader
     monkeypatch.setattr(datasets, "loader", lambda *args, **how: opened.append(how["sizes"]) or loader(*args, **how))
     monkeypatch.setattr(passes, "CHUNK", 1)
     predict()
     assert len(opened) == 2 * 2 * 3  # runs, views, folds
-    assert all(len(sizes) == 3 and sum(sizes) == 19 for sizes in opened)
+    assert all(len(sizes) == 3 and sum(sizes) == n_test for sizes in opened)
 
 
 def test_other_weights_change_the_order_and_not_what_a_pass_is(packed):
