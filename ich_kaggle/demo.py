@@ -26,6 +26,7 @@ from ich_kaggle.scoring import blending, comparison, ensembling, patient_bootstr
 NETWORKS = ("cpu", "cpu_both")  # recipes
 SECOND_LEVELS = tuple(f"smooth-{network}" for network in NETWORKS)
 NAME = "demo"  # of the ensemble
+SIZE = 80  # px: fewer than the recipes have, for a demo of minutes
 
 
 def steps(demo_dir: Path, *, patients: int, n_folds: int, epochs: int | None, seed: int, workers: int) -> list[str]:
@@ -38,8 +39,11 @@ def steps(demo_dir: Path, *, patients: int, n_folds: int, epochs: int | None, se
         f"phantom --out {data} --patients {patients} --slices 16 --seed {seed} --workers {workers}",
         f"slices --data-dir {data} {shared}",
         f"folds --folds {n_folds} --seed {seed} {shared}",
-        *(f"train --recipe {network} --fold all --seed {seed} {shared}{extra}" for network in NETWORKS),
-        *(f"predict --run {network} {shared}" for network in NETWORKS),
+        *(
+            f"train --recipe {network} --image-size {SIZE} --fold all --seed {seed} {shared}{extra}"
+            for network in NETWORKS
+        ),
+        *(f"predict --run {network} --views identity {shared}" for network in NETWORKS),
         *(f"sequence --model smooth --on {network} {shared}" for network in NETWORKS),
         f"ensemble --name {NAME} --runs {members} {shared}",
         f"submit --dry-run --ensemble {NAME} --work-dir {work} --submissions-dir {out}",

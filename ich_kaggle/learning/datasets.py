@@ -19,9 +19,9 @@ LARGER_SHM = "give the container --shm-size 8g or --ipc=host, or this command fe
 class SliceDataset(Dataset):
     """Cached slices: uint8 (size, size, c), their target float32 (6,), and their row.
 
-    `beside` (n, k) are the rows whose `channels` an image is made of, in turn; with `n_targets` of k the target is
-    theirs, (k, 6). `swap` is the probability of reversing their order. An item is indexed by (epoch, row): the random
-    numbers of `move(image, rng)` depend on these and the seed only.
+    `beside` (n, k) are the rows whose `channels` an image is made of, in turn; a `target` (n, k, 6) is theirs. `swap`
+    is the probability of reversing their order. An item is indexed by (epoch, row): the random numbers of
+    `move(image, rng)` depend on these and the seed only.
     """
 
     def __init__(
@@ -33,7 +33,6 @@ class SliceDataset(Dataset):
         *,
         beside: np.ndarray | None = None,
         channels: Sequence[int] = (0, 1, 2),
-        n_targets: int = 1,
         swap: float = 0.0,
         seed: int = 0,
     ):
@@ -41,7 +40,7 @@ class SliceDataset(Dataset):
         self.folder, self.slice_ids = folder, np.asarray(slice_ids, dtype="S")
         self.beside = np.arange(len(self.slice_ids))[:, None] if beside is None else beside
         self.target, self.move, self.channels, self.seed = target, move, list(channels), seed
-        self.n_targets, self.swap = n_targets, swap
+        self.swap = swap
 
     def __len__(self) -> int:
         return len(self.slice_ids)
@@ -49,12 +48,15 @@ class SliceDataset(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, int]:
         epoch, row = item
         rng = np.random.default_rng([self.seed, epoch, row])
-        rows = self.beside[row]
+        rows, target = self.beside[row], self.target[row]
         if self.swap and rng.random() < self.swap:
-            rows = rows[::-1]
+            rows, target = rows[::-1], target[::-1] if target.ndim == 2 else target
         image = self.move(self.image(rows), rng)
-        target = self.target[row] if self.n_targets == 1 else self.target[rows]
-        return torch.from_numpy(np.require(image, requirements=("C", "W"))), torch.tensor(target), row
+        return (
+            torch.from_numpy(np.require(image, requirements=("C", "W"))),
+            torch.tensor(np.ascontiguousarray(target)),
+            row,
+        )
 
     def image(self, rows: np.ndarray) -> np.ndarray:
         """Return the channels of the slices `rows`, one after the other: uint8 (h, w, c)."""

@@ -89,14 +89,14 @@ def slice_loader(
     target = tables.targets(table)
     if soften:
         target = neighbours.soften(target, neighbours.neighbours(table.series_id, table.position, (-1, 1)), soften)
+    beside = neighbours.neighbours(table.series_id, table.position, config.offsets)
     dataset = datasets.SliceDataset(
         folder,
         table.slice_id,
-        target,
+        target if config.n_targets == 1 else target[beside],
         partial(augment.apply, augment=move, size=config.image_size, n_windows=len(config.windows)),
-        beside=neighbours.neighbours(table.series_id, table.position, config.offsets),
+        beside=beside,
         channels=config.channels,
-        n_targets=config.n_targets,
         swap=move.swap,
         seed=seed or 0,
     )

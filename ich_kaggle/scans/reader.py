@@ -192,13 +192,12 @@ def predict(
     overwrite: bool = False,
     report: bool = False,
     dry_run: bool = False,
-    device: str = "auto",
     **how,
 ) -> None:
     """Write the predictions of the models in `bundle` for the DICOM files in `path` into the folder `out`.
 
     With `report`, a page that shows them is written as well; with `dry_run`, the choice of series is printed, and
-    nothing is written. `how` holds the batch_size and the workers of Reader. Raises ValueError if no series can be
+    nothing is written. `how` holds the device's name, and the batch_size and the workers of Reader. Raises ValueError if no series can be
     read, and as `output.check` does.
     """
     path, out = Path(path), Path(out)
@@ -209,7 +208,8 @@ def predict(
     if dry_run:
         cli.say(plan(found, opened.packed["spacing"]))
         return
-    readings = read_studies(opened, found, device=devices.pick_device(device), **how)
+    how["device"] = devices.pick_device(how.get("device", "auto"))
+    readings = read_studies(opened, found, **how)
     if not any(part.chosen for part in readings):
         raise ValueError(f"{path}: no axial head CT series: {results.refusals(readings, found.passed_over)}")
     against = [text for text, _ in series_choice.PREFERENCES]

@@ -24,8 +24,10 @@ def folder(tmp_path):
     return tmp_path / "8"
 
 
-def dataset(folder, move=still, **options) -> SliceDataset:
-    target = np.arange(36, dtype=np.float32).reshape(6, 6)
+TARGET = np.arange(36, dtype=np.float32).reshape(6, 6)
+
+
+def dataset(folder, move=still, target=TARGET, **options) -> SliceDataset:
     return SliceDataset(folder, IDS, target, move, **options)
 
 
@@ -45,7 +47,8 @@ def test_a_context_is_the_chosen_channels_of_each_neighbour_in_turn(folder):
 
 
 def test_the_labels_of_the_neighbours_come_with_them_and_turn_round_with_them(folder):
-    options = dict(beside=np.array([[0, 1, 2]] * 6), channels=[0], n_targets=3)
+    beside = np.array([[0, 1, 2]] * 6)
+    options = dict(beside=beside, channels=[0], target=TARGET[beside])
     image, target, _ = dataset(folder, **options)[0, 1]
     assert image[0, 0].tolist() == [0, 10, 20] and target[:, 0].tolist() == [0, 6, 12]
     image, target, _ = dataset(folder, **options, swap=1.0)[0, 1]
