@@ -197,8 +197,8 @@ def predict(
     """Write the predictions of the models in `bundle` for the DICOM files in `path` into the folder `out`.
 
     With `report`, a page that shows them is written as well; with `dry_run`, the choice of series is printed, and
-    nothing is written. `how` holds the device's name, and the batch_size and the workers of Reader. Raises ValueError if no series can be
-    read, and as `output.check` does.
+    nothing is written. `how` holds the name of the device, and the batch_size and the workers of Reader. Raises
+    ValueError if no series can be read, and as `output.check` does.
     """
     path, out = Path(path), Path(out)
     output.check(out, overwrite, report)
