@@ -1,34 +1,40 @@
-"""Build kernels, run them at Kaggle, and upload models as a dataset for them. ACTION is one of:
+"""Train and predict in kernels at Kaggle: build, check, push and fetch them. ACTION is one of:
 
+train           train folds, in one session after another until they are complete, and fetch them to work/runs/
+predict         upload the models of an ensemble, predict with them in ich-infer, and fetch the submission
+weights [NAME]  upload the models of an ensemble as a dataset (ich-models), or --file alone (ich-weights)
 build NAME      kernels/NAME -> build/kernels/NAME: a single file that carries the package, and its metadata
 check NAME      build it, and check it against Kaggle's rules
 push NAME       check it, and push it: Kaggle runs it at once
 wait NAME       wait until it has run
 fetch NAME      download its output and its log to build/kernels/NAME/output
-weights [NAME]  pack the models of an ensemble into build/kernels/NAME, and upload them as a dataset (ich-models)
+
+train and predict can be stopped at any moment: the same command goes on, here or on another machine.
 
 Reads:   kernels/NAME/, kernels/unpack.py, work/ensemble/, work/runs/, Kaggle's credentials
-Writes:  build/kernels/
-Example: python -m ich_kaggle.kernel weights --user NAME --ensemble b0+b4
-         python -m ich_kaggle.kernel push ich-infer --user NAME
-         python -m ich_kaggle.kernel wait ich-infer --user NAME
-         python -m ich_kaggle.kernel fetch ich-infer --user NAME
-         python -m ich_kaggle.submit --file build/kernels/ich-infer/output/submission.csv
+Writes:  build/kernels/; with train work/runs/, and work/slices.parquet and work/folds.csv if they do not exist
+Example: python -m ich_kaggle.kernel train --user NAME --recipe resnet50 --fold all
+         python -m ich_kaggle.kernel predict --user NAME --ensemble b0+b4
+         python -m ich_kaggle.kernel weights --user NAME --file resnet50.a1_in1k.safetensors
 """
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ich_kaggle.common import cli, storage
-from ich_kaggle.kaggle_api import client, kernel_build, kernel_rules, kernels, wheel
+from ich_kaggle.common import cli, locks, recipes, storage
+from ich_kaggle.common.runs import Run
+from ich_kaggle.kaggle_api import client, kernel_build, kernel_rules, kernel_sessions, kernels, wheel
 from ich_kaggle.scans import model_bundle
 
-ACTIONS = ("build", "check", "push", "wait", "fetch", "weights")
+ACTIONS = ("train", "predict", "weights", "build", "check", "push", "wait", "fetch")
 DATASET = "ich-models"  # that the kernels in kernels/ read
+WEIGHTS = "ich-weights"  # that training without internet reads
 OUT = Path("build") / "kernels"  # of what is built, packed and fetched
 NEGLIGIBLE = 1e-4  # a run with a smaller weight in every label is not worth its time
+TRAIN, INFER = "ich-train", "ich-infer"
 
 
 def pack(work_dir: Path, ensemble: Path, out: Path, extra: list[Path]) -> Path:
@@ -51,15 +57,34 @@ def pack(work_dir: Path, ensemble: Path, out: Path, extra: list[Path]) -> Path:
 
 
 def weights(
-    name: str, user: str, dry_run: bool, connect: Callable, *, work_dir: Path, ensemble: str | None, extra: list[Path]
-) -> None:
-    """Pack the models of an ensemble, see `pack`, and unless `dry_run` upload them as the dataset `name`."""
-    folder = pack(work_dir, model_bundle.choose_ensemble(work_dir, ensemble, "--ensemble"), OUT / name, extra)
+    name: str | None,
+    user: str,
+    dry_run: bool,
+    connect: Callable,
+    *,
+    work_dir: Path,
+    ensemble: str | None,
+    extra: list[Path],
+    file: list[Path],
+    known: list[str],
+) -> Path:
+    """Return the folder with the models of an ensemble, see `pack`, or with the files `file` alone; unless `dry_run`
+    it is uploaded as the dataset `name`."""
+    name = name or (WEIGHTS if file else DATASET)
+    kernel_rules.check_dataset(name, known)
+    if file:
+        with storage.replacing(OUT / name) as draft:
+            for path in file:
+                shutil.copyfile(path, draft / path.name)
+        folder = OUT / name
+    else:
+        folder = pack(work_dir, model_bundle.choose_ensemble(work_dir, ensemble, "--ensemble"), OUT / name, extra)
     n_files = len(list(folder.iterdir()))
     cli.say(f"{folder}: {n_files} files")
     if not dry_run:
         kernels.publish(connect(), f"{user}/{name}", name.replace("-", " "), folder)
         cli.say(f"{n_files} files are ready at https://www.kaggle.com/datasets/{user}/{name}")
+    return folder
 
 
 def build(action: str, source: Path, user: str, connect: Callable) -> None:
@@ -73,6 +98,84 @@ def build(action: str, source: Path, user: str, connect: Callable) -> None:
         cli.say(f"version {version} runs at {url}")
 
 
+def fetch(kaggle: client.Connection, user: str, name: str) -> None:
+    for path in kernels.fetch(kaggle, f"{user}/{name}", OUT / name / "output"):
+        cli.say(f"{path}: {path.stat().st_size} bytes")
+
+
+def agree(n_sessions: int, hours: float, time: str, is_agreed: bool) -> None:
+    """Say what a training may cost, and ask. Raises ValueError without an answer."""
+    cli.say(f"up to {n_sessions} sessions of {hours:g} h on Kaggle's GPUs (about 30 h a week are free); recipe: {time}")
+    if not is_agreed and not sys.stdin.isatty():
+        raise ValueError("there is no terminal to ask on: give --yes to push")
+    if not is_agreed and input("Push? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise ValueError("nothing was pushed")
+
+
+def train(
+    kernels_dir: Path,
+    user: str,
+    dry_run: bool,
+    connect: Callable,
+    *,
+    work_dir: Path,
+    train_recipe: str,
+    run: str | None,
+    fold: list[int] | None,
+    n_folds: int | None,
+    hours: float,
+    n_sessions: int,
+    is_agreed: bool,
+    is_offline: bool,
+) -> None:
+    """Train folds at Kaggle until they are complete, see kaggle_training; with `dry_run` build the first session."""
+    from ich_kaggle.scans import kaggle_training  # torch takes seconds
+
+    path = recipes.path_of(train_recipe)
+    this = Run(work_dir, run or path.stem)
+    settings = kaggle_training.wanted(path, this, fold, n_folds, hours)
+    offline = dict(enable_internet=False, dataset_sources=[f"{kernel_rules.PLACEHOLDER}/{WEIGHTS}"])
+    changes = offline if is_offline else {}
+    with locks.locked(OUT / this.name):
+        sessions = kernel_sessions.Sessions(
+            None if dry_run else connect(), user or kernel_rules.PLACEHOLDER, this.name, kernels_dir / TRAIN, OUT
+        )
+        training = kaggle_training.Training(sessions, this, settings, changes)
+        if dry_run:
+            cli.say(f"{sessions.build(sessions.next({}, kernel_sessions.End(), settings), **changes)}: built")
+            return
+        if training.open:
+            if is_offline:
+                kaggle_training.check_weights(sessions, f"{user}/{WEIGHTS}", path)
+            time = recipes.header(path).get("Time", "time not known")
+            training.complete(n_sessions, lambda: agree(n_sessions, hours, time, is_agreed))
+    if training.open:
+        left = ", ".join(map(str, training.open))
+        raise RuntimeError(
+            f"{n_sessions} sessions are over, fold {left} is not complete: run the same command to go on"
+        )
+    cli.say(f"{this.folder}: folds complete: next, python -m ich_kaggle.submit --run {this.name}")
+
+
+def predict(kernels_dir: Path, user: str, dry_run: bool, connect: Callable, **models) -> None:
+    """Upload the models of an ensemble, run ich-infer on them, and fetch what it leaves, unless this has happened."""
+    folder = weights(None, user, True, connect, **models)
+    digests = {path.name: storage.file_hash(path) for path in sorted(folder.iterdir())}
+    settings = {"hours": 8.0, "models": digests}
+    out = kernel_build.build(kernels_dir / INFER, OUT / INFER, user, settings)
+    cli.say(kernel_rules.check(out))
+    if dry_run:
+        return
+    kaggle, name = connect(), f"{user}/{INFER}"
+    if kernel_build.settings_in(kernels.source(kaggle, name)) != settings:
+        kernels.publish(kaggle, f"{user}/{folder.name}", folder.name.replace("-", " "), folder)
+        url, version = kernels.push(kaggle, out)
+        cli.say(f"version {version} runs at {url}")
+    kernels.wait(kaggle, name)
+    fetch(kaggle, user, INFER)
+    cli.say(f"next: python -m ich_kaggle.submit --file {OUT / INFER / 'output' / 'submission.csv'}")
+
+
 def kernel(
     *,
     action: str,
@@ -80,14 +183,22 @@ def kernel(
     user: str,
     kernels_dir: Path,
     dry_run: bool,
+    work_dir: Path,
+    ensemble: str | None,
+    extra: list[Path],
+    file: list[Path],
     connect: Callable = client.connect,
-    **models,
+    **training,
 ) -> None:
     if not user and action not in ("build", "check") and not dry_run:
         raise ValueError(f"{action}: no user name: give --user, your name at Kaggle")
     known = kernel_rules.names(kernels_dir)
-    if action == "weights":
-        kernel_rules.check_dataset(name := DATASET if name is None else name, known)
+    models = dict(work_dir=work_dir, ensemble=ensemble, extra=extra, file=file, known=known)
+    if action == "train":
+        train(kernels_dir, user, dry_run, connect, work_dir=work_dir, **training)
+    elif action == "predict":
+        predict(kernels_dir, user, dry_run, connect, **models)
+    elif action == "weights":
         weights(name, user, dry_run, connect, **models)
     elif name not in known:
         raise ValueError(f"{action}: NAME is {name}: {kernels_dir} has the kernels {', '.join(known) or '(none)'}")
@@ -97,19 +208,31 @@ def kernel(
         kernels.wait(connect(), f"{user}/{name}")
         cli.say(f"{user}/{name}: complete")
     else:
-        for path in kernels.fetch(connect(), f"{user}/{name}", OUT / name / "output"):
-            cli.say(f"{path}: {path.stat().st_size} bytes")
+        fetch(connect(), user, name)
 
 
 def build_parser():
     parser = cli.command(__doc__, "--work-dir", "--dry-run")
     add = parser.add_argument
     add("action", choices=ACTIONS, metavar="ACTION", help=", ".join(ACTIONS))
-    add("name", nargs="?", metavar="NAME", help=f"a folder in kernels/; with weights a dataset (default: {DATASET})")
+    add("name", nargs="?", metavar="NAME", help="a folder in kernels/; with weights a dataset")
     add("--user", default=os.environ.get("KAGGLE_USERNAME", ""), help="your name at Kaggle (default: $KAGGLE_USERNAME)")
     add("--kernels-dir", type=Path, default=Path("kernels"), help="folder of the sources")
+    add = parser.add_argument_group("weights, predict").add_argument
     add("--ensemble", help="folder in work/ensemble whose models are packed (default: the only one)")
-    add("--extra", type=Path, nargs="+", default=[], help="more files for the dataset: wheels, pretrained weights")
+    add("--extra", type=Path, nargs="+", default=[], help="more files for the dataset, such as wheels")
+    add("--file", type=Path, nargs="+", default=[], help="files that the dataset holds instead of models")
+    add = parser.add_argument_group("train").add_argument
+    add("--recipe", dest="train_recipe", default="resnet50", help="name of a recipe, or a TOML file of flags of train")
+    for flag in ("--run", "--fold"):
+        add(flag, **cli.FLAGS[flag])
+    add(
+        "--folds", **cli.FLAGS["--folds"] | dict(default=None, help="number of folds (default: those of work/, else 5)")
+    )
+    add("--hours", type=cli.within(0, 11.5), default=10.0, help="training time of a session; Kaggle ends it after 12")
+    add("--sessions", dest="n_sessions", type=cli.POSITIVE, default=5, help="most sessions that this command pushes")
+    add("--yes", dest="is_agreed", action="store_true", help="push without asking")
+    add("--offline", dest="is_offline", action="store_true", help=f"no internet: weights from the dataset {WEIGHTS}")
     return parser
 
 

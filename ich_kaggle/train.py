@@ -80,6 +80,7 @@ def plan_of(arch: str, settings: dict) -> tasks.Plan:
 def build_parser():
     parser = cli.command(__doc__)
     training_options.add(parser)
+    training_options.add_run(parser)
     parser.add_argument("--recipe", **cli.FLAGS["--recipe"])
     listing = "list the recipes and their sources; with --markdown as a table"
     parser.add_argument("--recipes", action=recipes.Listing, help=listing)

@@ -114,9 +114,9 @@ def fit(
     Yields all rows of the log after each epoch: epoch, lr, train_loss, skipped (steps without a finite gradient) and
     the result of `validate` on the averaged model. The state is written to `checkpoint` after each epoch, and within it
     every so often; if the checkpoint exists, the fit resumes from it and ends with the same weights, bit for bit on a
-    CPU. When the time of the checkpoint is over, SystemExit is raised after the next step, or the validation that runs,
-    and the write of the state. Raises RuntimeError with a remedy if the loss is not finite, with the `names` of the rows of the batch, if no
-    gradient is finite any more, or if memory runs out.
+    CPU. When the time of the checkpoint is over, it ends in SystemExit after a step, or a validation, once the state is
+    written. Raises RuntimeError with a remedy if the loss is not finite, with the `names` of the rows of the batch, if
+    no gradient is finite any more, or if memory runs out.
     """
     set_seed(settings.seed)
     run = Fit(model, settings, len(loader), device)

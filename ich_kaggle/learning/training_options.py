@@ -108,11 +108,18 @@ RUN = {
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `train` to `parser`, a group of arguments per group."""
-    for title, flags in (FLAGS | {"run": RUN}).items():
+    """Add the flags of the settings to `parser`, a group of arguments per group."""
+    for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
         for name, options in flags.items():
             group.add_argument(name, **options)
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that are no settings of the run to `parser`."""
+    group = parser.add_argument_group("run")
+    for name, options in RUN.items():
+        group.add_argument(name, **options)
 
 
 def check(settings: dict) -> None:
