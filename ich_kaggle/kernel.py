@@ -158,7 +158,7 @@ def train(
 
 
 def predict(kernels_dir: Path, user: str, dry_run: bool, connect: Callable, **models) -> None:
-    """Upload the models of an ensemble, run ich-infer on them, and fetch what it leaves, unless this has happened."""
+    """Upload the models of an ensemble, run ich-infer on them unless it has run, and fetch what it leaves."""
     folder = weights(None, user, True, connect, **models)
     digests = {path.name: storage.file_hash(path) for path in sorted(folder.iterdir())}
     settings = {"hours": 8.0, "models": digests}
@@ -167,7 +167,8 @@ def predict(kernels_dir: Path, user: str, dry_run: bool, connect: Callable, **mo
     if dry_run:
         return
     kaggle, name = connect(), f"{user}/{INFER}"
-    if kernel_build.settings_in(kernels.source(kaggle, name)) != settings:
+    is_same = kernel_build.settings_in(kernels.source(kaggle, name)) == settings
+    if not is_same or kernels.ended(kaggle, name) != "COMPLETE":  # what runs is waited for, what failed is repeated
         kernels.publish(kaggle, f"{user}/{folder.name}", folder.name.replace("-", " "), folder)
         url, version = kernels.push(kaggle, out)
         cli.say(f"version {version} runs at {url}")

@@ -370,6 +370,24 @@ def test_one_of_several_ensembles_must_be_chosen(home, tmp_path):
         model_bundle.choose_ensemble(tmp_path, "c", "--ensemble")
 
 
+def test_predict_goes_on_where_it_was_stopped_and_repeats_what_failed(run, kaggle_server, home):
+    command = ("predict", "--user", USER, "--work-dir", str(home), "--ensemble", "both")
+    outputs = [
+        fake.Output("ERROR", failure="out of memory"),
+        fake.Output("COMPLETE", {"submission.csv": b"ID,Label\n"}),
+    ]
+    kaggle_server.run_kernel = lambda kernel: outputs.pop(0)
+    kaggle_server.fail(STATUS, fake.status(401, "Unauthenticated"))
+    with pytest.raises(PermissionError, match="the credentials are not accepted"):
+        run(*command)
+    out = run(*command)
+    assert out.endswith("next: python -m ich_kaggle.submit --file build/kernels/ich-infer/output/submission.csv\n")
+    assert len(kaggle_server.kernels["tester/ich-infer"]) == 2  # one failed
+    run(*command)
+    assert len(kaggle_server.kernels["tester/ich-infer"]) == 2
+    assert Path("build/kernels/ich-infer/output/submission.csv").read_bytes() == b"ID,Label\n"
+
+
 # The whole way: weights, push, run, fetch, submit, score.
 
 

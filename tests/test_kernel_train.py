@@ -15,9 +15,10 @@ import kaggle_server as fake
 import pytest
 
 from ich_kaggle import folds, kernel, predict, submit, train
-from ich_kaggle.common import cli, paths
+from ich_kaggle.common import cli, paths, storage
 from ich_kaggle.common.runs import Run
-from ich_kaggle.kaggle_api import client, kernel_build
+from ich_kaggle.kaggle_api import client, kernel_build, kernel_sessions
+from ich_kaggle.learning import handover
 
 no_network, kaggle_server = fake.no_network, fake.kaggle_server
 
@@ -124,16 +125,16 @@ def test_sessions_that_are_killed_end_in_the_folds_of_one_undisturbed_run(
     kaggle_server, laptop, competition, undisturbed, tmp_path, layout, mounts_failed
 ):
     rng = random.Random(layout)
-    plan = [rng.randrange(2, 9), rng.randrange(12, 25), 0, rng.randrange(12, 25), rng.randrange(12, 30)]
+    plan = [rng.randrange(2, 9), rng.randrange(20, 35), 0, rng.randrange(20, 35), rng.randrange(20, 35)]
     runs = kaggle_server.run_kernel = Image(kaggle_server, tmp_path, competition, plan, layout, mounts_failed)
     run(*RUN, "--fold", "all", "--yes", "--sessions", "9")
     assert runs.ended[:5].count("killed") == 4 and runs.ended[2] == "COMPLETE"
     assert [one["session"] for one in sessions(kaggle_server)] == list(range(1, len(runs.ended) + 1))
     same_folds(laptop / "work", undisturbed)
     for name in (paths.TRAIN_CSV, paths.SAMPLE_CSV):  # all that a laptop has
-        (laptop / "tables").mkdir(exist_ok=True)
-        shutil.copy2(competition / name, laptop / "tables" / name)
-    submit.main(["--run", "tiny", "--dry-run", "--data-dir", "tables"])
+        (laptop / paths.DEFAULT).mkdir(parents=True, exist_ok=True)
+        shutil.copy2(competition / name, laptop / paths.DEFAULT / name)
+    submit.main(["--run", "tiny", "--dry-run"])
     assert len(list((laptop / "submissions").glob("*-tiny.csv"))) == 1
 
 
@@ -158,7 +159,7 @@ def test_a_laptop_that_is_killed_at_any_moment_doubles_and_loses_nothing(
     kaggle_server, laptop, competition, undisturbed, tmp_path
 ):
     rng, n_kills, n_killed = random.Random(0), int(os.environ.get("ICH_LAPTOP_KILLS", "8")), 0
-    runs = kaggle_server.run_kernel = Image(kaggle_server, tmp_path, competition, [5, 20, 0, 20, 30])
+    runs = kaggle_server.run_kernel = Image(kaggle_server, tmp_path, competition, [5, 25, 0, 30, 30])
     while n_killed < n_kills:
         if Run(laptop / "work", "tiny").predicted == [0, 1, 2]:
             shutil.rmtree(laptop / "work")  # another machine goes on
@@ -231,3 +232,103 @@ def test_each_fault_of_each_call_is_a_line_or_nothing_and_the_same_command_goes_
     print(met)
     assert after or len(met) >= 5
     assert all("\n" not in line and len(line) < 400 for line in met.values())
+
+
+# Refusals, and sessions that end badly.
+
+
+def test_nothing_is_pushed_unasked_or_with_a_recipe_that_train_refuses(canned, laptop, capsys):
+    with pytest.raises(ValueError, match="no terminal to ask on: give --yes"):
+        run(*RUN)
+    assert "up to 5 sessions of 10 h on Kaggle's GPUs" in capsys.readouterr().out
+    for text, message in (
+        ("epoch = 1", "unrecognized arguments: --epoch=1"),
+        ("window = 'brain'", "does nothing without"),
+    ):
+        (laptop / "tiny.toml").write_text(f'{text}\narch = "test_resnet"\n')
+        with pytest.raises(ValueError, match=message):
+            run(*RUN, "--yes")
+    (laptop / "tiny.toml").write_text(TINY)
+    with pytest.raises(ValueError, match="--fold 3: the folds are 0 to 2"):
+        run(*RUN, "--yes", "--fold", "3")
+    assert not sessions(canned)
+
+
+def test_the_number_of_sessions_is_a_limit_and_other_settings_are_no_next_session(canned, laptop):
+    with pytest.raises(RuntimeError, match="1 sessions are over, fold 1, 2 is not complete: run the same command"):
+        run(*RUN, "--yes", "--sessions", "1")
+    (laptop / "tiny.toml").write_text(TINY + "seed = 1\n")
+    with pytest.raises(
+        ValueError, match="ich-train-tiny-a was made with recipe [0-9a-f]{12}, not .*give another --run"
+    ):
+        run(*RUN, "--yes")
+    assert len(sessions(canned)) == 1
+
+
+def left(n: int, **note) -> dict[str, bytes]:
+    return {"session.json": json.dumps({"session": n, **note}).encode()}
+
+
+def test_a_session_that_fails_by_itself_is_the_last_until_the_command_is_repeated(canned, laptop, undisturbed):
+    run_kernel = canned.run_kernel
+    canned.run_kernel = lambda pushed: fake.Output("ERROR", left(1, ready=True, error="error: no ImageNet weights"))
+    with pytest.raises(RuntimeError, match="session 1 at .*ich-train-tiny-a failed: no ImageNet weights .log: build/"):
+        run(*RUN, "--yes")
+    assert len(sessions(canned)) == 1
+    canned.run_kernel = run_kernel
+    run(*RUN, "--yes")
+    assert [one["attached"] for one in sessions(canned)] == [[], ["ich-train-tiny-a"]]
+    same_folds(laptop / "work", undisturbed)
+
+
+def test_sessions_that_bring_nothing_further_are_given_up(canned, laptop):
+    canned.run_kernel = lambda pushed: fake.Output("ERROR", failure="Your notebook ran out of memory")
+    with pytest.raises(RuntimeError, match="3 sessions in a row brought no fold further: see build/"):
+        run(*RUN, "--yes")
+    assert [one["slug"] for one in sessions(canned)] == 3 * ["ich-train-tiny-a"]  # none had begun: the same again
+
+
+def test_the_last_session_that_was_not_killed_stays_attached():
+    chain = kernel_sessions.Sessions(None, "u", "b0+b4", Path("ich-train"), Path())
+    wanted = {"run": "b0+b4", "toml": "", "folds": 5, "seed": 0}
+    last, attached = {}, []
+    for state in ("", "COMPLETE", "ERROR", "ERROR (killed)", "COMPLETE"):
+        last = chain.next(last, kernel_sessions.End(state, is_good=bool(state)), wanted)
+        attached.append((last["slug"][-1], [slug[-1] for slug in last["attached"]]))
+        assert last["slug"].startswith("ich-train-b0-b4-")
+    assert attached == [("a", []), ("b", ["a"]), ("c", ["b", "a"]), ("b", ["c", "a"]), ("a", ["b"])]
+
+
+def test_an_earlier_session_that_kaggle_still_shows_is_not_taken_for_this_one(canned, laptop, undisturbed):
+    def stale(handler, work):
+        handler.reply(200, {"files": [{"fileName": "session.json", "url": f"{canned.url}/old"}], "log": "[]"})
+
+    canned.stored["/old"] = left(0, ready=True)["session.json"]
+    canned.fail("ListKernelSessionOutput", fine, stale, stale)
+    run(*RUN, "--yes")
+    assert [one["session"] for one in sessions(canned)] == [1, 2]
+    same_folds(laptop / "work", undisturbed)
+
+
+def test_other_folds_at_home_are_refused(canned, laptop, prepared):
+    shutil.copytree(prepared, laptop / "work")
+    run(*RUN, "--yes")  # the same folds
+    folds.main(["--work-dir", "work", "--folds", "3", "--seed", "1", "--overwrite", "--workers", "1"])
+    shutil.rmtree("work/runs")
+    with pytest.raises(ValueError, match="ich-train-tiny-b was made with seed 0, not 1: give another"):
+        run(*RUN, "--yes")
+    assert not Path("work/runs").exists()
+
+
+def test_a_fold_is_taken_over_only_where_it_is_further(undisturbed, tmp_path):
+    source, home = undisturbed / "runs" / "tiny", Run(tmp_path, "tiny")
+    shutil.copytree(source, tmp_path / "other")
+    (tmp_path / "other" / "fold1" / "predict.json").unlink()
+    (tmp_path / "other" / "fold2" / ".state.pt.7").write_bytes(b"left by a killed process")
+    assert handover.take(tmp_path / "other", home) == [0, 1, 2]
+    assert handover.take(source, home) == [1]
+    assert not (home.fold(2) / ".state.pt.7").exists()
+    record = storage.read_json(source / "run.json")
+    storage.write_json(tmp_path / "other" / "run.json", record | {"settings": record["settings"] | {"lr": 1.0}})
+    with pytest.raises(ValueError, match=r"made with lr 0\.0002, not 1\.0"):
+        handover.take(tmp_path / "other", home)

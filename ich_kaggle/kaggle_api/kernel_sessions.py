@@ -49,21 +49,22 @@ class Sessions:
         stem = re.sub("[^a-z0-9]+", "-", self.run.lower()).strip("-")[:30].rstrip("-")
         return [f"{self.source.name}-{stem}-{letter}" for letter in LETTERS]
 
-    def last(self) -> dict:
-        """Return the settings of the session that was pushed last; {} if there is none."""
+    def last(self, wanted: dict) -> dict:
+        """Return the settings of the session that was pushed last; {} if there is none.
+
+        Raises ValueError naming a setting that it has and that the sessions `wanted` have otherwise.
+        """
         codes = (kernels.source(self.kaggle, f"{self.user}/{slug}") for slug in self.slugs())
         found = [settings for code in codes if "slug" in (settings := kernel_build.settings_in(code))]
-        return max(found, key=lambda settings: settings["session"], default={})
+        last = max(found, key=lambda settings: settings["session"], default={})
+        if last:
+            storage.same_settings(self.page(last), same(last), same(wanted), "give another --run or --work-dir")
+        return last
 
     def next(self, last: dict, end: End, wanted: dict) -> dict:
         """Return the settings of the session after `last`, which had this `end`: those `wanted`, its number, its kernel
         and the kernels attached.
-
-        Raises ValueError naming a setting that `last` has otherwise.
         """
-        if last:
-            remedy = "give another --run, or the same recipe and folds"
-            storage.same_settings(self.page(last), same(last), same(wanted), remedy)
         slug, attached = last.get("slug", self.slugs()[0]), last.get("attached", [])
         if end.is_good:
             attached = [slug] if end.state == "COMPLETE" else [slug, *attached[-1:]]
@@ -91,7 +92,7 @@ class Sessions:
             kernels.push(self.kaggle, folder)
         except TimeoutError as error:
             for _ in range(LOOKS):
-                if self.last().get("session") == settings["session"]:
+                if self.last(settings).get("session") == settings["session"]:
                     return
                 self.kaggle.sleep(kernels.READY_PAUSE)
             raise error

@@ -16,7 +16,7 @@ from ich_kaggle.learning import handover, training_options
 
 log = logging.getLogger(__name__)
 
-TABLES = ("defects.csv", "folds.json", "folds.csv", "slices.parquet")  # the last marks them as complete
+TABLES = ("defects.csv", "folds.json", "folds.csv")  # beside slices.parquet, which is written last
 IDLE = 3  # sessions in a row that bring no fold further, before the training is given up
 
 
@@ -66,7 +66,7 @@ class Training:
 
         `agree` is called before the first push. Raises RuntimeError naming a session that failed by itself.
         """
-        last, end, n_pushed, idle = self.sessions.last(), kernel_sessions.End(), 0, 0
+        last, end, n_pushed, idle = self.sessions.last(self.settings), kernel_sessions.End(), 0, 0
         if last:
             end, _ = self.receive(last, may_fail=True)
         while self.open and n_pushed < n_sessions:
@@ -110,17 +110,27 @@ class Training:
 
 
 def install_tables(source: Path, run: Run) -> None:
-    """Copy the slice table and the folds to the work folder, if it has none.
+    """Copy the slice table and the folds to the work folder, if it has none, as if made from the data on this machine.
 
     Raises ValueError naming both hashes if it has others than `run` was trained on.
     """
     if run.begun and paths.slices(run.work_dir).exists() and paths.folds(run.work_dir).exists():
         Project(None, run.work_dir).check_same(run)
-    elif (source / TABLES[-1]).exists() and not paths.slices(run.work_dir).exists():
+    elif paths.slices(source).exists() and not paths.slices(run.work_dir).exists():
         for name in TABLES:
             if (source / name).exists():
                 with storage.writing(run.work_dir / name) as temporary:
                     shutil.copyfile(source / name, temporary)
+        settings = tables.slices_settings(source) | {"data_dir": str(data_here())}
+        tables.write_slices(run.work_dir, tables.read_slices(source), settings)
+
+
+def data_here() -> Path:
+    """Return the folder of the competition's data on this machine, or that to which `download` will write them."""
+    try:
+        return paths.find_data().root.absolute()
+    except FileNotFoundError:
+        return paths.DEFAULT.absolute()
 
 
 def check_weights(sessions: Sessions, dataset: str, recipe: Path) -> None:
