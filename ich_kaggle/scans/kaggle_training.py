@@ -40,7 +40,7 @@ def wanted(path: Path, run: Run, fold: list[int] | None, n_folds: int | None, ho
 
 def flags_of(recipe: Path) -> argparse.Namespace:
     """Return the flags of `train` with those of the file `recipe`. Raises ValueError for one that does not exist."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     training_options.add(parser)
     training_options.add_run(parser)
     found = recipes.flags(parser, recipe)[1]
