@@ -110,19 +110,20 @@ class Training:
 
 
 def install_tables(source: Path, run: Run) -> None:
-    """Copy the slice table and the folds to the work folder, if it has none, as if made from the data on this machine.
+    """Copy to the work folder those of slice table and folds that it lacks, as if made from the data on this machine.
 
     Raises ValueError naming both hashes if it has others than `run` was trained on.
     """
-    if run.begun and paths.slices(run.work_dir).exists() and paths.folds(run.work_dir).exists():
-        Project(None, run.work_dir).check_same(run)
-    elif paths.slices(source).exists() and not paths.slices(run.work_dir).exists():
+    if paths.slices(source).exists():
         for name in TABLES:
-            if (source / name).exists():
+            if (source / name).exists() and not (run.work_dir / name).exists():
                 with storage.writing(run.work_dir / name) as temporary:
                     shutil.copyfile(source / name, temporary)
-        settings = tables.slices_settings(source) | {"data_dir": str(data_here())}
-        tables.write_slices(run.work_dir, tables.read_slices(source), settings)
+        if not paths.slices(run.work_dir).exists():
+            settings = tables.slices_settings(source) | {"data_dir": str(data_here())}
+            tables.write_slices(run.work_dir, tables.read_slices(source), settings)
+    if run.begun and paths.slices(run.work_dir).exists() and paths.folds(run.work_dir).exists():
+        Project(None, run.work_dir).check_same(run)
 
 
 def data_here() -> Path:
