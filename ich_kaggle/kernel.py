@@ -22,6 +22,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from ich_kaggle.common import cli, locks, recipes, storage
@@ -57,7 +58,7 @@ def pack(work_dir: Path, ensemble: Path, out: Path, extra: list[Path]) -> Path:
 
 
 def weights(
-    name: str | None,
+    name: str,
     user: str,
     dry_run: bool,
     connect: Callable,
@@ -66,12 +67,9 @@ def weights(
     ensemble: str | None,
     extra: list[Path],
     file: list[Path],
-    known: list[str],
 ) -> Path:
     """Return the folder with the models of an ensemble, see `pack`, or with the files `file` alone; unless `dry_run`
     it is uploaded as the dataset `name`."""
-    name = name or (WEIGHTS if file else DATASET)
-    kernel_rules.check_dataset(name, known)
     if file:
         with storage.replacing(OUT / name) as draft:
             for path in file:
@@ -103,63 +101,58 @@ def fetch(kaggle: client.Connection, user: str, name: str) -> None:
         cli.say(f"{path}: {path.stat().st_size} bytes")
 
 
-def agree(n_sessions: int, hours: float, time: str, is_agreed: bool) -> None:
-    """Say what a training may cost, and ask. Raises ValueError without an answer."""
-    cli.say(f"up to {n_sessions} sessions of {hours:g} h on Kaggle's GPUs (about 30 h a week are free); recipe: {time}")
-    if not is_agreed and not sys.stdin.isatty():
-        raise ValueError("there is no terminal to ask on: give --yes to push")
-    if not is_agreed and input("Push? [y/N] ").strip().lower() not in ("y", "yes"):
-        raise ValueError("nothing was pushed")
+@dataclass(frozen=True)
+class Wish:
+    """The flags of `train`."""
+
+    train_recipe: str
+    run: str | None
+    fold: list[int] | None
+    n_folds: int | None
+    hours: float  # of a session
+    n_sessions: int
+    is_agreed: bool
+    is_offline: bool
+
+    def agree(self) -> None:
+        """Say what the sessions may cost, and ask. Raises ValueError without an answer."""
+        time = recipes.header(recipes.path_of(self.train_recipe)).get("Time", "time not known")
+        most = f"up to {self.n_sessions} sessions of {self.hours:g} h"
+        cli.say(f"{most} on Kaggle's GPUs (about 30 h a week are free); recipe: {time}")
+        if not self.is_agreed and not sys.stdin.isatty():
+            raise ValueError("there is no terminal to ask on: give --yes to push")
+        if not self.is_agreed and input("Push? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise ValueError("nothing was pushed")
 
 
-def train(
-    kernels_dir: Path,
-    user: str,
-    dry_run: bool,
-    connect: Callable,
-    *,
-    work_dir: Path,
-    train_recipe: str,
-    run: str | None,
-    fold: list[int] | None,
-    n_folds: int | None,
-    hours: float,
-    n_sessions: int,
-    is_agreed: bool,
-    is_offline: bool,
-) -> None:
+def train(wish: Wish, kernels_dir: Path, user: str, dry_run: bool, connect: Callable, work_dir: Path) -> None:
     """Train folds at Kaggle until they are complete, see kaggle_training; with `dry_run` build the first session."""
     from ich_kaggle.scans import kaggle_training  # torch takes seconds
 
-    path = recipes.path_of(train_recipe)
-    this = Run(work_dir, run or path.stem)
-    settings = kaggle_training.wanted(path, this, fold, n_folds, hours)
+    path = recipes.path_of(wish.train_recipe)
+    this = Run(work_dir, wish.run or path.stem)
+    settings = kaggle_training.wanted(path, this, wish.fold, wish.n_folds, wish.hours)
     offline = dict(enable_internet=False, dataset_sources=[f"{kernel_rules.PLACEHOLDER}/{WEIGHTS}"])
-    changes = offline if is_offline else {}
+    kaggle = None if dry_run else connect()
+    sessions = kernel_sessions.Sessions(kaggle, user, this.name, kernels_dir / TRAIN, OUT)
+    training = kaggle_training.Training(sessions, this, settings, offline if wish.is_offline else {})
+    if dry_run:
+        first = sessions.next({}, kernel_sessions.End(), settings)
+        cli.say(f"{sessions.build(first, **training.changes)}: built")
+        return
     with locks.locked(OUT / this.name):
-        sessions = kernel_sessions.Sessions(
-            None if dry_run else connect(), user or kernel_rules.PLACEHOLDER, this.name, kernels_dir / TRAIN, OUT
-        )
-        training = kaggle_training.Training(sessions, this, settings, changes)
-        if dry_run:
-            cli.say(f"{sessions.build(sessions.next({}, kernel_sessions.End(), settings), **changes)}: built")
-            return
-        if training.open:
-            if is_offline:
-                kaggle_training.check_weights(sessions, f"{user}/{WEIGHTS}", path)
-            time = recipes.header(path).get("Time", "time not known")
-            training.complete(n_sessions, lambda: agree(n_sessions, hours, time, is_agreed))
-    if training.open:
-        left = ", ".join(map(str, training.open))
-        raise RuntimeError(
-            f"{n_sessions} sessions are over, fold {left} is not complete: run the same command to go on"
-        )
+        if wish.is_offline:
+            kaggle_training.check_weights(sessions, f"{user}/{WEIGHTS}", path)
+        training.complete(wish.n_sessions, wish.agree)
+    if left := ", ".join(map(str, training.open)):
+        over = f"{wish.n_sessions} sessions are over, fold {left} is not complete"
+        raise RuntimeError(f"{over}: run the same command to go on")
     cli.say(f"{this.folder}: folds complete: next, python -m ich_kaggle.submit --run {this.name}")
 
 
 def predict(kernels_dir: Path, user: str, dry_run: bool, connect: Callable, **models) -> None:
     """Upload the models of an ensemble, run ich-infer on them unless it has run, and fetch what it leaves."""
-    folder = weights(None, user, True, connect, **models)
+    folder = weights(DATASET, user, True, connect, **models)
     digests = {path.name: storage.file_hash(path) for path in sorted(folder.iterdir())}
     settings = {"hours": 8.0, "models": digests}
     out = kernel_build.build(kernels_dir / INFER, OUT / INFER, user, settings)
@@ -194,12 +187,14 @@ def kernel(
     if not user and action not in ("build", "check") and not dry_run:
         raise ValueError(f"{action}: no user name: give --user, your name at Kaggle")
     known = kernel_rules.names(kernels_dir)
-    models = dict(work_dir=work_dir, ensemble=ensemble, extra=extra, file=file, known=known)
+    models = dict(work_dir=work_dir, ensemble=ensemble, extra=extra, file=file)
     if action == "train":
-        train(kernels_dir, user, dry_run, connect, work_dir=work_dir, **training)
+        train(Wish(**training), kernels_dir, user or kernel_rules.PLACEHOLDER, dry_run, connect, work_dir)
     elif action == "predict":
         predict(kernels_dir, user, dry_run, connect, **models)
     elif action == "weights":
+        name = (WEIGHTS if file else DATASET) if name is None else name
+        kernel_rules.check_dataset(name, known)
         weights(name, user, dry_run, connect, **models)
     elif name not in known:
         raise ValueError(f"{action}: NAME is {name}: {kernels_dir} has the kernels {', '.join(known) or '(none)'}")

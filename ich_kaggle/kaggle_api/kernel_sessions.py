@@ -58,7 +58,9 @@ class Sessions:
         found = [settings for code in codes if "slug" in (settings := kernel_build.settings_in(code))]
         last = max(found, key=lambda settings: settings["session"], default={})
         if last:
-            storage.same_settings(self.page(last), same(last), same(wanted), "give another --run or --work-dir")
+            storage.same_settings(
+                self.page(last), same(last), same(wanted), "give the same --recipe and --folds, or another --run"
+            )
         return last
 
     def next(self, last: dict, end: End, wanted: dict) -> dict:
