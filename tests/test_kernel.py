@@ -219,6 +219,20 @@ def test_a_kernel_is_waited_for(run, kaggle_server):
     assert run.pauses == [1, 7, kernels.POLL_PAUSE]
 
 
+def test_the_log_is_shown_as_it_grows_and_a_fault_of_it_stops_no_wait(run, kaggle_server, caplog):
+    ran(kaggle_server, fake.Output("COMPLETE"))
+    outputs = [fake.Output("RUNNING", log="a\nb\n"), fake.Output("RUNNING", log="a\nb\nc\n"), fake.Output("COMPLETE")]
+    kaggle_server.run_kernel = lambda kernel: outputs.pop(0)
+    caplog.set_level("INFO")
+    kaggle_server.fail("ListKernelSessionOutput", fake.status(404, "no session output yet"))
+    run("wait", "ich-infer", "--user", USER)
+    assert [record.getMessage().strip() for record in caplog.records if record.getMessage()[0] == " "] == [
+        "a",
+        "b",
+        "c",
+    ]
+
+
 @pytest.mark.parametrize("state", ["ERROR", "CANCEL_ACKNOWLEDGED"])
 def test_a_kernel_that_failed_is_an_error_with_kaggles_reason(run, kaggle_server, state):
     ran(kaggle_server, fake.Output(state, failure="Your notebook ran out of memory"))

@@ -209,7 +209,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("after", [0, 4])
+@pytest.mark.parametrize("after", [0, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("call", CALLS)
 def test_each_fault_of_each_call_is_a_line_or_nothing_and_the_same_command_goes_on(
     canned, laptop, undisturbed, call, after
