@@ -72,10 +72,9 @@ class Checkpoint:
             self.before()
             run.write(self.path)
 
-    @property
-    def is_over(self) -> bool:
-        """Whether it is time to stop. The first process decides: when it ends, torchrun ends the others."""
-        return ddp.shard()[0] == 0 and time.monotonic() > self.until
+    def is_over(self, now: float) -> bool:
+        """Return whether it is time to stop. The first process decides: when it ends, torchrun ends the others."""
+        return now > self.until and ddp.shard()[0] == 0
 
     def stop(self, run: Fit) -> None:
         """Exit with TO_BE_RESUMED, once the state is written."""
@@ -131,7 +130,7 @@ def fit(
         run.end_epoch(validate(run.averaged()))
         checkpoint.write(run)
         yield run.rows
-        if checkpoint.is_over and len(run.rows) < settings.epochs:
+        if len(run.rows) < settings.epochs and checkpoint.is_over(time.monotonic()):
             checkpoint.stop(run)
     model.load_state_dict(run.ema.module.state_dict())
 
@@ -148,7 +147,7 @@ def _train_epoch(run: Fit, loader: DataLoader, loss: Callable, checkpoint: Check
         careful_step(run, loss, batch, checkpoint.path)
         n_seen += len(batch[0])
         now = time.monotonic()
-        is_over = checkpoint.is_over
+        is_over = checkpoint.is_over(now)
         is_due = (is_over or now - saved > checkpoint.every) and run.may_pause
         if is_due or now - told > READ_EVERY:
             bar.set_postfix_str(f"loss {run.read():.4f}, {n_seen / (now - began):.0f} img/s", refresh=False)
