@@ -1,36 +1,43 @@
-"""Build kernels, run them at Kaggle, and upload models as a dataset for them. ACTION is one of:
+"""Train and predict in kernels at Kaggle: build, check, push and fetch them. ACTION is one of:
 
+train           train folds, in one session after another until they are complete, and fetch them to work/runs/
+predict         upload the models of an ensemble, predict with them in ich-infer, and fetch the submission
+weights [NAME]  upload the models of an ensemble as a dataset (ich-models), or --file alone (ich-weights)
 build NAME      kernels/NAME -> build/kernels/NAME: a single file that carries the package, and its metadata
 check NAME      build it, and check it against Kaggle's rules
 push NAME       check it, and push it: Kaggle runs it at once
 wait NAME       wait until it has run
 fetch NAME      download its output and its log to build/kernels/NAME/output
-weights [NAME]  pack the models of an ensemble into build/kernels/NAME, and upload them as a dataset (ich-models)
+
+train and predict can be stopped at any moment: the same command goes on, here or on another machine.
 
 Reads:   kernels/NAME/, kernels/unpack.py, work/ensemble/, work/runs/, Kaggle's credentials
-Writes:  build/kernels/
-Example: python -m ich_kaggle.kernel weights --user NAME --ensemble b0+b4
-         python -m ich_kaggle.kernel push ich-infer --user NAME
-         python -m ich_kaggle.kernel wait ich-infer --user NAME
-         python -m ich_kaggle.kernel fetch ich-infer --user NAME
-         python -m ich_kaggle.submit --file build/kernels/ich-infer/output/submission.csv
+Writes:  build/kernels/; with train work/runs/, and work/slices.parquet and work/folds.csv if they do not exist
+Example: python -m ich_kaggle.kernel train --user NAME --recipe resnet50 --fold all
+         python -m ich_kaggle.kernel predict --user NAME --ensemble b0+b4
+         python -m ich_kaggle.kernel weights --user NAME --file resnet50.a1_in1k.safetensors
 """
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from ich_kaggle.common import cli, storage
-from ich_kaggle.kaggle_api import client, kernel_build, kernel_rules, kernels, wheel
+from ich_kaggle.common import cli, locks, recipes, storage
+from ich_kaggle.common.runs import Run
+from ich_kaggle.kaggle_api import client, kernel_build, kernel_rules, kernel_sessions, kernels, wheel
 from ich_kaggle.scans import model_bundle
 
-ACTIONS = ("build", "check", "push", "wait", "fetch", "weights")
+ACTIONS = ("train", "predict", "weights", "build", "check", "push", "wait", "fetch")
 DATASET = "ich-models"  # that the kernels in kernels/ read
+WEIGHTS = "ich-weights"  # that training without internet reads
 OUT = Path("build") / "kernels"  # of what is built, packed and fetched
 MAKER = "kernel weights"  # in the marker of a packed folder
 NEGLIGIBLE = 1e-4  # a run with a smaller weight in every label is not worth its time
+TRAIN, INFER = "ich-train", "ich-infer"
 
 
 def gather(work_dir: Path, ensemble: Path, extra: list[Path]) -> tuple[dict, dict[str, Path]]:
@@ -63,20 +70,34 @@ def pack(work_dir: Path, ensemble: Path, out: Path, extra: list[Path]) -> Path:
     return out
 
 
-def weights(
-    name: str, user: str, dry_run: bool, connect: Callable, *, work_dir: Path, ensemble: str | None, extra: list[Path]
-) -> None:
-    """Pack the models of an ensemble, see `pack`, and upload them as the dataset `name`; `dry_run` only checks them."""
-    storage.check_made_by(OUT / name, MAKER)
-    chosen = model_bundle.choose_ensemble(work_dir, ensemble, "--ensemble")
-    if dry_run:
-        cli.say(f"{OUT / name}: {len(gather(work_dir, chosen, extra)[1])} files of models can be packed")
-        return
-    folder = pack(work_dir, chosen, OUT / name, extra)
+def packed(name: str, *, work_dir: Path, ensemble: str | None, extra: list[Path], file: list[Path]) -> Path:
+    """Return the folder of the dataset `name`, of the models of an ensemble, see `pack`, or of the files `file`."""
+    if not file:
+        return pack(work_dir, model_bundle.choose_ensemble(work_dir, ensemble, "--ensemble"), OUT / name, extra)
+    with storage.replacing(OUT / name, MAKER) as draft:
+        for path in file:
+            shutil.copyfile(path, draft / path.name)
+    return OUT / name
+
+
+def upload(kaggle: client.Connection, user: str, folder: Path) -> None:
     n_files = len(kernels.files_of(folder))
     cli.say(f"{folder}: {n_files} files")
-    kernels.publish(connect(), f"{user}/{name}", name.replace("-", " "), folder)
-    cli.say(f"{n_files} files are ready at https://www.kaggle.com/datasets/{user}/{name}")
+    kernels.publish(kaggle, f"{user}/{folder.name}", folder.name.replace("-", " "), folder)
+    cli.say(f"{n_files} files are ready at https://www.kaggle.com/datasets/{user}/{folder.name}")
+
+
+def weights(name: str, user: str, dry_run: bool, connect: Callable, **models) -> None:
+    """Pack `models`, see `packed`, and upload them as the dataset `name`; `dry_run` only checks them."""
+    storage.check_made_by(OUT / name, MAKER)
+    if not dry_run:
+        upload(connect(), user, packed(name, **models))
+        return
+    work_dir, ensemble, extra, files = models.values()
+    if not files:
+        chosen = model_bundle.choose_ensemble(work_dir, ensemble, "--ensemble")
+        files = gather(work_dir, chosen, extra)[1]
+    cli.say(f"{OUT / name}: {len(files)} files can be packed")
 
 
 def dry_build(source: Path, user: str) -> None:
@@ -97,6 +118,84 @@ def build(action: str, source: Path, user: str, connect: Callable) -> None:
         cli.say(f"version {version} runs at {url}")
 
 
+def fetch(kaggle: client.Connection, user: str, name: str) -> None:
+    storage.claim(OUT / name, "kernel")
+    for path in kernels.fetch(kaggle, f"{user}/{name}", OUT / name / "output"):
+        cli.say(f"{path}: {path.stat().st_size} bytes")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The flags of `train`."""
+
+    train_recipe: str
+    run: str | None
+    fold: list[int] | None
+    n_folds: int | None
+    hours: float  # of a session
+    n_sessions: int
+    is_agreed: bool
+    is_offline: bool
+
+    def agree(self) -> None:
+        """Say what the sessions may cost, and ask. Raises ValueError without an answer."""
+        time = recipes.header(recipes.path_of(self.train_recipe)).get("Time", "time not known")
+        most = f"up to {self.n_sessions} sessions of {self.hours:g} h"
+        cli.say(f"{most} on Kaggle's GPUs (about 30 h a week are free); recipe: {time}")
+        if not self.is_agreed and not sys.stdin.isatty():
+            raise ValueError("there is no terminal to ask on: give --yes to push")
+        if not self.is_agreed and input("Push? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise ValueError("nothing was pushed")
+
+
+def train(wish: Wish, kernels_dir: Path, user: str, dry_run: bool, connect: Callable, work_dir: Path) -> None:
+    """Train folds at Kaggle until they are complete, see kaggle_training; with `dry_run` build the first session."""
+    from ich_kaggle.scans import kaggle_training  # torch takes seconds
+
+    path = recipes.path_of(wish.train_recipe)
+    this = Run(work_dir, wish.run or path.stem)
+    settings = kaggle_training.wanted(path, this, wish.fold, wish.n_folds, wish.hours)
+    offline = dict(enable_internet=False, dataset_sources=[f"{kernel_rules.PLACEHOLDER}/{WEIGHTS}"])
+    kaggle = None if dry_run else connect()
+    sessions = kernel_sessions.Sessions(kaggle, user, this.name, kernels_dir / TRAIN, OUT)
+    training = kaggle_training.Training(sessions, this, settings, offline if wish.is_offline else {})
+    if dry_run:
+        first = sessions.next({}, kernel_sessions.End(), settings)
+        cli.say(f"{sessions.build(first, **training.changes)}: built")
+        return
+    with locks.locked(OUT / this.name):
+        if wish.is_offline:
+            kaggle_training.check_weights(sessions, f"{user}/{WEIGHTS}", path)
+        training.complete(wish.n_sessions, wish.agree)
+    if left := ", ".join(map(str, training.open)):
+        over = f"{wish.n_sessions} sessions are over, fold {left} is not complete"
+        raise RuntimeError(f"{over}: run the same command to go on")
+    cli.say(f"{this.folder}: folds complete: next, python -m ich_kaggle.submit --run {this.name}")
+
+
+def predict(kernels_dir: Path, user: str, dry_run: bool, connect: Callable, **models) -> None:
+    """Upload the models of an ensemble, run ich-infer on them unless it has run, and fetch what it leaves."""
+    if dry_run:
+        weights(DATASET, user, True, connect, **models)
+        dry_build(kernels_dir / INFER, user)
+        return
+    storage.claim(OUT / INFER, "kernel")
+    folder = packed(DATASET, **models)
+    digests = {path.name: storage.file_hash(path) for path in sorted(kernels.files_of(folder))}
+    settings = {"hours": 8.0, "models": digests}
+    out = kernel_build.build(kernels_dir / INFER, OUT / INFER, user, settings)
+    cli.say(kernel_rules.check(out))
+    kaggle, name = connect(), f"{user}/{INFER}"
+    is_same = kernel_build.settings_in(kernels.source(kaggle, name)) == settings
+    if not is_same or kernels.ended(kaggle, name) != "COMPLETE":  # what runs is waited for, what failed is repeated
+        upload(kaggle, user, folder)
+        url, version = kernels.push(kaggle, out)
+        cli.say(f"version {version} runs at {url}")
+    kernels.wait(kaggle, name)
+    fetch(kaggle, user, INFER)
+    cli.say(f"next: python -m ich_kaggle.submit --file {OUT / INFER / 'output' / 'submission.csv'}")
+
+
 def kernel(
     *,
     action: str,
@@ -104,14 +203,24 @@ def kernel(
     user: str,
     kernels_dir: Path,
     dry_run: bool,
+    work_dir: Path,
+    ensemble: str | None,
+    extra: list[Path],
+    file: list[Path],
     connect: Callable = client.connect,
-    **models,
+    **training,
 ) -> None:
     if not user and action not in ("build", "check") and not dry_run:
         raise ValueError(f"{action}: no user name: give --user, your name at Kaggle")
     known = kernel_rules.names(kernels_dir)
-    if action == "weights":
-        kernel_rules.check_dataset(name := DATASET if name is None else name, known)
+    models = dict(work_dir=work_dir, ensemble=ensemble, extra=extra, file=file)
+    if action == "train":
+        train(Wish(**training), kernels_dir, user or kernel_rules.PLACEHOLDER, dry_run, connect, work_dir)
+    elif action == "predict":
+        predict(kernels_dir, user, dry_run, connect, **models)
+    elif action == "weights":
+        name = (WEIGHTS if file else DATASET) if name is None else name
+        kernel_rules.check_dataset(name, known)
         weights(name, user, dry_run, connect, **models)
     elif name not in known:
         raise ValueError(f"{action}: NAME is {name}: {kernels_dir} has the kernels {', '.join(known) or '(none)'}")
@@ -123,20 +232,31 @@ def kernel(
         kernels.wait(connect(), f"{user}/{name}")
         cli.say(f"{user}/{name}: complete")
     else:
-        storage.claim(OUT / name, "kernel")
-        for path in kernels.fetch(connect(), f"{user}/{name}", OUT / name / "output"):
-            cli.say(f"{path}: {path.stat().st_size} bytes")
+        fetch(connect(), user, name)
 
 
 def build_parser():
     parser = cli.command(__doc__, "--work-dir", "--dry-run")
     add = parser.add_argument
     add("action", choices=ACTIONS, metavar="ACTION", help=", ".join(ACTIONS))
-    add("name", nargs="?", metavar="NAME", help=f"a folder in kernels/; with weights a dataset (default: {DATASET})")
+    add("name", nargs="?", metavar="NAME", help="a folder in kernels/; with weights a dataset")
     add("--user", default=os.environ.get("KAGGLE_USERNAME", ""), help="your name at Kaggle (default: $KAGGLE_USERNAME)")
     add("--kernels-dir", type=Path, default=Path("kernels"), help="folder of the sources")
+    add = parser.add_argument_group("weights, predict").add_argument
     add("--ensemble", help="folder in work/ensemble whose models are packed (default: the only one)")
-    add("--extra", type=Path, nargs="+", default=[], help="more files for the dataset: wheels, pretrained weights")
+    add("--extra", type=Path, nargs="+", default=[], help="more files for the dataset, such as wheels")
+    add("--file", type=Path, nargs="+", default=[], help="files that the dataset holds instead of models")
+    add = parser.add_argument_group("train").add_argument
+    add("--recipe", dest="train_recipe", default="resnet50", help="name of a recipe, or a TOML file of flags of train")
+    for flag in ("--run", "--fold"):
+        add(flag, **cli.FLAGS[flag])
+    add(
+        "--folds", **cli.FLAGS["--folds"] | dict(default=None, help="number of folds (default: those of work/, else 5)")
+    )
+    add("--hours", type=cli.within(0, 11.5), default=10.0, help="training time of a session; Kaggle ends it after 12")
+    add("--sessions", dest="n_sessions", type=cli.POSITIVE, default=5, help="most sessions that this command pushes")
+    add("--yes", dest="is_agreed", action="store_true", help="push without asking")
+    add("--offline", dest="is_offline", action="store_true", help=f"no internet: weights from the dataset {WEIGHTS}")
     return parser
 
 

@@ -28,8 +28,6 @@ from ich_kaggle.learning import (
 )
 from ich_kaggle.scoring import patient_folds
 
-RUN = ("--run", "--fold", "--device", "--data-dir", "--work-dir", "--workers", "--overwrite")
-
 
 def train(*, arch: str | None, run: str | None = None, fold: list[int] | None = None, **flags) -> None:
     """Train the chosen folds of a run, except those that are finished.
@@ -77,18 +75,10 @@ def train(*, arch: str | None, run: str | None = None, fold: list[int] | None = 
 def build_parser():
     parser = cli.command(__doc__)
     training_options.add(parser)
-    add = parser.add_argument_group("run").add_argument
-    add("--recipe", **cli.FLAGS["--recipe"])
-    add("--recipes", action=recipes.Listing, help="list the recipes and their sources; with --markdown as a table")
-    for flag in RUN:
-        add(flag, **cli.FLAGS[flag])
-    add("--checkpoint-every", type=cli.within(0), default=600.0, help="seconds between checkpoints within an epoch")
-    add("--tensorboard", action="store_true", help="write the log for TensorBoard too")
-    add(
-        "--dry-run",
-        action="store_true",
-        help="make folds and cache, time a minute of training, report its cost",
-    )
+    training_options.add_run(parser)
+    parser.add_argument("--recipe", **cli.FLAGS["--recipe"])
+    listing = "list the recipes and their sources; with --markdown as a table"
+    parser.add_argument("--recipes", action=recipes.Listing, help=listing)
     return parser
 
 

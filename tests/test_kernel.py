@@ -33,7 +33,7 @@ no_network, kaggle_server, proxied_server = fake.no_network, fake.kaggle_server,
 
 KERNELS = Path(__file__).parent.parent / "kernels"
 PACKAGE = Path(paths.__file__).parents[1]
-NAMES = ("ich-infer", "ich-train", "ich-explore")
+NAMES = ("ich-infer", "ich-train", "ich-start", "ich-explore")
 RUNS = ("test_efficientnet", "test_resnet")
 USER = fake.USER
 STATUS, SAVE = "GetKernelSessionStatus", "SaveKernel"
@@ -57,7 +57,6 @@ def run(tmp_path, capfd, monkeypatch):
     def run(*argv: str) -> str:
         connect = functools.partial(client.connect, sleep=run_pauses.append, timeout=image.TIMEOUT)
         options = vars(kernel.build_parser().parse_args([*argv, "--kernels-dir", str(KERNELS)]))
-        options.pop("recipe", None)
         kernel.kernel(**options, connect=connect)
         return capfd.readouterr().out
 
@@ -116,7 +115,7 @@ def test_without_a_user_the_placeholder_is_named(run, monkeypatch):
 
 def test_a_kernel_that_is_not_there_is_answered_with_those_that_are(run):
     with pytest.raises(
-        ValueError, match=r"NAME is \.\./ich-infer: .*has the kernels ich-explore, ich-infer, ich-train"
+        ValueError, match=r"NAME is \.\./ich-infer: .*has the kernels ich-explore, ich-infer, ich-start, ich-train"
     ):
         run("build", "../ich-infer", "--user", USER)
 
@@ -218,6 +217,20 @@ def test_a_kernel_is_waited_for(run, kaggle_server):
     kaggle_server.fail(STATUS, fake.status(502), fake.status(429, "slow down", Retry_After="7"))
     assert run("wait", "ich-infer", "--user", USER) == "tester/ich-infer: complete\n"
     assert run.pauses == [1, 7, kernels.POLL_PAUSE]
+
+
+def test_the_log_is_shown_as_it_grows_and_a_fault_of_it_stops_no_wait(run, kaggle_server, caplog):
+    ran(kaggle_server, fake.Output("COMPLETE"))
+    outputs = [fake.Output("RUNNING", log="a\nb\n"), fake.Output("RUNNING", log="a\nb\nc\n"), fake.Output("COMPLETE")]
+    kaggle_server.run_kernel = lambda kernel: outputs.pop(0)
+    caplog.set_level("INFO")
+    kaggle_server.fail("ListKernelSessionOutput", fake.status(404, "no session output yet"))
+    run("wait", "ich-infer", "--user", USER)
+    assert [record.getMessage().strip() for record in caplog.records if record.getMessage()[0] == " "] == [
+        "a",
+        "b",
+        "c",
+    ]
 
 
 @pytest.mark.parametrize("state", ["ERROR", "CANCEL_ACKNOWLEDGED"])
@@ -390,6 +403,24 @@ def test_one_of_several_ensembles_must_be_chosen(home, tmp_path):
         model_bundle.choose_ensemble(tmp_path, "c", "--ensemble")
 
 
+def test_predict_goes_on_where_it_was_stopped_and_repeats_what_failed(run, kaggle_server, home):
+    command = ("predict", "--user", USER, "--work-dir", str(home), "--ensemble", "both")
+    outputs = [
+        fake.Output("ERROR", failure="out of memory"),
+        fake.Output("COMPLETE", {"submission.csv": b"ID,Label\n"}),
+    ]
+    kaggle_server.run_kernel = lambda kernel: outputs.pop(0)
+    kaggle_server.fail(STATUS, fake.status(401, "Unauthenticated"))
+    with pytest.raises(PermissionError, match="the credentials are not accepted"):
+        run(*command)
+    out = run(*command)
+    assert out.endswith("next: python -m ich_kaggle.submit --file build/kernels/ich-infer/output/submission.csv\n")
+    assert len(kaggle_server.kernels["tester/ich-infer"]) == 2  # one failed
+    run(*command)
+    assert len(kaggle_server.kernels["tester/ich-infer"]) == 2
+    assert Path("build/kernels/ich-infer/output/submission.csv").read_bytes() == b"ID,Label\n"
+
+
 # The whole way: weights, push, run, fetch, submit, score.
 
 
@@ -534,23 +565,76 @@ def edited_kernels(tmp_path: Path, name: str, **constants: str) -> Path:
     return path.parent
 
 
+TINY = """arch = "test_resnet"
+image-size = 64
+cache-size = 64
+batch-size = 16
+epochs = 1
+workers = 1
+"""
+
+
 @pytest.mark.slow
-def test_the_training_kernel_leaves_a_fold_for_home(competition, tmp_path):
+def test_the_training_kernel_takes_its_weights_from_a_dataset_and_leaves_a_fold_for_home(
+    run, kaggle_server, competition, tmp_path
+):
     model = slice_model.SliceModel(tasks.slice_config("test_resnet", image_size=64, cache_size=64))
     start = tmp_path / "test_resnet.safetensors"
     importlib.import_module("safetensors.torch").save_file(
         {key: value.contiguous() for key, value in model.backbone.state_dict().items()}, start
     )
-    settings = '["--image-size", "64", "--cache-size", "64", "--epochs", "1", "--batch-size", "16", "--workers", "1"]'
-    source = edited_kernels(tmp_path, "ich-train", RUN__ARCH__FOLD='"mine", "test_resnet", 1', SETTINGS=settings)
-    folder = kernel_build.build(source, tmp_path / "built", USER)
-    inputs = image.lay_out(tmp_path, competition, {f"{USER}/ich-models": {start.name: start.read_bytes()}}, "new")
-    code, log, working = image.run(tmp_path, (folder / "main.py").read_text(), inputs)
-    assert code == 0, log
-    found = {path.name for path in (working / "runs" / "mine" / "fold1").iterdir()}
+    Path("mine.toml").write_text(TINY)
+    training = ("train", "--user", USER, "--recipe", "mine.toml", "--fold", "1", "--offline", "--yes")
+    with pytest.raises(RuntimeError, match="list_dataset_files: Kaggle answered 404"):
+        run(*training)
+    Path("other.safetensors").write_bytes(b"other")
+    run("weights", "--user", USER, "--file", "other.safetensors")
+    with pytest.raises(
+        RuntimeError, match=r"ich-weights lacks test_resnet\.safetensors: python -m ich_kaggle\.kernel weig"
+    ):
+        run(*training)
+    run("weights", "--user", USER, "--file", str(start))
+    assert kaggle_server.datasets[f"{USER}/ich-weights"].files == {start.name: start.read_bytes()}
+
+    def run_kernel(pushed: fake.Kernel) -> fake.Output:
+        assert "enableInternet" not in pushed.request or not pushed.request["enableInternet"]
+        files = {name: kaggle_server.datasets[name].files for name in pushed.request["datasetDataSources"]}
+        inputs = image.lay_out(tmp_path, competition, files, "new")
+        code, log, working = image.run(tmp_path, pushed.request["text"], inputs)
+        assert f"weights: all {len(model.backbone.state_dict())} of the backbone" not in log or code == 0, log
+        return fake.Output("ERROR" if code else "COMPLETE", image.files_in(working), log)
+
+    kaggle_server.run_kernel = run_kernel
+    run(*training)
+    found = {path.name for path in Path("work/runs/mine/fold1").iterdir()}
     assert {"model.pt", "log.csv", "oof.parquet", "test.parquet", "embeddings.npy"} <= found
-    assert storage.read_json(working / "runs" / "mine" / "run.json")["settings"]["arch"] == "test_resnet"
-    assert {path.name for path in working.iterdir()} == {"runs"}
+    assert storage.read_json(Path("work/runs/mine/run.json"))["settings"]["weights"] == "imagenet"
+
+
+@pytest.mark.slow
+def test_the_notebook_to_start_with_writes_a_submission(competition, tmp_path):
+    for needed in ("papermill", "ipykernel"):
+        if importlib.util.find_spec(needed) is None:
+            pytest.skip(f"no {needed}")
+    source = edited_kernels(tmp_path, "ich-start", ARCH__WEIGHTS__SIZE='"test_resnet", "none", 64')
+    notebook = kernel_build.build(source, tmp_path / "built", USER) / "ich-start.ipynb"
+    working = papermill(notebook, competition, tmp_path)
+    ids = pd.read_csv(competition / "stage_2_sample_submission.csv").ID
+    assert set(pd.read_csv(working / "submission.csv").ID) == set(ids)
+    assert (working / "runs" / "start" / "fold0" / "model.pt").exists()
+
+
+def papermill(notebook: Path, competition: Path, tmp_path: Path, datasets: dict | None = None) -> Path:
+    """Run the notebook to out.ipynb, and return the working folder that it leaves."""
+    inputs = image.lay_out(tmp_path, competition, datasets or {}, "new")
+    for name in ("scratch", "working"):
+        (tmp_path / name).mkdir()
+    env = os.environ | {"KAGGLE_INPUT_DIR": str(inputs), "TMPDIR": str(tmp_path / "scratch"), "OMP_NUM_THREADS": "1"}
+    working = tmp_path / "working"
+    command = [sys.executable, "-m", "papermill", str(notebook), str(tmp_path / "out.ipynb"), "--cwd", str(working)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return working
 
 
 @pytest.mark.slow
@@ -559,12 +643,7 @@ def test_the_notebook_runs_through_papermill(packed, competition, n_test, tmp_pa
         if importlib.util.find_spec(needed) is None:
             pytest.skip(f"no {needed}")
     notebook = built("ich-explore", tmp_path) / "ich-explore.ipynb"
-    inputs = image.lay_out(tmp_path, competition, {f"{USER}/ich-models": image.files_in(packed)}, "new")
-    (tmp_path / "scratch").mkdir()
-    env = os.environ | {"KAGGLE_INPUT_DIR": str(inputs), "TMPDIR": str(tmp_path / "scratch"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "papermill", str(notebook), str(tmp_path / "out.ipynb"), "--cwd", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    papermill(notebook, competition, tmp_path, {f"{USER}/ich-models": image.files_in(packed)})
     cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 4

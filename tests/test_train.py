@@ -343,6 +343,35 @@ def test_a_run_killed_at_any_moment_and_started_again_ends_bit_identical(work):
         assert n_runs < 12, "the runs end before they can be killed"
 
 
+def test_a_command_whose_hours_are_over_takes_a_step_and_exits_to_be_resumed_bit_for_bit(work, capsys):
+    run(work, "--epochs", "1", name="whole")
+    codes = []
+    while not codes or codes[-1]:
+        try:
+            run(work, "--epochs", "1", "--hours", "0")
+            codes.append(0)
+        except SystemExit as stop:
+            codes.append(stop.code)
+    told = capsys.readouterr().out.splitlines()
+    n = int(told[-2].split(" of ")[1].split(":")[0])
+    folder = work / "runs" / "a" / "fold0"
+    assert codes == [*n * [75], 0]
+    assert told[1:-1] == [
+        f"{folder}/state.pt: stopped at step {k} of {n}: to be resumed by the same command" for k in range(1, n + 1)
+    ]
+    assert all((folder / name).read_bytes() == (work / "runs" / "whole" / "fold0" / name).read_bytes() for name in LEFT)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu,cpu"])
+def test_folds_whose_hours_are_over_are_resumed_later(work, device, capsys):
+    flags = [*TINY, "--work-dir", str(work), "--run", "a", "--fold", "0", "1", "--device", device]
+    with pytest.raises(SystemExit, match="75"):
+        train.main([*flags, "--hours", "0"])
+    assert "to be resumed by the same command" in capsys.readouterr().out
+    train.main(flags)
+    assert Run(work, "a").finished == [0, 1]
+
+
 @pytest.mark.slow
 def test_folds_side_by_side_end_as_each_alone_and_one_that_fails_stops_no_other(work, monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

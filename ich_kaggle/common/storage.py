@@ -77,18 +77,21 @@ def _sweep(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(folder: Path, maker: str) -> Iterator[Path]:
+def replacing(folder: Path, maker: str | None) -> Iterator[Path]:
     """Yield a new folder, of this user alone, that takes the place of `folder` on success, and is removed otherwise.
 
-    For one process at a time. Raises FileExistsError like `check_made_by`, before anything is made.
+    For one process at a time. Raises FileExistsError like `check_made_by`, before anything is made; a `maker` of None
+    is for folders inside work/, which need no marker.
     """
-    check_made_by(folder, maker)
+    if maker is not None:
+        check_made_by(folder, maker)
     folder = folder.resolve()
     _sweep(folder)
     new, old = _temporary(folder), _temporary(folder)
     new.mkdir(mode=0o700, parents=True)
     try:
-        (new / MARKER).write_text(maker)
+        if maker is not None:
+            (new / MARKER).write_text(maker)
         yield new
         if folder.exists():
             folder.rename(old)

@@ -218,9 +218,9 @@ def _status(error: Exception) -> int | None:
     return _body(error).get("code", status) if status == 200 else status
 
 
-def is_missing(error: RuntimeError) -> bool:
-    """Return whether `Connection.call` raised `error` because Kaggle answered 404."""
-    return _status(error.__cause__) == 404
+def is_missing(error: Exception, statuses: tuple[int, ...] = (404,)) -> bool:
+    """Return whether `Connection.call` raised `error` because Kaggle answered one of the `statuses`."""
+    return _status(error.__cause__) in statuses
 
 
 def _reason(error: Exception) -> str:

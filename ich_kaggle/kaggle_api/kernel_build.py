@@ -1,7 +1,9 @@
 """A kernel as it is sent to Kaggle: its metadata, and one file of code that carries the package."""
 
+import ast
 import base64
 import json
+import re
 import textwrap
 from pathlib import Path
 
@@ -9,23 +11,37 @@ from ich_kaggle.common import storage
 from ich_kaggle.kaggle_api import kernel_rules, wheel
 
 PLACE = 'WHEEL = ""'  # the line of kernels/unpack.py that the wheel replaces
+SETTINGS = re.compile(r"^SETTINGS = (.*)$", re.MULTILINE)  # of a kernel, in JSON
 KERNELSPEC = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
-def build(source: Path, out: Path, user: str) -> Path:
+def build(source: Path, out: Path, user: str, settings: dict | None = None, **changes) -> Path:
     """Return the folder `out`, with the kernel of the folder `source` built in it: its metadata, and one file of code
-    that carries the package. Raises ValueError naming a file that cannot be read."""
-    metadata = kernel_rules.read(source)
+    that carries the package.
+
+    `settings` replace those in the code, and `changes` keys of the metadata. Raises ValueError naming a file that
+    cannot be read.
+    """
+    metadata = kernel_rules.read(source) | changes
     filled = json.loads(json.dumps(metadata).replace(kernel_rules.PLACEHOLDER, user or kernel_rules.PLACEHOLDER))
     packed = "\n".join(textwrap.wrap(base64.b85encode(wheel.wheel()).decode(), 116, break_on_hyphens=False))
     unpack = (source.parent / "unpack.py").read_text(encoding="utf-8").replace(PLACE, f'WHEEL = """\n{packed}\n"""')
     with storage.reading(source / "main.py", "save it as UTF-8"):
         code = (source / "main.py").read_text(encoding="utf-8")
+    if settings is not None:
+        line = f"SETTINGS = {json.dumps(settings)!r}"
+        code = SETTINGS.sub(lambda _: line, code)
     text = notebook(code, unpack) if metadata.get("kernel_type") == "notebook" else f"{unpack}\n\n{code}"
     with storage.writing(out / Path(str(metadata.get("code_file", "main.py"))).name) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
     storage.write_json(out / kernel_rules.METADATA, filled)
     return out
+
+
+def settings_in(code: str) -> dict:
+    """Return the settings that `build` wrote into the `code` of a kernel; {} without any."""
+    found = SETTINGS.search(code)
+    return dict(json.loads(ast.literal_eval(found[1]))) if found else {}
 
 
 def notebook(source: str, unpack: str) -> str:

@@ -16,6 +16,7 @@ METADATA = "kernel-metadata.json"
 PLACEHOLDER = "YOUR_USERNAME"
 LIMIT = 900_000  # bytes of code: Kaggle's own limit is about 1 MB
 GPU = "NvidiaTeslaT4"
+TRAINERS = ("ich-train", "ich-start")  # kernels that may use the internet: timm's hub has the ImageNet weights
 OLDEST = (3, 11)  # Python of Kaggle's images
 
 TEXTS = ("id", "title", "code_file", "language", "kernel_type", "machine_shape")
@@ -52,8 +53,12 @@ def check(folder: Path) -> str:
     """Return a line about the kernel in `folder`. Raises ValueError listing all that Kaggle would refuse or ignore."""
     if found := faults(folder):
         raise ValueError(f"{folder}: {'; '.join(found)}")
-    code = folder / read(folder)["code_file"]
-    return f"{folder}: {code.name}, {code.stat().st_size} bytes, keeps to Kaggle's rules"
+    metadata = read(folder)
+    code, sources = folder / metadata["code_file"], ", ".join(metadata["dataset_sources"]) or "no dataset"
+    needs = "internet (an account with a verified phone)" if metadata["enable_internet"] else "no internet"
+    return (
+        f"{folder}: {code.name}, {code.stat().st_size} bytes, keeps to Kaggle's rules; it needs {needs} and {sources}"
+    )
 
 
 def faults(folder: Path) -> list[str]:
@@ -82,7 +87,9 @@ def _values(metadata: dict) -> Iterator[str]:
         ),
         f"title has {len(title)} characters, not 5 to 50": 5 <= len(title) <= 50,
         f"title {title!r} gives the address {address}, id has {slug}: Kaggle would use the title's": address == slug,
-        "enable_internet is true: set it to false": not metadata["enable_internet"],
+        "enable_internet is true: set it to false, only training needs it": (
+            not metadata["enable_internet"] or slug.startswith(TRAINERS)
+        ),
         "enable_tpu is true: the package runs on a GPU or a CPU": not metadata["enable_tpu"],
         f"machine_shape is {metadata['machine_shape']!r}, with this enable_gpu it must be {gpu!r}": (
             metadata["machine_shape"] == gpu

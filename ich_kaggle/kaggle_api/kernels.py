@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,35 +60,62 @@ def _refuse(name: str, answer: Any) -> None:
         raise RuntimeError(f"{name}: Kaggle gave no version number: nothing was pushed")
 
 
+def source(kaggle: Connection, name: str) -> str:
+    """Return the code of the latest version of kernel `name`, owner/name; empty if there is no such kernel."""
+    owner, slug = split(name)
+    try:
+        method = kaggle.client.kernels.kernels_api_client.get_kernel
+        return kaggle.call(method, user_name=owner, kernel_slug=slug).blob.source
+    except (RuntimeError, PermissionError) as error:
+        if client.is_missing(error, (403, 404)):  # Kaggle does not tell a stranger's private kernel from none
+            return ""
+        raise
+
+
 def wait(kaggle: Connection, name: str) -> None:
     """Return once the latest version of kernel `name`, owner/name, has run.
 
     Raises RuntimeError with Kaggle's reason if it failed or was cancelled, TimeoutError if it never ends.
     """
+    state = ended(kaggle, name)
+    if state != "COMPLETE":
+        again = f"python -m ich_kaggle.kernel fetch {split(name)[1]}"
+        raise RuntimeError(f"{name}: {state}: see its log: {again}")
+
+
+def ended(kaggle: Connection, name: str) -> str:
+    """Return the state in which the latest version of kernel `name` ended, with Kaggle's reason for a failure.
+
+    Its log is shown as it grows, if Kaggle gives it before the end. Raises TimeoutError if it never ends.
+    """
     owner, slug = split(name)
-    shown = ""
+    method, shown, n_shown = kaggle.client.kernels.kernels_api_client.get_kernel_session_status, "", 0
     for _ in range(POLLS):
-        method = kaggle.client.kernels.kernels_api_client.get_kernel_session_status
         answer = kaggle.call(method, user_name=owner, kernel_slug=slug)
         state = answer.status.name
-        if state == "COMPLETE":
-            return
         if state not in ("QUEUED", "RUNNING", "NEW_SCRIPT"):
-            reason = f" ({answer.failure_message})" if answer.failure_message else ""
-            raise RuntimeError(f"{name}: {state}{reason}: see its log: python -m ich_kaggle.kernel fetch {slug}")
+            return f"{state} ({answer.failure_message})" if answer.failure_message else state
         if state != shown:
             log.info("%s: %s", name, state)
         shown = state
+        n_shown = _show_log(kaggle, name, n_shown) if state == "RUNNING" else 0
         kaggle.sleep(POLL_PAUSE)
     raise TimeoutError(f"{name}: still {shown} after {POLLS * POLL_PAUSE / 3600:.0f} h")
 
 
-def fetch(kaggle: Connection, name: str, folder: Path) -> list[Path]:
-    """Return the output files of kernel `name`, downloaded into `folder`, and its log, <name>.log.
+def _show_log(kaggle: Connection, name: str, n_shown: int) -> int:
+    """Log the lines of a running kernel after the first `n_shown`, and return how many there are."""
+    try:
+        lines = _listing(kaggle, name)[1].splitlines()
+    except (RuntimeError, OSError):  # no log before the end; the wait goes on
+        return n_shown
+    for line in lines[n_shown:]:
+        log.info("    %s", line)
+    return max(n_shown, len(lines))
 
-    The output of an earlier version is replaced once all files have arrived, the log at once. Raises ValueError naming
-    a file that would lie outside `folder`.
-    """
+
+def _listing(kaggle: Connection, name: str) -> tuple[list[Any], str]:
+    """Return the output files that Kaggle lists of kernel `name`, and its log."""
     owner, slug = split(name)
     method, token, log_text, found = kaggle.client.kernels.kernels_api_client.list_kernel_session_output, "", "", []
     while True:
@@ -96,18 +124,30 @@ def fetch(kaggle: Connection, name: str, folder: Path) -> list[Path]:
         log_text, token = log_text or answer.log, answer.next_page_token
         found += answer.files
         if not token:
-            break
-    log_path = folder / f"{slug}.log"
+            return found, readable(log_text)
+
+
+def fetch(
+    kaggle: Connection, name: str, folder: Path, is_wanted: Callable[[str], bool] = lambda name: True
+) -> list[Path]:
+    """Return the output files of kernel `name` that are wanted, downloaded into `folder`, and its log, <name>.log.
+
+    The output of an earlier version is replaced once all files have arrived, the log at once. Raises ValueError naming
+    a file that would lie outside `folder`.
+    """
+    found, log_text = _listing(kaggle, name)
+    found = [file for file in found if is_wanted(file.file_name)]
+    log_path = folder / f"{split(name)[1]}.log"
     storage.claim(folder, "kernel fetch")
     with storage.writing(log_path) as temporary:  # even if a file fails
-        temporary.write_text(readable(log_text), encoding="utf-8")
+        temporary.write_text(log_text, encoding="utf-8")
     files = [inside(folder, file.file_name) for file in found]
     with storage.replacing(folder, "kernel fetch") as draft:
         shutil.copyfile(log_path, draft / log_path.name)
         for path, file in zip(files, found, strict=True):
             target = draft / path.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(get(kaggle, file.url, file.file_name))
+            download(kaggle, file.url, file.file_name, target)
     return [*files, log_path]
 
 
@@ -119,16 +159,16 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-def get(kaggle: Connection, url: str, what: str) -> bytes:
-    """Return the bytes at `url`. Raises like `Connection.call`, naming `what` failed."""
+def download(kaggle: Connection, url: str, what: str, target: Path) -> None:
+    """Write the bytes at `url` to `target`. Raises like `Connection.call`, naming `what` failed."""
     import requests
 
-    def send() -> bytes:
-        answer = requests.get(url, timeout=kaggle.timeout)
-        answer.raise_for_status()
-        return answer.content
+    def send() -> None:
+        with requests.get(url, timeout=kaggle.timeout, stream=True) as answer, target.open("wb") as file:
+            answer.raise_for_status()
+            file.writelines(answer.iter_content(1 << 20))
 
-    return client.retry(send, what, client.AGAIN, kaggle.sleep)
+    client.retry(send, what, client.AGAIN, kaggle.sleep)
 
 
 def readable(log_text: str) -> str:

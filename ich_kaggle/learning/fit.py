@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ich_kaggle.learning.training_state import BrokenStepError, Fit, FitSettings
 log = logging.getLogger(__name__)
 
 READ_EVERY = 10.0  # seconds between two readings of the losses, for which the host waits for the device
+TO_BE_RESUMED = 75  # exit code of a command whose hours are over: EX_TEMPFAIL of sysexits.h
 
 
 def set_seed(seed: int) -> None:
@@ -62,12 +64,22 @@ class Checkpoint:
 
     path: Path
     every: float = 600.0  # seconds
+    until: float = math.inf  # of time.monotonic(): the fit stops at its first checkpoint after that
     before: Callable[[], None] = lambda: None  # called before each write
 
     def write(self, run: Fit) -> None:
         if ddp.shard()[0] == 0:
             self.before()
             run.write(self.path)
+
+    def is_over(self, now: float) -> bool:
+        """Return whether it is time to stop. The first process decides: when it ends, torchrun ends the others."""
+        return now > self.until and ddp.shard()[0] == 0
+
+    def stop(self, run: Fit) -> None:
+        """Exit with TO_BE_RESUMED, once the state is written."""
+        cli.say(f"{self.path}: stopped at step {run.step} of {run.total}: to be resumed by the same command")
+        raise SystemExit(TO_BE_RESUMED)
 
     def restore(self, run: Fit) -> None:
         """Put the state in the file into `run`. Raises ValueError if it is damaged or of another run."""
@@ -101,8 +113,9 @@ def fit(
     Yields all rows of the log after each epoch: epoch, lr, train_loss, skipped (steps without a finite gradient) and
     the result of `validate` on the averaged model. The state is written to `checkpoint` after each epoch, and within it
     every so often; if the checkpoint exists, the fit resumes from it and ends with the same weights, bit for bit on a
-    CPU. Raises RuntimeError with a remedy if the loss is not finite, with the `names` of the rows of the batch, if no
-    gradient is finite any more, or if memory runs out.
+    CPU. When the time of the checkpoint is over, it ends in SystemExit after a step, or a validation, once the state is
+    written. Raises RuntimeError with a remedy if the loss is not finite, with the `names` of the rows of the batch, if
+    no gradient is finite any more, or if memory runs out.
     """
     set_seed(settings.seed)
     run = Fit(model, settings, len(loader), device)
@@ -117,6 +130,8 @@ def fit(
         run.end_epoch(validate(run.averaged()))
         checkpoint.write(run)
         yield run.rows
+        if len(run.rows) < settings.epochs and checkpoint.is_over(time.monotonic()):
+            checkpoint.stop(run)
     model.load_state_dict(run.ema.module.state_dict())
 
 
@@ -132,13 +147,16 @@ def _train_epoch(run: Fit, loader: DataLoader, loss: Callable, checkpoint: Check
         careful_step(run, loss, batch, checkpoint.path)
         n_seen += len(batch[0])
         now = time.monotonic()
-        is_due = now - saved > checkpoint.every and run.may_pause
+        is_over = checkpoint.is_over(now)
+        is_due = (is_over or now - saved > checkpoint.every) and run.may_pause
         if is_due or now - told > READ_EVERY:
             bar.set_postfix_str(f"loss {run.read():.4f}, {n_seen / (now - began):.0f} img/s", refresh=False)
             told = now
         if is_due:
             checkpoint.write(run)
             saved = time.monotonic()
+            if is_over:
+                checkpoint.stop(run)
     run.read()
 
 

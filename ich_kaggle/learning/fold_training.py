@@ -1,7 +1,9 @@
 """Training of the folds of a run: log, checkpoint and model of each, or a rehearsal of a few steps."""
 
+import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -32,9 +34,15 @@ class Session:
 
     device: str = "auto"
     checkpoint_every: float = 600.0  # seconds
+    hours: float = math.inf  # from the start of the command until training stops at a checkpoint
     tensorboard: bool = False
     dry_run: bool = False
     overwrite: bool = False
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def until(self) -> float:
+        return self.began + 3600 * self.hours
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,7 @@ class Training:
             flags["--workers"] = self.project.workers
         given = [str(part) for flag in flags.items() if flag[1] is not None for part in flag]
         command = ["ich_kaggle.train", *given, *["--tensorboard"] * self.session.tensorboard]
-        side_by_side.run(command, [k for k in chosen if not self._is_finished(k)], devices)
+        side_by_side.run(command, [k for k in chosen if not self._is_finished(k)], devices, self.session.until)
 
     def _is_finished(self, k: int) -> bool:
         """Return whether fold `k` has a model, and if so say it."""
@@ -125,7 +133,8 @@ class Training:
 
     def _fit_fold(self, fold: Fold, folder: Path, before_write: Callable[[], None]) -> None:
         """Train `fold` and write its log and its model into `folder`."""
-        checkpoint = fit.Checkpoint(folder / "state.pt", self.session.checkpoint_every, before_write)
+        often = dict(every=self.session.checkpoint_every, until=self.session.until)
+        checkpoint = fit.Checkpoint(folder / "state.pt", **often, before=before_write)
         is_resumed = checkpoint.path.exists()
         with ddp.first() as is_first:
             is_told = self.session.tensorboard and is_first

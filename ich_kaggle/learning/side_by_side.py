@@ -1,8 +1,10 @@
 """Folds side by side, one per device: each is trained by a command of its own, whose lines are shown with its fold."""
 
+import math
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -10,12 +12,14 @@ from queue import SimpleQueue
 import torch
 
 from ich_kaggle.common import cli
+from ich_kaggle.learning import fit
 
 
-def run(command: list[str], folds: list[int], devices: list[torch.device]) -> None:
+def run(command: list[str], folds: list[int], devices: list[torch.device], until: float = math.inf) -> None:
     """Run `python -m` with `command`, `--fold` and `--device`, for each of the `folds` on the next free device.
 
-    A fold that fails does not stop the others. Raises RuntimeError naming those that failed, when all have ended.
+    After `until`, of time.monotonic(), each stops to be resumed. A fold that fails does not stop the others. When all
+    have ended, raises RuntimeError naming those that failed, or SystemExit if some are to be resumed.
     """
     free, started = SimpleQueue(), []
     for device in devices:
@@ -27,7 +31,12 @@ def run(command: list[str], folds: list[int], devices: list[torch.device]) -> No
 
     def one(k: int) -> int:
         device = free.get()
+        hours = max(0, until - time.monotonic()) / 3600
+        if not hours and started:
+            free.put(device)  # the time was over before the turn of this fold
+            return fit.TO_BE_RESUMED
         argv = [sys.executable, "-m", *command, "--fold", str(k), "--device", str(device)]
+        argv += ["--hours", str(hours)] * (hours < math.inf)
         both = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         with subprocess.Popen(argv, env=env, text=True, errors="replace", **both) as process:
             started.append(process)
@@ -44,5 +53,10 @@ def run(command: list[str], folds: list[int], devices: list[torch.device]) -> No
             for process in started:
                 process.terminate()
             raise
-    if failed := [str(k) for k, code in codes.items() if code]:
-        raise RuntimeError(f"fold {', '.join(failed)} failed, see its lines above; the other folds are finished")
+    resumed = [k for k, code in codes.items() if code == fit.TO_BE_RESUMED]
+    if failed := [str(k) for k, code in codes.items() if code and k not in resumed]:
+        others = "finished or to be resumed" if resumed else "finished"
+        raise RuntimeError(f"fold {', '.join(failed)} failed, see its lines above; the other folds are {others}")
+    if resumed:
+        cli.say(f"fold {', '.join(map(str, resumed))}: to be resumed by the same command")
+        raise SystemExit(fit.TO_BE_RESUMED)

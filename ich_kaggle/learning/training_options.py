@@ -102,12 +102,33 @@ USES = {  # setting: (its value without an effect, the setting it depends on, th
 }
 
 
+RUN = {
+    **{
+        flag: cli.FLAGS[flag]
+        for flag in ("--run", "--fold", "--device", "--data-dir", "--work-dir", "--workers", "--overwrite")
+    },
+    "--checkpoint-every": dict(type=cli.within(0), default=600.0, help="seconds between checkpoints within an epoch"),
+    "--hours": dict(
+        type=cli.within(0), default=math.inf, help="time after which training stops at a checkpoint, with exit code 75"
+    ),
+    "--tensorboard": dict(action="store_true", help="write the log for TensorBoard too"),
+    "--dry-run": dict(action="store_true", help="make folds and cache, time a minute of training, report its cost"),
+}
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the settings to `parser`, a group of arguments per group."""
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
         for name, options in flags.items():
             group.add_argument(name, **options)
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that are no settings of the run to `parser`."""
+    group = parser.add_argument_group("run")
+    for name, options in RUN.items():
+        group.add_argument(name, **options)
 
 
 def check(settings: dict) -> None:

@@ -1,5 +1,6 @@
 """Predict the test slices with the models of the dataset ich-models, and write submission.csv."""
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -7,8 +8,17 @@ from ich_kaggle import infer
 from ich_kaggle.common import paths
 
 DATASET = "ich-models"
-HOURS = 8.0  # Kaggle ends a session after 12
+SETTINGS = '{"hours": 8.0}'
 
 if __name__ == "__main__":
     scratch = Path(tempfile.gettempdir()) / "work"  # on a larger disk than the output, and not kept
-    infer.main(["--models", str(paths.dataset(DATASET)), "--hours", str(HOURS), "--work-dir", str(scratch)])
+    infer.main(
+        [
+            "--models",
+            str(paths.dataset(DATASET)),
+            "--hours",
+            str(json.loads(SETTINGS)["hours"]),
+            "--work-dir",
+            str(scratch),
+        ]
+    )

@@ -91,6 +91,7 @@ class KaggleServer(ThreadingHTTPServer):
         self.kernels: dict[str, list[Kernel]] = defaultdict(list)  # versions by owner/name
         self.stored: dict[str, bytes] = {}  # what GET gives, by path
         self.run_kernel: Callable[[Kernel], Output] = lambda kernel: Output("COMPLETE")
+        self.running = threading.Lock()  # held while a kernel runs
         self.save_answer: dict = {}  # what SaveKernel answers beside or instead of the usual
         self.clock_skew = timedelta()
 
@@ -425,7 +426,9 @@ def save_kernel(server: KaggleServer, body: dict) -> dict:
         server.kernels[name].append(Kernel(body))
         found["versionNumber"] = len(server.kernels[name])
     missing = [source for source in body.get("datasetDataSources", []) if source not in server.datasets]
+    kernels = [source for source in body.get("kernelDataSources", []) if source == name or not server.kernels[source]]
     found |= {"ref": f"/code/{name}", "url": f"https://www.kaggle.com/code/{name}", "invalidDatasetSources": missing}
+    found |= {"invalidKernelSources": kernels}
     return found | server.save_answer
 
 
@@ -435,14 +438,21 @@ def _latest(server: KaggleServer, body: dict) -> Kernel:
     return server.kernels[name][-1]
 
 
+@route(f"{KERNELS}/GetKernel")
+def get_kernel(server: KaggleServer, body: dict) -> dict:
+    request = _latest(server, body).request
+    return {"metadata": {"ref": request["slug"]}, "blob": {"source": request["text"], "slug": request["slug"]}}
+
+
 @route(f"{KERNELS}/GetKernelSessionStatus")
 def kernel_status(server: KaggleServer, body: dict) -> dict:
     """Say RUNNING the first time, and run the kernel before the second answer."""
     kernel = _latest(server, body)
-    if kernel.output is None:
-        kernel.output = Output("RUNNING")
-    elif kernel.output.status == "RUNNING":
-        kernel.output = server.run_kernel(kernel)
+    with server.running:
+        if kernel.output is None:
+            kernel.output = Output("RUNNING")
+        elif kernel.output.status == "RUNNING":
+            kernel.output = server.run_kernel(kernel)
     return {"status": kernel.output.status, "failureMessage": kernel.output.failure}
 
 

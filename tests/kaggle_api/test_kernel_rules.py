@@ -35,7 +35,7 @@ RULES = {
     "another kind": ({"kernel_type": "app"}, "code_file is main.py, not a script or notebook file beside"),
     "a script as a notebook": ({"kernel_type": "notebook"}, "code_file is main.py, not a .ipynb file beside"),
     "yes": ({"is_private": "yes"}, 'is_private is "yes": set it to true or false'),
-    "internet": ({"enable_internet": True}, "enable_internet is true: set it to false"),
+    "internet": ({"enable_internet": True}, "enable_internet is true: set it to false, only training needs it"),
     "a TPU": ({"enable_tpu": True}, "enable_tpu is true"),
     "a P100": ({"machine_shape": "NvidiaTeslaP100"}, "with this enable_gpu it must be 'NvidiaTeslaT4'"),
     "a GPU unasked": ({"enable_gpu": False}, "machine_shape is 'NvidiaTeslaT4', with this enable_gpu it must be ''"),
