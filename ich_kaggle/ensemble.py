@@ -56,9 +56,9 @@ def recorded(options: argparse.Namespace) -> dict:
         return {}
     try:
         found = storage.read_json(done)
-        return {**found["blended"], **found["asked"]}
+        return {**found["blended"], **ensembling.asked_of(done, found)}
     except ValueError:
-        if options.overwrite:  # damaged: to be made anew with the flags that are given
+        if options.overwrite:  # damaged, or of an older version: to be made anew with the flags that are given
             return {}
         raise
 

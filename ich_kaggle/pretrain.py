@@ -37,6 +37,10 @@ N_VALID = 128  # studies that score the model
 OTHER = "give another --name, or remove {} and its zip"
 
 
+def bundle_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.zip")  # a name may hold dots
+
+
 def pretrain(project: Project, folder: Path, settings: dict, plan: tasks.Plan, device, every: float) -> None:
     """Train the model of `plan` in `folder` and write its bundle beside it; `every` s a checkpoint is written."""
     config, n_epochs = plan.config, plan.settings.epochs
@@ -63,7 +67,7 @@ def pretrain(project: Project, folder: Path, settings: dict, plan: tasks.Plan, d
     before = initial_model.seen_by(project.work_dir, plan.task.weights, plan.task.init, 0)
     slice_model.save(folder / "model.pt", model, slice_model.Origin(target.mean(axis=0), before))
     probability = expit(inference.predict(model, valid, device, what="validate").astype(float))
-    bundle = folder.with_suffix(".zip")
+    bundle = bundle_of(folder)
     single_model.export(bundle, folder / "model.pt", settings, (target, probability, study))
     (folder / "state.pt").unlink()
     score = f"log loss {metric.log_loss(target, probability):.4f} on {N_VALID} phantoms that it did not learn from"
@@ -81,16 +85,17 @@ def command(*, arch: str | None, slices: int, name: str | None, run: str | None 
     project, device = training_options.take(Project, flags), devices.pick_device(flags.pop("device"))
     every = flags.pop("checkpoint_every")
     settings = {"arch": arch, "n_slices": slices, **flags}
+    training_options.check_start(settings)
     plan = training_options.plan_of(arch, flags)
     fitting = replace(plan.settings, epochs=max(1, round(slices / EPOCH)))
     plan = replace(plan, settings=fitting, config=replace(plan.config, n_targets=1))
     folder = project.work_dir / "pretrained" / paths.file_name(name or run or arch)
     with locks.locked(folder):
         done = folder / "settings.json"
-        if done.exists():
+        if done.exists() and any((folder / name).exists() for name in ("state.pt", "model.pt")):
             storage.same_settings(done, storage.read_json(done), settings, OTHER.format(folder))
-        if folder.with_suffix(".zip").exists():
-            cli.say(f"{folder.with_suffix('.zip')}{cli.THERE}")
+        if bundle_of(folder).exists():
+            cli.say(f"{bundle_of(folder)}{cli.THERE}")
             return
         storage.write_json(done, settings)
         pretrain(project, folder, settings, plan, device, every)

@@ -370,7 +370,7 @@ def test_a_pack_that_fails_leaves_the_one_before(run, kaggle_server, home, tmp_p
 
 
 def test_a_dry_run_asks_nobody_and_leaves_the_disk_as_it_is(run, kaggle_server, home, tmp_path):
-    assert "4 files of models can be packed" in weights(run, home, "--dry-run")
+    assert "4 files can be packed" in weights(run, home, "--dry-run")
     with pytest.raises(FileNotFoundError, match="--extra .*gone.whl: no such file"):
         weights(run, home, "--dry-run", "--extra", str(tmp_path / "gone.whl"))
     run("push", "ich-infer", "--dry-run")

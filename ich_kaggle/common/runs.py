@@ -47,8 +47,9 @@ class Run:
     @property
     def possible_leak(self) -> str:
         """A line if initial weights of the run, or of one that it reads, may have seen held-out patients, or ""."""
-        own, on = self.record.get("possible_leak", ""), self.settings.get("on", [])
-        return own or next((line for name in on if (line := Run(self.work_dir, name).possible_leak)), "")
+        on = [Run(self.work_dir, name) for name in self.settings.get("on", [])]
+        lines = [self.record.get("possible_leak", ""), *(run.possible_leak for run in on if run.path.exists())]
+        return next(filter(None, lines), "")
 
     def fold(self, k: int) -> Path:
         return paths.fold(self.work_dir, self.name, k)

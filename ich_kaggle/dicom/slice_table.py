@@ -219,9 +219,11 @@ def adopt(project: Project, data: paths.Data) -> None:
     if len(doubtful):
         again = [members[slice_id] for slice_id in doubtful.slice_id]
         read = _scan(data, again, "compare headers", project.processes).set_index("slice_id").loc[doubtful.slice_id]
+        is_read = read.get("action", pd.Series("", read.index)).ne("left out").to_numpy()
         facts = [column for column in read if column in table and column not in Member._fields] + ["size"]
         read, was = read[facts].reset_index(drop=True), doubtful[facts].reset_index(drop=True)
         is_same = ((read == was) | (read.isna() & was.isna())).all(axis=1).to_numpy()
+        is_same &= is_read
         if not is_same.all():
             raise ValueError(f"{old} {doubtful.slice_id.to_numpy()[~is_same][0]} differs: {provenance.REMEDY}")
     tables.write_slices(project.work_dir, table.assign(**now), found | provenance.settings(data))

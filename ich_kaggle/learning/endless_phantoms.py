@@ -54,7 +54,7 @@ def joined(items: list[tuple]) -> tuple[torch.Tensor, ...]:
 def loader(dataset: PhantomStudies, n_slices: int, batch_size: int, workers: int) -> DataLoader:
     """Return a loader of about `n_slices` slices per epoch; those of an epoch are drawn for it alone.
 
-    Batches hold `batch_size` slices, of whole studies of 8 slices each.
+    Batches hold whole studies of 8 slices each: as many as fit into `batch_size` slices, at least one.
     """
     per_batch = max(1, batch_size // PER_STUDY)
     n_studies = max(1, round(n_slices / PER_STUDY / per_batch)) * per_batch

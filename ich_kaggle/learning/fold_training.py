@@ -188,7 +188,7 @@ def rehearse(fold: Fold, plan: tasks.Plan, device: torch.device) -> str:
 
 def settings_of(project: Project, settings: dict) -> dict:
     """Return the settings that run.json records: weights and files by their content, slices and folds by a hash."""
-    weights, init = settings["weights"], initial_model.identity(settings.get("init"))
+    weights, init = settings["weights"], initial_model.identity(project.work_dir, settings.get("init"))
     start = {"weights": pretrained.identity(weights)} if init is None else {"weights": "none", "init": init}
     unused = () if init is not None else ("init", "init_head")
     return {key: value for key, value in settings.items() if key not in unused} | start | project.same

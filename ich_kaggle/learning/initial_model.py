@@ -29,6 +29,8 @@ def find(work_dir: Path, init: str, k: int) -> Path | io.BytesIO:
     if Path(init).is_file():
         return _of_bundle(Path(init), k) if _is_bundle(Path(init)) else Path(init)
     if paths.FILE_NAME.fullmatch(init) and (run := Run(work_dir, init)).begun:
+        if run.is_second_level:
+            raise ValueError(f"--init {init} is a second level, not a slice model: give another run")
         if not (path := run.fold(k) / "model.pt").exists():
             raise FileNotFoundError(f"--init {init}: {path} is missing: run {run.resume(k)}")
         return path
@@ -51,9 +53,16 @@ def _of_bundle(path: Path, k: int) -> io.BytesIO:
     return io.BytesIO(content)
 
 
-def identity(init: str | None) -> str | None:
-    """Return the identity of `init`: the name of a run, or the hash of a file, whatever its path."""
-    return storage.file_hash(Path(init)) if init and Path(init).is_file() else init
+def identity(work_dir: Path, init: str | None) -> str | None:
+    """Return the identity of `init`: the name of a run, or the hash of a file, whatever its path.
+
+    Raises FileNotFoundError if it is neither.
+    """
+    if init is None or (paths.FILE_NAME.fullmatch(init) and Run(work_dir, init).path.exists()):
+        return init
+    if not Path(init).is_file():
+        raise FileNotFoundError(f"--init {init}: neither a run in {work_dir / 'runs'} nor a file")
+    return storage.file_hash(Path(init))
 
 
 def start(model: slice_model.SliceModel, source: Path | io.BytesIO, head: str, prevalence: np.ndarray) -> str:
@@ -63,13 +72,18 @@ def start(model: slice_model.SliceModel, source: Path | io.BytesIO, head: str, p
     Logistic Regression in Rare Events Data, section 4.1). Returns a line on the loaded weights. Raises ValueError
     listing weights that do not fit, or if `source` does not say its prevalence.
     """
-    other, origin = slice_model.load(source), slice_model.origin(source)
-    line = pretrained.fill(model.backbone, other.backbone.state_dict(), str(getattr(source, "name", "the bundle")))
+    name = str(source) if isinstance(source, Path) else "the bundle"
+    try:
+        other, origin = slice_model.load(source), slice_model.origin(source)
+    except ValueError as error:
+        wanted = "give a run, a model.pt or a bundle (weights alone: --weights)"
+        raise ValueError(f"--init: {name} is not a slice model ({type(error.__cause__).__name__}): {wanted}") from error
+    line = pretrained.fill(model.backbone, other.backbone.state_dict(), name, model.config.arch)
     if head == "new":
         slice_model.start_at_prevalence(model, prevalence)
         return f"{line}; the head is new"
     if origin.prevalence is None:
-        raise ValueError(f"{source} does not say the prevalence of its labels: give --init-head new")
+        raise ValueError(f"{name} does not say the prevalence of its labels: give --init-head new")
     moved = slice_model.logit(prevalence) - slice_model.logit(origin.prevalence)
     n = model.config.n_targets
     with torch.no_grad():

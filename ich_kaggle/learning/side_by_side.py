@@ -31,9 +31,14 @@ def run(command: list[str], folds: list[int], devices: list[torch.device], until
 
     def one(k: int) -> int:
         device = free.get()
+        try:
+            return train(k, device)
+        finally:
+            free.put(device)
+
+    def train(k: int, device) -> int:
         hours = max(0, until - time.monotonic()) / 3600
-        if not hours and started:
-            free.put(device)  # the time was over before the turn of this fold
+        if not hours and started:  # the time was over before the turn of this fold
             return fit.TO_BE_RESUMED
         argv = [sys.executable, "-m", *command, "--fold", str(k), "--device", str(device)]
         argv += ["--hours", str(hours)] * (hours < math.inf)
@@ -42,7 +47,6 @@ def run(command: list[str], folds: list[int], devices: list[torch.device], until
             started.append(process)
             for line in process.stdout:
                 cli.say(f"fold {k}, {device}: {line.rstrip()}")
-        free.put(device)
         return process.returncode
 
     with ThreadPoolExecutor(len(devices)) as pool:

@@ -27,7 +27,9 @@ FLAGS = {  # by group; each is a field of FitSettings, Augment or Task, or an ar
         "--weights": cli.FLAGS["--weights"],
         "--init": dict(
             metavar="RUN_OR_FILE",
-            help="instead of --weights: start fold k from fold k of a run, or every fold from a model file or a bundle",
+            type=lambda text: None if text == "none" else text,
+            help="instead of --weights: start fold k from fold k of a run, or each fold from a model file or a bundle; "
+            "none: from --weights",
         ),
         "--init-head": dict(
             choices=initial_model.HEADS,
@@ -139,10 +141,15 @@ def check(settings: dict) -> None:
             flag, need = f"--{name.replace('_', '-')}", f"--{other} {' or '.join(values)}"
             idle.append(f"{flag} {settings[name]} does nothing without {need}")
             cures.append(f"{flag} {unused}")
-    if settings.get("init") and settings.get("weights", Task.weights) not in ("none", "imagenet"):
-        raise ValueError("--init and a file of --weights are two starts: give one of them")
+    check_start(settings)
     if idle:
         raise ValueError(f"{', '.join(idle)}: give that, or {' '.join(cures)}")
+
+
+def check_start(settings: dict) -> None:
+    """Raise ValueError if `settings` name two files to start from."""
+    if settings.get("init") and settings.get("weights", Task.weights) not in ("none", "imagenet"):
+        raise ValueError("--init and a file of --weights are two starts: give one of them")
 
 
 def take(kind: type, settings: dict):

@@ -45,6 +45,10 @@ def flags_of(recipe: Path) -> argparse.Namespace:
     training_options.add_run(parser)
     found = recipes.flags(parser, recipe)[1]
     training_options.check(vars(found))
+    if found.init is not None or found.weights not in ("none", "imagenet"):
+        raise ValueError(
+            f"{recipe}: a file of --init or --weights does not travel to Kaggle: start from imagenet or none"
+        )
     return found
 
 

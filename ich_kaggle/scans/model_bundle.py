@@ -25,7 +25,7 @@ from ich_kaggle.common.project import Project
 from ich_kaggle.common.runs import Run
 from ich_kaggle.kaggle_api import wheel
 from ich_kaggle.scans import bounds, resampling
-from ich_kaggle.scoring import blending, study_level
+from ich_kaggle.scoring import blending, ensembling, study_level
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ def gather(work_dir: str | Path, ensemble: str | Path, names: dict[str, float]) 
     """
     work_dir, ensemble = Path(work_dir), Path(ensemble)
     scores = storage.read_json(ensemble / "weights.json")
+    ensembling.asked_of(ensemble / "weights.json", scores)
     packed = {"ensemble": ensemble.name, "runs": names, "pipeline": scores["pipeline"], "models": {}, "options": {}}
     packed |= {"pictures": {}, "views": {}, "made_with": {}}
     packed["mean"] = pd.read_parquet(ensemble / "oof.parquet")[list(LABELS)].mean().tolist()

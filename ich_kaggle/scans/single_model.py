@@ -10,7 +10,11 @@ from ich_kaggle.learning import predictions
 from ich_kaggle.scans import model_bundle
 from ich_kaggle.scoring import blending, evaluation, nested_choice, study_level
 
-SPACING = 5.0  # mm: any, as the model reads slices one by one
+SPACING = 5.0  # mm: usual between slices of a head
+INTENDED_USE = (
+    "For research only: not a medical device, and not to be used for diagnosis, triage or any decision on a patient. "
+    "The model was fitted on phantoms and scored on phantoms; nothing is known of it on patients."
+)
 
 
 def export(path: Path, model: Path, options: dict, held_out: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
@@ -29,7 +33,7 @@ def export(path: Path, model: Path, options: dict, held_out: tuple[np.ndarray, n
         "format": model_bundle.FORMAT,
         "version": __version__,
         "license": model_bundle.LICENSE,
-        "intended_use": model_bundle.INTENDED_USE,
+        "intended_use": INTENDED_USE,
     }
     packed |= {"ensemble": name, "runs": {name: 1.0}, "models": {name: [entry]}, "options": {name: options}}
     packed |= {"pictures": {name: {"size": options["cache_size"], "crop": "none"}}, "views": {name: predictions.VIEWS}}

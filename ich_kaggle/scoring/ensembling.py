@@ -212,7 +212,17 @@ def refresh(project: Project, name: str, predict: Callable[[Project, Run, list[i
     if not all(project.run(one).finished for one in names):
         cli.say(f"{path.parent}: used as it is, its runs are not in {project.work_dir / 'runs'}")
         return path.parent
-    return blend_runs(project, names, name=name, fold=fold, predict=predict, **found["asked"])
+    return blend_runs(project, names, name=name, fold=fold, predict=predict, **asked_of(path, found))
+
+
+def asked_of(done: Path, found: dict) -> dict:
+    """Return the options in weights.json, `done`. Raises ValueError for options that no longer exist."""
+    asked = found["asked"]
+    if asked.keys() != set(Asked._fields) or asked["method"] not in METHODS:
+        name, runs = done.parent.name, " ".join(found["blended"]["runs"])
+        again = f"python -m ich_kaggle.ensemble --name {name} --runs {runs} --overwrite"
+        raise ValueError(f"{done}: blended by an older version, as {dict(asked)}: run {again}")
+    return asked
 
 
 def predicted(project: Project, runs: dict[Run, list[int]], predict: Callable) -> dict[str, str]:
@@ -223,11 +233,11 @@ def predicted(project: Project, runs: dict[Run, list[int]], predict: Callable) -
         cli.say(project.describe(run, of_run))
         predict(project, run, of_run)
         made_from |= hashes_of(run, of_run)
-    say_stale(project, list(runs))
+    say_stale(list(runs))
     return made_from
 
 
-def say_stale(project: Project, runs: list[Run]) -> None:
+def say_stale(runs: list[Run]) -> None:
     """Say which folds of second levels among `runs` were fitted on predictions that have changed since."""
     for run in (run for run in runs if run.is_second_level):
         for k in run.predicted:

@@ -28,7 +28,7 @@ def made(prepared, device, tmp_path_factory) -> Path:
     predict.main([*common, "--run", "a", "--device", str(device), "--workers", "0"])
     small = ["--model", "gru", "--hidden", "8", "--epochs", "2", "--batch-size", "4"]
     sequence.main([*common, "--on", "a", *small, "--run", "g", "--device", str(device)])
-    ensemble.main([*common, "--name", "e", "--runs", "a", "g", "--method", "equal", "--no-calibrate", "--workers", "1"])
+    ensemble.main([*common, "--name", "e", "--runs", "a", "g", "--method", "equal", "--workers", "1"])
     evaluate.main([*common, "--ensemble", "e", "--draws", "20", "--workers", "1"])
     ensemble.main([*common, "--name", "e", "--export", str(work.parent / "e.zip")])
     return work
