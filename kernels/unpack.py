@@ -43,7 +43,7 @@ def unpack(root: Path) -> str:
     folder = tempfile.mkdtemp(prefix="ich_kaggle-")
     wheels = listed(root)
     if WHEEL:
-        zipfile.ZipFile(io.BytesIO(base64.b85decode("".join(WHEEL.split())))).extractall(folder)
+        zipfile.ZipFile(io.BytesIO(base64.b64decode("".join(WHEEL.split())))).extractall(folder)
         wheels = [wheel for wheel in wheels if not wheel.name.startswith("ich_kaggle-")]
     wheels = [wheel for wheel in wheels if REPLACE or is_new(wheel)]
     if wheels:

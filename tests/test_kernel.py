@@ -93,7 +93,7 @@ def test_all_that_a_kernel_imports_exists(name):
 
 def test_a_kernel_holds_the_package(tmp_path):
     (text,) = re.findall(r'WHEEL = """\n(.*?)"""', (built("ich-infer", tmp_path) / "main.py").read_text(), re.DOTALL)
-    assert base64.b85decode(text.replace("\n", "")) == wheel_module.wheel()
+    assert base64.b64decode(text.replace("\n", "")) == wheel_module.wheel()
 
 
 def test_the_notebook_has_a_kernelspec_and_no_output(tmp_path):

@@ -262,8 +262,9 @@ def read_words(content: bytes, name: str, plain: Plain | None = None) -> tuple[n
     if plain is not None and plain.start:
         words = np.frombuffer(content, "<u2", plain.rows * plain.columns, plain.start)
         return words.reshape(plain.rows, plain.columns), plain.code
-    dataset, words = read_slice(content, name)
-    return words, encoding(dataset, name)
+    with tags.named(name):
+        dataset, words = read_slice(content, name)
+        return words, encoding(dataset, name)
 
 
 def read_hu(path: str | Path) -> np.ndarray:

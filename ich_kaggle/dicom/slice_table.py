@@ -49,7 +49,7 @@ def scan_slice(data: paths.Data, member: Member, pixels: bool) -> dict:
     """
     row, kinds = {"slice_id": paths.slice_id(member.path), **member._asdict()}, []
     try:
-        with tags.warned(kinds):
+        with tags.warned(kinds), tags.named(member.path):
             row |= _facts(data, member, pixels)
     except ValueError as error:
         return row | {"defect": str(error).removeprefix(f"{member.path}: "), "action": "left out"}
@@ -223,7 +223,7 @@ def adopt(project: Project, data: paths.Data) -> None:
         facts = [column for column in read if column in table and column not in Member._fields] + ["size"]
         read, was = read[facts].reset_index(drop=True), doubtful[facts].reset_index(drop=True)
         is_same = ((read == was) | (read.isna() & was.isna())).all(axis=1).to_numpy()
-        is_same &= is_read
+        is_same = is_same & is_read
         if not is_same.all():
             raise ValueError(f"{old} {doubtful.slice_id.to_numpy()[~is_same][0]} differs: {provenance.REMEDY}")
     tables.write_slices(project.work_dir, table.assign(**now), found | provenance.settings(data))

@@ -134,6 +134,17 @@ def reading(name: str, fault: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def named(name: str) -> Iterator[None]:
+    """Turn errors inside that are no line on the file `name`, wherever damaged bytes met pydicom, into one."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) in (MemoryError, RuntimeError) or (type(error) is ValueError and str(error).startswith(name)):
+            raise
+        raise ValueError(f"{name}: damaged ({shown(error)})") from error
+
+
+@contextlib.contextmanager
 def warned(kinds: list[str]) -> Iterator[None]:
     """Append each kind of warning inside to `kinds`, once; none is printed."""
     with warnings.catch_warnings(record=True) as caught:

@@ -24,7 +24,8 @@ def build(source: Path, out: Path, user: str, settings: dict | None = None, **ch
     """
     metadata = kernel_rules.read(source) | changes
     filled = json.loads(json.dumps(metadata).replace(kernel_rules.PLACEHOLDER, user or kernel_rules.PLACEHOLDER))
-    packed = "\n".join(textwrap.wrap(base64.b85encode(wheel.wheel()).decode(), 116, break_on_hyphens=False))
+    # Not base 85: IPython strips `>>>` at the start of a line, inside a string too.
+    packed = "\n".join(textwrap.wrap(base64.b64encode(wheel.wheel()).decode(), 116, break_on_hyphens=False))
     unpack = (source.parent / "unpack.py").read_text(encoding="utf-8").replace(PLACE, f'WHEEL = """\n{packed}\n"""')
     with storage.reading(source / "main.py", "save it as UTF-8"):
         code = (source / "main.py").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from ich_kaggle.learning.slice_model import SliceConfig, SliceModel
 
 FINE = {  # by the px of the test: some take their own size only, others need a few pixels
     64: """
-        beit_base_patch16_224 coat_tiny convmixer_768_32 convnext_atto_rms cs3darknet_focus_s cspnext_tiny
+        beit_base_patch16_224 convmixer_768_32 convnext_atto_rms cs3darknet_focus_s cspnext_tiny
         davit_tiny deit_tiny_patch16_224 densenet121 edgenext_xx_small tinynet_d efficientvit_b0 efficientvit_m0
         vit_tiny_patch16_dinov3_qkvb fasternet_t0 focalnet_tiny_srf ghostnet_050 hardcorenas_b hgnetv2_b0
         sam2_hiera_tiny hrnet_w18_small inception_next_atto lcnetv2_small lowformer_b0 mambaout_femto

@@ -107,7 +107,7 @@ def test_weights_with_a_classifier_of_imagenet_have_seen_no_patient(work, tmp_pa
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--init", "none"], "--init none: neither a run in"),
+        (["--init", "nowhere"], "--init nowhere: neither a run in"),
         (["--init", "b"], "--init b is the run itself: give another --run"),
         (["--init", "a", "--arch", "test_efficientnet"], "weights do not fit"),
         (["--init", "a", "--weights", "x.pth"], "--init and a file of --weights are two starts"),
