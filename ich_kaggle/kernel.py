@@ -90,10 +90,12 @@ def upload(kaggle: client.Connection, user: str, folder: Path) -> None:
 def weights(name: str, user: str, dry_run: bool, connect: Callable, **models) -> None:
     """Pack `models`, see `packed`, and upload them as the dataset `name`; `dry_run` only checks them."""
     storage.check_made_by(OUT / name, MAKER)
+    if missing := [path for path in models["file"] if not path.is_file()]:
+        raise FileNotFoundError(f"--file {missing[0]}: no such file")
     if not dry_run:
         upload(connect(), user, packed(name, **models))
         return
-    work_dir, ensemble, extra, files = models.values()
+    work_dir, ensemble, extra, files = (models[key] for key in ("work_dir", "ensemble", "extra", "file"))
     if not files:
         chosen = model_bundle.choose_ensemble(work_dir, ensemble, "--ensemble")
         files = gather(work_dir, chosen, extra)[1]
@@ -137,11 +139,15 @@ class Wish:
     is_agreed: bool
     is_offline: bool
 
-    def agree(self) -> None:
-        """Say what the sessions may cost, and ask. Raises ValueError without an answer."""
+    @property
+    def cost(self) -> str:
         time = recipes.header(recipes.path_of(self.train_recipe)).get("Time", "time not known")
         most = f"up to {self.n_sessions} sessions of {self.hours:g} h"
-        cli.say(f"{most} on Kaggle's GPUs (about 30 h a week are free); recipe: {time}")
+        return f"{most} on Kaggle's GPUs (about 30 h a week are free); recipe: {time}"
+
+    def agree(self) -> None:
+        """Say what the sessions may cost, and ask. Raises ValueError without an answer."""
+        cli.say(self.cost)
         if not self.is_agreed and not sys.stdin.isatty():
             raise ValueError("there is no terminal to ask on: give --yes to push")
         if not self.is_agreed and input("Push? [y/N] ").strip().lower() not in ("y", "yes"):
@@ -161,7 +167,7 @@ def train(wish: Wish, kernels_dir: Path, user: str, dry_run: bool, connect: Call
     training = kaggle_training.Training(sessions, this, settings, offline if wish.is_offline else {})
     if dry_run:
         first = sessions.next({}, kernel_sessions.End(), settings)
-        cli.say(f"{sessions.build(first, **training.changes)}: built")
+        cli.say(f"{sessions.build(first, **training.changes)}: built, not pushed; {wish.cost}")
         return
     with locks.locked(OUT / this.name):
         if wish.is_offline:
