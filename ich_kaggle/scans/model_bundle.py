@@ -38,10 +38,10 @@ KEYS = (
     *("pipeline", "models", "options", "pictures", "views", "made_with"),
 )
 LICENSE = "code: Apache-2.0; weights: under the terms of the data that they were fitted on"
-INTENDED_USE = (
-    "For research only: not a medical device, and not to be used for diagnosis, triage or any decision on a patient. "
-    "The models were fitted on non-contrast head CT; their scores hold for scans like those, and for no others."
+RESEARCH = (
+    "For research only: not a medical device, and not to be used for diagnosis, triage or any decision on a patient."
 )
+FITTED_ON = "The models were fitted on non-contrast head CT; their scores hold for scans like those, and for no others."
 
 
 def choose_ensemble(work_dir: str | Path, name: str | None, flag: str = "--name") -> Path:
@@ -154,12 +154,18 @@ def _level(run: Run, k: int, files: dict[str, Path]) -> dict:
     return found | {"widths": [widths[label] for label in LABELS], "reads": reads}
 
 
+def head(fitted_on: str) -> dict:
+    """Return the entries of a bundle's manifest that hold for any models; `fitted_on` says the data of these."""
+    intended_use = f"{RESEARCH} {fitted_on}"
+    return {"format": FORMAT, "version": __version__, "license": LICENSE, "intended_use": intended_use}
+
+
 def export(project: Project, ensemble: str | Path, path: str | Path) -> Path:
     """Write the bundle of `ensemble` to `path`, the same bytes for the same files."""
     ensemble, path = Path(ensemble), Path(path)
     packed, files = gather(project.work_dir, ensemble, kept(ensemble))
     train, nested = project.slices[project.is_train], ensemble / "nested.parquet"
-    packed |= {"format": FORMAT, "version": __version__, "license": LICENSE, "intended_use": INTENDED_USE}
+    packed |= head(FITTED_ON)
     packed |= {"spacing": training_spacing(train), "thresholds": read_thresholds(ensemble, nested, project.folds)}
     probability = blending.raise_any(tables.read_predictions(nested, train.slice_id.to_numpy(), partial=True).copy())
     known = ~np.isnan(probability[:, 0])

@@ -1,4 +1,4 @@
-"""What the texts of a header say of a series: its kernel, contrast medium, and part of the body.
+"""Rules for the texts of a header: the kernel of a series, its contrast medium, and its part of the body.
 
 Texts are compared in capitals without accents. Words were collected from the values of public CT collections (The
 Cancer Imaging Archive, CQ500, RSNA) and vendors' manuals, named beside them or in the tests.

@@ -4,17 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ich_kaggle import __version__
 from ich_kaggle.common import provenance, runs, storage
 from ich_kaggle.learning import predictions
 from ich_kaggle.scans import model_bundle
 from ich_kaggle.scoring import blending, evaluation, nested_choice, study_level
 
 SPACING = 5.0  # mm: usual between slices of a head
-INTENDED_USE = (
-    "For research only: not a medical device, and not to be used for diagnosis, triage or any decision on a patient. "
-    "The model was fitted on phantoms and scored on phantoms; nothing is known of it on patients."
-)
+FITTED_ON = "The model was fitted on phantoms and scored on phantoms; nothing is known of it on patients."
 
 
 def export(path: Path, model: Path, options: dict, held_out: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
@@ -29,12 +25,7 @@ def export(path: Path, model: Path, options: dict, held_out: tuple[np.ndarray, n
     of_studies = study_level.of_studies(study, target, probability)
     asked, each = evaluation.Asked(), np.arange(len(of_studies[0]))
     entry = {"fold": 0, "file": f"{name}.fold0.pt", "hash": storage.file_hash(model)}
-    packed = {
-        "format": model_bundle.FORMAT,
-        "version": __version__,
-        "license": model_bundle.LICENSE,
-        "intended_use": INTENDED_USE,
-    }
+    packed = model_bundle.head(FITTED_ON)
     packed |= {"ensemble": name, "runs": {name: 1.0}, "models": {name: [entry]}, "options": {name: options}}
     packed |= {"pictures": {name: {"size": options["cache_size"], "crop": "none"}}, "views": {name: predictions.VIEWS}}
     packed |= {

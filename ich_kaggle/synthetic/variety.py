@@ -1,4 +1,4 @@
-"""What varies between phantoms, as ranges and as shares of patients: narrow one to switch it off."""
+"""The variety of phantoms, as ranges and as shares of patients: narrow one to switch it off."""
 
 from dataclasses import dataclass
 
