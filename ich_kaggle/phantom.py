@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ich_kaggle.common import cli, paths
 from ich_kaggle.synthetic import competition, patients
+from ich_kaggle.synthetic.variety import VARIETIES
 
 
 def phantom(*, out: Path, workers: int = 1, overwrite: bool = False, **settings) -> None:
@@ -37,6 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--size", type=cli.within(32, kind=int), help="px of the square slices (the real ones have 512)")
     prevalence = "share of patients with blood, rare kinds made common enough to learn; real: as in the competition"
     add("--prevalence", type=share_or_real, help=prevalence)
+    variety = "scanners and blood: plain; wide, as for pretrain; shifted, of another hospital"
+    add("--variety", choices=list(VARIETIES), help=variety)
     add("--label-noise", type=cli.within(0, 1), help="chance that an end of a lesion is labelled one slice off")
     defects = "share of patients with each defect of the real data, at least one patient; 0: no defects"
     add("--defects", type=cli.within(0, 1), help=defects)

@@ -72,6 +72,24 @@ def test_another_seed_gives_other_files(made, tmp_path):
     assert not {file.name for file in other.glob("*/*.dcm")} & {file.name for file in made.glob("*/*.dcm")}
 
 
+def noise(folder):
+    """The standard deviation of neighbouring pixels of brain, in HU, over all slices."""
+    found = []
+    for hu in (hu_of(pydicom.dcmread(file)) for file in sorted(folder.glob("stage_2_train/*.dcm"))):
+        pairs = hu[:, 1:], hu[:, :-1]
+        inside = np.logical_and.reduce([(half > 0) & (half < 60) for half in pairs])
+        found.append((pairs[0] - pairs[1])[inside])
+    return np.concatenate(found).std() / np.sqrt(2)
+
+
+def test_a_shifted_phantom_is_of_a_noisier_scanner_and_not_mixed_with_a_plain_one(made, tmp_path):
+    quiet = dict(masks=False, defects=0)
+    plain, shifted = (make(tmp_path / name, variety=name, **quiet) for name in ("plain", "shifted"))
+    assert noise(shifted) > 1.2 * noise(plain)
+    with pytest.raises(ValueError, match="shifted"):
+        make(plain, variety="shifted", **quiet)
+
+
 def test_tables_list_six_labels_of_every_slice_in_kaggles_order(made, train):
     sample = pd.read_csv(made / paths.SAMPLE_CSV)
     assert (made / paths.TRAIN_CSV).read_text().startswith("ID,Label\nID_")

@@ -10,6 +10,7 @@ import pandas as pd
 from ich_kaggle.common import storage
 from ich_kaggle.common.labels import ANY, LABELS
 from ich_kaggle.synthetic import dicom_writer, scanner, studies
+from ich_kaggle.synthetic.variety import VARIETIES
 
 HARMLESS = ("repeated", "resized", "restudied")  # z positions; another matrix; two studies of a patient
 DEFECTS = (*HARMLESS, "duplicated", "truncated", "intercept")  # label rows; PixelData; RescaleIntercept
@@ -26,6 +27,7 @@ class Settings:
     size: int = 256  # px
     seed: int = 0
     prevalence: float | str = 0.5  # share of patients with blood, or "real"
+    variety: str = "plain"  # a key of VARIETIES: scanners, anatomy and blood
     label_noise: float = 0.15  # chance of an error at each end of a lesion
     defects: float = 0.01  # share of patients with each defect
     masks: bool = False
@@ -96,7 +98,7 @@ def write(patient: Patient, settings: Settings, out: Path) -> pd.DataFrame:
     """Write the DICOM files and masks of a patient below `out`, and return a row per slice for the tables."""
     dicom_writer.allow_short_ids()
     rng = np.random.default_rng([settings.seed, patient.number])
-    head = studies.draw_head(rng, patient.kind)
+    head = studies.draw_head(rng, patient.kind, VARIETIES[settings.variety])
     n_studies = 2 if "restudied" in patient.defects else 1
     return pd.concat([_write_study(patient, head, k, rng, settings, out) for k in range(n_studies)], ignore_index=True)
 
@@ -105,7 +107,7 @@ def _write_study(patient: Patient, head, study: int, rng, settings: Settings, ou
     shape = (settings.size, settings.size)
     if "resized" in patient.defects:
         shape = tuple(n * settings.size // 512 for n in SHAPES[rng.integers(len(SHAPES))])
-    gantry, positions = studies.prescribe(rng, head, shape, settings.slices)
+    gantry, positions = studies.prescribe(rng, head, shape, settings.slices, VARIETIES[settings.variety])
     if "repeated" in patient.defects:
         middle = len(positions) // 2
         positions = np.sort(np.concatenate([positions, positions[middle : middle + 4]]))

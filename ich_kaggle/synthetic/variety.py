@@ -1,6 +1,6 @@
 """The variety of phantoms, as ranges and as shares of patients: narrow one to switch it off."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -70,3 +70,18 @@ PLAIN = Variety(
     trace=0,
     mixes=0,
 )
+
+# The scanner of another hospital: thick slices, a sharp kernel, more noise, and more old blood.
+SHIFTED = replace(
+    PLAIN,
+    thickness=(6, 9),
+    field=(245, 285),
+    kernel=(0.3, 0.4),
+    sharpness=1.2,
+    noise=(6, 9),
+    density=(35, 75),
+    old=0.3,
+    thin=0.2,
+    trace=0.2,
+)
+VARIETIES = {"plain": PLAIN, "wide": Variety(), "shifted": SHIFTED}
