@@ -1,19 +1,22 @@
 """Run the whole pipeline on a synthetic competition, from nothing, on any machine.
 
 The steps: two networks, a second level on each, the ensemble of the two second levels, a verified submission scored
-against the truth, and the report page. Each step is printed as the command that does it.
+against the truth, and the report page. Then a hospital with few patients and another scanner, where a network starts
+from ImageNet, or from the first network of the competition. Each step is printed as the command that does it.
 
 Reads:   nothing
 Writes:  <demo-dir>/input/ (the competition), <demo-dir>/work/ (folds, cache, runs, ensemble, report),
-         <demo-dir>/submissions/
+         <demo-dir>/submissions/, <demo-dir>/hospital/ (input and work of the hospital)
 Example: python -m ich_kaggle.demo
 """
 
 import importlib
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 
@@ -27,6 +30,8 @@ NETWORKS = ("cpu", "cpu_both")  # recipes
 SECOND_LEVELS = tuple(f"smooth-{network}" for network in NETWORKS)
 NAME = "demo"  # of the ensemble
 SIZE = 80  # px: fewer than the recipes have, for a demo of minutes
+STARTS = ("from-imagenet", "from-phantoms")  # runs of the hospital
+HOSPITAL = 24  # patients that the hospital has labelled
 
 
 def steps(demo_dir: Path, *, patients: int, n_folds: int, epochs: int | None, seed: int, workers: int) -> list[str]:
@@ -40,7 +45,7 @@ def steps(demo_dir: Path, *, patients: int, n_folds: int, epochs: int | None, se
         f"slices --data-dir {data} {shared}",
         f"folds --folds {n_folds} --seed {seed} {shared}",
         *(
-            f"train --recipe {network} --image-size {SIZE} --fold all --seed {seed} {shared}{extra}"
+            f"train --recipe {network} --image-size {SIZE} --fold all{device()} --seed {seed} {shared}{extra}"
             for network in NETWORKS
         ),
         *(f"predict --run {network} --views identity {shared}" for network in NETWORKS),
@@ -49,6 +54,34 @@ def steps(demo_dir: Path, *, patients: int, n_folds: int, epochs: int | None, se
         f"submit --dry-run --ensemble {NAME} --work-dir {work} --submissions-dir {out}",
         f"report --studies 40 --submissions-dir {out} {shared}",
     ]
+
+
+def hospital_steps(demo_dir: Path, *, epochs: int | None, seed: int, workers: int) -> list[str]:
+    """Return the command lines of the hospital, which fine-tunes from ImageNet and from fold 0 of the first network."""
+    extra = "" if epochs is None else f" --epochs {epochs}"
+    work, data = (shlex.quote(str(hospital(demo_dir) / part)) for part in ("work", f"input/{paths.SLUG}"))
+    shared = f"--work-dir {work} --workers {workers}"
+    model = shlex.quote(str(demo_dir / "work" / "runs" / NETWORKS[0] / "fold0" / "model.pt"))
+    train = f"train --recipe {NETWORKS[0]} --image-size {SIZE} --fold all{device()} --seed {seed} {shared}{extra}"
+    return [
+        f"phantom --out {data} --variety shifted --patients {HOSPITAL + 1} --test-fraction 0 --slices 16 "
+        f"--seed {seed + 1} --workers {workers}",
+        f"folds --folds 2 --seed {seed} --data-dir {data} {shared}",
+        f"{train} --run {STARTS[0]}",
+        f"{train} --run {STARTS[1]} --init {model}",
+        *(f"predict --run {run} --views identity {shared}" for run in STARTS),
+    ]
+
+
+def device() -> str:
+    """Return the flag that trains two folds side by side on a CPU: faster than one fold on both cores."""
+    devices = importlib.import_module("ich_kaggle.learning.devices")  # imports torch
+    is_cpu = devices.pick_device("auto").type == "cpu"
+    return " --device cpu,cpu" if is_cpu and joblib.cpu_count() > 1 else ""
+
+
+def hospital(demo_dir: Path) -> Path:
+    return demo_dir / "hospital"
 
 
 def run_step(line: str) -> None:
@@ -73,36 +106,55 @@ def test_scores(demo_dir: Path, submission: Path) -> tuple[float, float, int]:
     return metric.log_loss(target, probability), metric.log_loss(target, constant), n_patients
 
 
-def patient_losses(work_dir: Path, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the summed log loss per patient of each run and of the nested ensemble, (n_patients, n_runs + 1), and the
-    number of slices per patient, (n_patients,)."""
+def patient_losses(work_dir: Path, runs: Sequence[str], *others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the summed log loss per patient of each run and of `others`, out-of-fold probabilities (n_train, 6):
+    (n_patients, n_runs + n_others); and the number of slices per patient, (n_patients,)."""
     project = Project(None, work_dir)
     train, folds = project.slices[project.is_train], project.folds
-    found = [run_predictions.read_oof(project.run(name), folds, project.slices, project.fold) for name in names]
-    found.append(tables.read_predictions(paths.ensemble(work_dir, NAME) / "nested.parquet", train.slice_id.to_numpy()))
+    found = [run_predictions.read_oof(project.run(name), folds, project.slices, project.fold) for name in runs]
     patient, size = np.unique(train.patient_id, return_inverse=True, return_counts=True)[1:]
-    raised = [blending.raise_any(probability.copy()) for probability in found]
+    raised = [blending.raise_any(probability.copy()) for probability in (*found, *others)]
     return comparison.patient_losses(tables.targets(train), raised, patient), size
 
 
+def better(total: np.ndarray, size: np.ndarray, one: int, other: int) -> str:
+    """Return by how much column `one` of `total` (n_patients, n) is better than `other`, with the standard error."""
+    gain = total[:, other] - total[:, one]
+    error = patient_bootstrap.standard_error(gain, size)
+    return f"better by {gain.sum() / size.sum():.4f} +- {error:.4f} (standard error over {len(size)} patients)"
+
+
+def hospital_summary(work_dir: Path) -> str:
+    """Return the scores of the hospital: of the prevalence of its slices, and of the two starts."""
+    train = tables.read_slices(work_dir).query("split == 'train'")
+    target = tables.targets(train)
+    constant = metric.log_loss(target, np.broadcast_to(target.mean(axis=0), target.shape))
+    total, size = patient_losses(work_dir, STARTS)
+    loss = total.sum(axis=0) / size.sum()
+    return (
+        f"hospital with another scanner: prevalence {constant:.4f}, network from ImageNet {loss[0]:.4f}, from the "
+        f"phantoms of the competition {loss[1]:.4f}: {better(total, size, 1, 0)}"
+    )
+
+
 def summary(demo_dir: Path, submission: Path) -> str:
-    """Return the scores of the second levels, the ensemble and the submission, and where the files are."""
+    """Return the scores of second levels, ensemble, submission and hospital, and the places of the files."""
     work, names = demo_dir / "work", [*NETWORKS, *SECOND_LEVELS]
     folder = paths.ensemble(work, NAME)
-    total, size = patient_losses(work, names)
+    slice_ids = tables.read_slices(work).query("split == 'train'").slice_id.to_numpy()
+    total, size = patient_losses(work, names, tables.read_predictions(folder / "nested.parquet", slice_ids))
     loss = dict(zip([*names, NAME], total.sum(axis=0) / size.sum(), strict=True))
     best = min(names, key=loss.get)
-    gain = total[:, names.index(best)] - total[:, -1]
-    error = patient_bootstrap.standard_error(gain, size)
     ours, constant, n_patients = test_scores(demo_dir, submission)
     second = ", ".join(f"{run} {loss[run]:.4f} to {loss[f'smooth-{run}']:.4f}" for run in NETWORKS)
     lines = [
         ensembling.describe("ensemble", storage.read_json(folder / "weights.json")),
         "",
         f"log loss by the second level: {second}",
-        f"ensemble {loss[NAME]:.4f}, best member {best} {loss[best]:.4f}: better by {gain.sum() / size.sum():.4f} +- "
-        f"{error:.4f} (standard error over {len(size)} patients)",
+        f"ensemble {loss[NAME]:.4f}, best member {best} {loss[best]:.4f}: "
+        f"{better(total, size, len(names), names.index(best))}",
         f"test log loss: submission {ours:.4f}, training prevalence {constant:.4f} ({n_patients} patients)",
+        hospital_summary(hospital(demo_dir) / "work"),
         f"submission   {submission}",
         f"predictions  {folder}",
         f"models       {work / 'runs'}",
@@ -115,8 +167,9 @@ def summary(demo_dir: Path, submission: Path) -> str:
 def demo(*, demo_dir: Path, n_folds: int, patients: int, epochs: int | None, seed: int, workers: int) -> None:
     started = time.monotonic()
     app.plotly_script()  # the last step needs it: refuse before the first
-    options = dict(n_folds=n_folds, patients=patients, epochs=epochs, seed=seed, workers=workers)
-    for line in steps(demo_dir, **options):
+    options = dict(epochs=epochs, seed=seed, workers=workers)
+    competition = steps(demo_dir, n_folds=n_folds, patients=patients, **options)
+    for line in [*competition, *hospital_steps(demo_dir, **options)]:
         run_step(line)
     submission = max((demo_dir / "submissions").glob("*.csv"), key=lambda path: path.stat().st_mtime)
     cli.say(f"\ndone in {(time.monotonic() - started) / 60:.1f} minutes\n\n{summary(demo_dir, submission)}")

@@ -1,5 +1,7 @@
+import itertools
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,26 @@ from ich_kaggle import cache, ensemble, folds, kernel, phantom, submit, train
 from ich_kaggle.common import paths
 
 REAL = os.environ.get("ICH_REAL_DATA")
+
+
+def pytest_configure(config):
+    if config.getoption("numprocesses", None):  # threads of OpenMP spin when processes share the cores
+        os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say how many faults were tried, and how many of them lost something."""
+    tried, lost = Counter(), Counter()
+    for report in itertools.chain(*terminalreporter.stats.values()):
+        for name, value in getattr(report, "user_properties", ()):
+            if name == "fault" and report.when == "call":
+                part, what, n, n_lost = value
+                tried[part, what] += n
+                lost[part] += n_lost
+    for part, found in itertools.groupby(sorted(tried), key=lambda key: key[0]):
+        counts = {what: tried[part, what] for _, what in found}
+        listed = ", ".join(f"{what} {n}" for what, n in counts.items())
+        terminalreporter.write_line(f"faults: {part}: {sum(counts.values())} tried, {lost[part]} lost ({listed})")
 
 
 @pytest.fixture(scope="session")

@@ -231,3 +231,10 @@ def test_the_demo_runs_from_nothing_to_a_scored_submission_and_the_report(tmp_pa
     report = tmp_path / "work" / "report" / "index.html"
     assert report.is_file() and said.rstrip().endswith(f"report       {report}")
     assert f"to {scores['single']['smooth-cpu']:.4f}, cpu_both" in said
+    hospital = tmp_path / "hospital" / "work" / "runs"
+    trained = [
+        pd.read_csv(hospital / run / f"fold{k}" / "log.csv").valid_loss.iloc[-1] for run in demo.STARTS for k in (0, 1)
+    ]
+    line = r"hospital with another scanner: .+ ImageNet (\S+), from the phantoms of the competition (\S+): better by"
+    starts = [float(loss) for loss in re.search(line, said).groups()]
+    assert starts == pytest.approx([sum(trained[:2]) / 2, sum(trained[2:]) / 2], abs=0.02)  # folds differ a bit in size

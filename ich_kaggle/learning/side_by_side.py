@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
+import joblib
 import torch
 
 from ich_kaggle.common import cli
@@ -25,7 +26,8 @@ def run(command: list[str], folds: list[int], devices: list[torch.device], until
     for device in devices:
         free.put(device)
     # As for the processes of torchrun, cores and memory of the machine are shared.
-    env = os.environ | {"LOCAL_WORLD_SIZE": str(min(len(devices), len(folds)))}
+    n = min(len(devices), len(folds))
+    env = os.environ | {"LOCAL_WORLD_SIZE": str(n), "OMP_NUM_THREADS": str(max(1, joblib.cpu_count() // max(1, n)))}
     here = Path(cli.__file__).parents[2]  # of this package, which a kernel may have unpacked anywhere
     env["PYTHONPATH"] = os.pathsep.join([str(here), *filter(None, [env.get("PYTHONPATH")])])
 

@@ -1,5 +1,3 @@
-from collections import defaultdict
-
 import kaggle_server as fake
 import pytest
 import stages
@@ -39,10 +37,10 @@ def project(built, server):
     return built
 
 
-def pytest_terminal_summary(terminalreporter):
-    parts = defaultdict(list)
-    for (part, what), n in sorted(stages.tried.items()):
-        parts[part].append(f"{what} {n}")
-    for part, whats in parts.items():
-        n, n_lost = (sum(n for (p, _), n in counts.items() if p == part) for counts in (stages.tried, stages.lost))
-        terminalreporter.write_line(f"faults: {part}: {n} tried, {n_lost} lost ({', '.join(whats)})")
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item, call):
+    """Put the counts of a test into its report, which may come from another process."""
+    if call.when == "call":
+        item.user_properties += [("fault", (*key, n, stages.lost[key])) for key, n in stages.tried.items()]
+        stages.tried.clear()
+        stages.lost.clear()
