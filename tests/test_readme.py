@@ -34,7 +34,7 @@ def test_the_readme_is_short_and_its_two_setup_lines_are_those_that_ci_runs():
     assert len(README.splitlines()) < 150 and len(LINES) >= 20
     assert [line.split(" && ")[-1] for line in setup] == [
         ".venv/bin/python -m ich_kaggle.demo",
-        ".venv/bin/python -m pytest",
+        ".venv/bin/python -m pytest -n logical --dist loadfile",
     ]
 
 
