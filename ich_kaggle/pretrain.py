@@ -6,7 +6,7 @@ folds or a series (sampler, crop, epochs, soften, side weight) have no effect. T
 after an interruption.
 
 Reads:   work/weights/<arch>.safetensors  (if it exists, instead of a download)
-Writes:  work/pretrained/<name>.zip  (a bundle: the model, and its thresholds on phantoms)
+Writes:  work/pretrained/<name>.zip  (a bundle: the model, a smoothing along z, and thresholds on phantoms)
          work/pretrained/<name>/  settings.json, log.csv, model.pt  (and state.pt until training is finished)
 Example: python -m ich_kaggle.pretrain --recipe cpu --slices 200000
          python -m ich_kaggle.train --recipe cpu --init work/pretrained/cpu.zip --run from-phantoms
@@ -33,7 +33,7 @@ from ich_kaggle.learning import (
 from ich_kaggle.scans import single_model
 
 EPOCH = 20_000  # slices between two scores
-N_VALID = 128  # studies that score the model
+N_VALID = 64  # studies that score the model, and fit the smoothing along z
 OTHER = "give another --name, or remove {} and its zip"
 
 
@@ -45,7 +45,7 @@ def pretrain(project: Project, folder: Path, settings: dict, plan: tasks.Plan, d
     """Train the model of `plan` in `folder` and write its bundle beside it; `every` s a checkpoint is written."""
     config, n_epochs = plan.config, plan.settings.epochs
     valid = endless_phantoms.validation(config, plan.settings.seed, N_VALID, project.workers)
-    target, study = (part.numpy() for part in valid.dataset.tensors[1:])
+    target, place = (part.numpy() for part in valid.dataset.tensors[1:])
     model = tasks.new_model(plan, project.work_dir, target.mean(axis=0), 0)
     studies = endless_phantoms.PhantomStudies(config, plan.move, plan.settings.seed)
     loader = endless_phantoms.loader(studies, settings["n_slices"] / n_epochs, plan.task.batch_size, project.workers)
@@ -68,13 +68,12 @@ def pretrain(project: Project, folder: Path, settings: dict, plan: tasks.Plan, d
     slice_model.save(folder / "model.pt", model, slice_model.Origin(target.mean(axis=0), before))
     probability = expit(inference.predict(model, valid, device, what="validate").astype(float))
     bundle = bundle_of(folder)
-    single_model.export(bundle, folder / "model.pt", settings, (target, probability, study))
+    smoothed = single_model.export(bundle, folder / "model.pt", settings, (target, probability, place))
     (folder / "state.pt").unlink()
-    score = f"log loss {metric.log_loss(target, probability):.4f} on {N_VALID} phantoms that it did not learn from"
-    cli.say(
-        f"{bundle}: {score}, {metric.log_loss(target, np.broadcast_to(target.mean(axis=0), target.shape)):.4f} "
-        "of their prevalence"
-    )
+    constant = np.broadcast_to(target.mean(axis=0), target.shape)
+    losses = [metric.log_loss(target, one) for one in (probability, smoothed, constant)]
+    told = "log loss {:.4f}, smoothed {:.4f}, of the prevalence {:.4f}".format(*losses)
+    cli.say(f"{bundle}: {told}, on {N_VALID} phantoms that it did not learn from")
 
 
 def command(*, arch: str | None, slices: int, name: str | None, run: str | None = None, **flags) -> None:

@@ -3,10 +3,11 @@
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from ich_kaggle import pretrain, train
+from ich_kaggle import pretrain, scan, train
 from ich_kaggle.common import paths
 from ich_kaggle.learning import augment, endless_phantoms, fit, slice_model
 from ich_kaggle.scans import model_bundle
@@ -55,7 +56,7 @@ def test_an_interrupted_run_ends_in_the_model_of_an_undisturbed_one(tmp_path, mo
         run(tmp_path / "a", "--lr", "0.1")
 
 
-def test_every_fold_starts_from_it_as_it_has_seen_no_patient_and_scan_reads_it(prepared, tmp_path):
+def test_every_fold_starts_from_it_as_it_has_seen_no_patient_and_scan_reads_it(competition, prepared, tmp_path):
     work = shutil.copytree(prepared, tmp_path / "work")
     weights = run(work)
     bundle = work / "pretrained" / "p.zip"
@@ -65,7 +66,11 @@ def test_every_fold_starts_from_it_as_it_has_seen_no_patient_and_scan_reads_it(p
         model = slice_model.load(paths.fold(work, "r", k) / "model.pt")
         assert torch.equal(model.head.weight, weights["backbone.fc.weight"])
     packed = model_bundle.read(bundle).packed
-    assert list(packed["models"]) == ["p"] and packed["thresholds"].keys() == {"slices", "studies_max"}
+    assert list(packed["models"]) == ["p", "smooth-p"] and packed["thresholds"].keys() == {"slices", "studies_max"}
+    assert packed["runs"] == {"smooth-p": 1.0}
+    pile, out = competition / "stage_2_test", tmp_path / "out"
+    scan.main(["--dicom", str(pile), "--models", str(bundle), "--out", str(out), "--device", "cpu", "--workers", "0"])
+    assert len(pd.read_csv(out / "slices.csv")) == len(list(pile.iterdir()))
 
 
 def test_no_head_is_drawn_twice_and_none_of_training_scores_it():
@@ -81,8 +86,9 @@ def test_no_head_is_drawn_twice_and_none_of_training_scores_it():
 
 def test_neighbours_are_the_slices_beside_in_the_same_window():
     config = slice_model.SliceConfig("test_resnet", 32, 32, windows=CONFIG.windows[1:2], offsets=(-1, 0, 1))
-    images, target, number = endless_phantoms.PhantomStudies(config, augment.NONE, 0)[0, 7]
-    assert images.shape == (8, 32, 32, 3) and target.shape == (8, 6) and set(number.tolist()) == {7}
+    images, target, place = endless_phantoms.PhantomStudies(config, augment.NONE, 0)[0, 7]
+    assert images.shape == (8, 32, 32, 3) and target.shape == (8, 6) and set(place[:, 0].tolist()) == {7}
+    assert (place[:, 1].diff() > 0).all()  # mm, from the base of the skull up
     alone = slice_model.SliceConfig("test_resnet", 32, 32, windows=CONFIG.windows[1:2], offsets=(0, 0, 0))
     middle = endless_phantoms.PhantomStudies(alone, augment.NONE, 0)[0, 7][0]
     assert torch.equal(images[..., 1], middle[..., 0]) and not torch.equal(images[..., 0], middle[..., 0])

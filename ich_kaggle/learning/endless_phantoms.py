@@ -19,9 +19,10 @@ TRAIN, VALID = 0, 1  # first number of a seed: no head is in both
 
 @dataclass
 class PhantomStudies(Dataset):
-    """Slices of studies drawn from `seed`: uint8 (8, size, size, c), targets float32 (8, 6), and the study's number.
+    """Slices of a study drawn from `seed`: uint8 (n, size, size, c), their targets, float32 (n, 6), and their places.
 
-    An item is indexed by (epoch, number), and depends on these and the seed only.
+    A study of TRAIN has 8 slices, one of VALID is whole. A place is the study's number and the position in mm, float32
+    (n, 2). An item is indexed by (epoch, number), and depends on these and the seed only.
     """
 
     config: SliceConfig
@@ -31,15 +32,19 @@ class PhantomStudies(Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         seed = [self.seed, self.part, *item]
-        n_slices = PER_STUDY if self.config.offsets == (0,) else LONG
+        is_whole = self.part == VALID
+        n_slices = PER_STUDY if self.config.offsets == (0,) and not is_whole else LONG
         drawn = list(studies.draw(seed, size=self.config.cache_size, slices=n_slices, variety=Variety()))
         rng = np.random.default_rng([*seed, 1])  # not the numbers of the head
-        chosen = np.sort(rng.choice(len(drawn), PER_STUDY, replace=len(drawn) < PER_STUDY))
-        seen = [windows.apply(hu, windows.CACHED)[..., self.config.channels] for hu, _ in drawn]
+        chosen = np.arange(len(drawn))
+        if not is_whole:
+            chosen = np.sort(rng.choice(len(drawn), PER_STUDY, replace=len(drawn) < PER_STUDY))
+        seen = [windows.apply(one.hu, windows.CACHED)[..., self.config.channels] for one in drawn]
         beside = neighbours.neighbours([0] * len(drawn), np.arange(len(drawn)), self.config.offsets)[chosen]
         images = [self._moved(np.concatenate([seen[row] for row in rows], axis=2), rng) for rows in beside]
-        target = np.array([drawn[row][1] for row in chosen], np.float32)
-        return torch.from_numpy(np.stack(images)), torch.from_numpy(target), torch.full((PER_STUDY,), item[1])
+        target = np.array([drawn[row].labels for row in chosen], np.float32)
+        place = np.array([(item[1], drawn[row].position) for row in chosen], np.float32)
+        return torch.from_numpy(np.stack(images)), torch.from_numpy(target), torch.from_numpy(place)
 
     def _moved(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         size, n_windows = self.config.image_size, len(self.config.windows)

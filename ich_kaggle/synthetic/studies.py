@@ -1,6 +1,7 @@
 """Studies of synthetic patients in memory: from a seed to slices in HU and their labels, without a file."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,12 @@ ALONG = {
 }
 
 
+class Slice(NamedTuple):
+    hu: np.ndarray  # float32 (size, size)
+    labels: np.ndarray  # int8 (6,)
+    position: float  # mm along the slice normal, ascending to the head
+
+
 def draw(
     seed: int | list[int],
     *,
@@ -32,8 +39,8 @@ def draw(
     slices: int = 32,
     prevalence: float = 0.5,
     variety: Variety = PLAIN,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the slices of one patient, from the base of the skull up: HU, float32 (size, size), and labels, int8 (6,).
+) -> Iterator[Slice]:
+    """Yield the slices of one patient, from the base of the skull up.
 
     The same `seed` gives the same patient. With chance `prevalence` it has blood, of kinds as common as in a synthetic
     competition. A study has about `slices` slices. `Variety()` randomises scanner, patient and blood widely.
@@ -45,7 +52,7 @@ def draw(
     for position in positions:
         hu, blood = scanner.scan(head, gantry, position, rng)
         kinds = labels_of(pixels_of(blood), gantry)
-        yield hu, np.append(kinds, kinds.max())
+        yield Slice(hu, np.append(kinds, kinds.max()), position * np.cos(gantry.tilt))
 
 
 def draw_head(rng: np.random.Generator, first: str | None, variety: Variety = PLAIN) -> Head:

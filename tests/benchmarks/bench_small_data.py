@@ -39,7 +39,7 @@ def study(seed: int, moved: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return the windowed slices, uint8 (n, 64, 64, 3), and the labels (n, 6) of a phantom patient."""
     rng = np.random.default_rng([seed, 1])
     off, images, labels = rng.normal(3, 3), [], []
-    for hu, label in studies.draw([seed, 0], size=64, prevalence=0.42):
+    for hu, label, _ in studies.draw([seed, 0], size=64, prevalence=0.42):
         if moved:
             hu = cv2.GaussianBlur(hu, (0, 0), 0.6) + np.float32(off) + rng.normal(0, 4, hu.shape).astype(np.float32)
         images.append(windows.apply(hu, windows.CACHED))

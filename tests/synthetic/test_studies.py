@@ -34,7 +34,7 @@ def test_a_seed_is_one_patient_and_another_seed_another(variety):
 
 def test_slices_are_hu_of_the_size_that_was_asked_for_with_six_labels():
     found = [slice_ for seed in range(6) for slice_ in studies.draw(seed, size=64, slices=6, prevalence=1)]
-    hu, labels = (np.stack(part) for part in zip(*found, strict=True))
+    hu, labels, _ = (np.stack(part) for part in zip(*found, strict=True))
     assert hu.dtype == np.float32 and hu.shape[1:] == (64, 64) and np.isfinite(hu).all()
     assert labels.dtype == np.int8 and (labels[:, ANY] == labels[:, :ANY].max(axis=1)).all()
     assert labels[:, ANY].any() and not labels[:, ANY].all()
@@ -42,7 +42,7 @@ def test_slices_are_hu_of_the_size_that_was_asked_for_with_six_labels():
 
 def test_nobody_bleeds_at_prevalence_0():
     drawn = [studies.draw(seed, size=32, slices=4, prevalence=0, variety=Variety()) for seed in range(4)]
-    assert not any(labels.any() for study in drawn for _, labels in study)
+    assert not any(one.labels.any() for study in drawn for one in study)
 
 
 @pytest.mark.parametrize("seed", range(12))
