@@ -41,7 +41,7 @@ def steps(demo_dir: Path, *, patients: int, n_folds: int, epochs: int | None, se
     extra = "" if epochs is None else f" --epochs {epochs}"
     members = " ".join(SECOND_LEVELS)
     return [
-        f"phantom --out {data} --patients {patients} --slices 16 --seed {seed} --workers {workers}",
+        f"phantom --out {data} --patients {patients} --slices 16 --size 192 --seed {seed} --workers {workers}",
         f"slices --data-dir {data} {shared}",
         f"folds --folds {n_folds} --seed {seed} {shared}",
         *(
@@ -62,7 +62,7 @@ def hospital_steps(demo_dir: Path, *, epochs: int | None, seed: int, workers: in
     work, data = (shlex.quote(str(hospital(demo_dir) / part)) for part in ("work", f"input/{paths.SLUG}"))
     shared = f"--work-dir {work} --workers {workers}"
     model = shlex.quote(str(demo_dir / "work" / "runs" / NETWORKS[0] / "fold0" / "model.pt"))
-    train = f"train --recipe {NETWORKS[0]} --image-size {SIZE} --fold all{device()} --seed {seed} {shared}{extra}"
+    train = f"train --recipe {NETWORKS[0]} --image-size {SIZE} --fold all --seed {seed} {shared}{extra}"
     return [
         f"phantom --out {data} --variety shifted --patients {HOSPITAL + 1} --test-fraction 0 --slices 16 "
         f"--seed {seed + 1} --workers {workers}",
