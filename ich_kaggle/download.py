@@ -20,7 +20,9 @@ def download(*, data_dir: Path | None, whole: bool, connect: Callable = client.c
     """Download the tables into `data_dir`, or if `whole` the zip of all files, beside it or of that name."""
     place = data_dir or Path(os.environ.get("ICH_DATA_DIR") or paths.DEFAULT)
     if not whole:
-        competition_files.tables(connect(), place)
+        kaggle = connect()
+        for name in (paths.SAMPLE_CSV, paths.TRAIN_CSV):
+            competition_files.table(kaggle, place / name)
         return
     path = place if place.suffix == ".zip" else place.with_name(f"{place.name}.zip")
     competition_files.everything(connect(), path)

@@ -18,22 +18,12 @@ import argparse
 from pathlib import Path
 
 from ich_kaggle.common import cli, paths, storage
-from ich_kaggle.common.project import Project
-from ich_kaggle.scans import model_bundle, on_demand
+from ich_kaggle.common.project import Project, opening
+from ich_kaggle.scans import on_demand, packing
 from ich_kaggle.scoring import ensembling, patient_folds
 
 
-def ensemble(
-    *,
-    data_dir: Path | None,
-    work_dir: Path,
-    workers: int,
-    export: Path | None,
-    runs: list[str] | None,
-    overwrite: bool,
-    **options,
-) -> None:
-    project = Project(data_dir, work_dir, workers)
+def ensemble(project: Project, *, export: Path | None, runs: list[str] | None, overwrite: bool, **options) -> None:
     if export is None:
         patient_folds.ensure(project)
         ensembling.blend_runs(project, runs, overwrite=overwrite, predict=on_demand.predict, **options)
@@ -42,10 +32,10 @@ def ensemble(
         return
     if runs:
         raise ValueError("--export packs an existing ensemble: give --name instead of --runs")
-    folder = model_bundle.choose_ensemble(work_dir, options["name"])
+    folder = packing.choose_ensemble(project.work_dir, options["name"])
     if export.exists() and not (export.is_file() and overwrite):
         raise ValueError(f"{export} exists: give another file to --export, or --overwrite")
-    model_bundle.export(project, folder, export)
+    packing.export(project, folder, export)
     cli.say(f"{export}: {export.stat().st_size / 1e6:.1f} MB, the models of {folder}")
 
 
@@ -73,7 +63,7 @@ def build_parser():
 
 
 def main(argv=None):
-    cli.run(ensemble, build_parser(), argv, recorded)
+    cli.run(opening(ensemble), build_parser(), argv, recorded)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Score a run or an ensemble on out-of-fold predictions, draw its curves, and choose its thresholds.
+"""Score a run or an ensemble on out-of-fold predictions, and choose its thresholds. The report draws its curves.
 
 Scores come with 95 % intervals of a bootstrap over patients. An ensemble is scored on its nested predictions. Rates
 are those at thresholds chosen on the other folds; the thresholds in thresholds.json are chosen on all folds.
@@ -7,8 +7,7 @@ models of the folds: recall_R with the --confidence given, recall_R_expected in 
 the mean of these models, for which neither is guaranteed.
 
 Reads:   work/runs/<run>/fold<k>/oof.parquet, or work/ensemble/<name>/nested.parquet
-Writes:  evaluation/ in the folder of the run or the ensemble:
-         metrics.json, thresholds.json, roc.png, precision_recall.png, reliability.png, thresholds.png
+Writes:  evaluation/ in the folder of the run or the ensemble: metrics.json, thresholds.json;
          with --shift only shift.json: the differences between the test scans and the training scans
 Example: python -m ich_kaggle.evaluate --run cpu --recall 0.95
 """
@@ -17,22 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ich_kaggle.common import cli, storage, tables
-from ich_kaggle.common.labels import LABELS
+from ich_kaggle.common import cli, storage
 from ich_kaggle.common.project import Project, opening
-from ich_kaggle.html import figures
 from ich_kaggle.scans import on_demand
 from ich_kaggle.scoring import ensembling, evaluation, patient_bootstrap, patient_folds
-
-
-def draw(folder: Path, target: np.ndarray, probability: np.ndarray, metrics: dict, chosen: dict) -> None:
-    areas = {
-        name: {label: metrics["slices"][label][name][0] for label in LABELS} for name in ("auc", "average_precision")
-    }
-    figures.roc(folder / "roc.png", target, probability, areas["auc"])
-    figures.precision_recall(folder / "precision_recall.png", target, probability, areas["average_precision"])
-    figures.reliability(folder / "reliability.png", target, probability)
-    figures.threshold_curves(folder / "thresholds.png", target, probability, chosen["slices"])
 
 
 def write(folder: Path, project: Project, found: evaluation.Predictions, asked: evaluation.Asked) -> None:
@@ -41,7 +28,6 @@ def write(folder: Path, project: Project, found: evaluation.Predictions, asked: 
     train = project.slices[project.is_train][known].reset_index(drop=True)
     probability, fold = found.probability[known], project.fold[project.is_train][known]
     metrics, chosen = evaluation.score(train, probability, fold, asked)
-    draw(folder, tables.targets(train), probability, metrics, chosen)
     settings, metrics = asked.settings | {"made_from": found.made_from}, evaluation.plain(metrics)
     storage.write_json(folder / "thresholds.json", settings | {"n_patients": metrics["n_patients"], **chosen})
     storage.write_json(folder / "metrics.json", metrics | settings)

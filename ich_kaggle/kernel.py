@@ -22,14 +22,14 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ich_kaggle.common import cli, locks, recipes, storage
 from ich_kaggle.common.runs import Run
 from ich_kaggle.kaggle_api import client, kernel_build, kernel_rules, kernel_sessions, kernels, wheel
-from ich_kaggle.scans import model_bundle
+from ich_kaggle.scans import model_bundle, packing
 
 ACTIONS = ("train", "predict", "weights", "build", "check", "push", "wait", "fetch")
 DATASET = "ich-models"  # that the kernels in kernels/ read
@@ -40,44 +40,38 @@ NEGLIGIBLE = 1e-4  # a run with a smaller weight in every label is not worth its
 TRAIN, INFER = "ich-train", "ich-infer"
 
 
-def gather(work_dir: Path, ensemble: Path, extra: list[Path]) -> tuple[dict, dict[str, Path]]:
-    """Return the list of the models of `ensemble`, and the files to pack by name: these models and the `extra` files.
+def gather(
+    work_dir: Path, ensemble: str | None = None, extra: Iterable[Path] = (), file: Iterable[Path] = ()
+) -> tuple[dict, dict[str, Path]]:
+    """Return a manifest and the files to pack by name: the models of `ensemble` and the `extra` files.
 
-    Raises ValueError and FileNotFoundError like model_bundle.gather, and for an extra file with the name of another.
+    The manifest is empty for `file`, packed instead. Raises ValueError and FileNotFoundError like packing.gather, and
+    for a file that is missing or has the name of another.
     """
-    packed, files = model_bundle.gather(work_dir, ensemble, model_bundle.kept(ensemble, NEGLIGIBLE))
+    for flag, path in (*(("--extra", path) for path in extra), *(("--file", path) for path in file)):
+        if not path.is_file():
+            raise FileNotFoundError(f"{flag} {path}: no such file")
+    if file:
+        return {}, {path.name: path for path in file}
+    chosen = packing.choose_ensemble(work_dir, ensemble, "--ensemble")
+    manifest, files = packing.gather(work_dir, chosen, packing.kept(chosen, NEGLIGIBLE))
     for path in extra:
         if path.name in (*files, model_bundle.MANIFEST, wheel.LISTING, wheel.WHEEL_NAME):
             raise ValueError(f"--extra {path}: the dataset has another file of this name: rename it")
-        if not path.is_file():
-            raise FileNotFoundError(f"--extra {path}: no such file")
         files[path.name] = path
-    return packed, files
+    return manifest, files
 
 
-def pack(work_dir: Path, ensemble: Path, out: Path, extra: list[Path]) -> Path:
-    """Return `out` with the models of `ensemble`, the list of them, the package and the `extra` files.
-
-    An `out` that this command made is replaced once the new one is complete. Raises like `gather`.
-    """
-    packed, files = gather(work_dir, ensemble, extra)
+def pack(out: Path, manifest: dict, files: dict[str, Path]) -> Path:
+    """Return `out` with `files`, and beside a `manifest` the package; an `out` of this command is replaced."""
     with storage.replacing(out, MAKER) as draft:
         for name, path in files.items():
             shutil.copyfile(path, draft / name)
-        (draft / wheel.WHEEL_NAME).write_bytes(wheel.wheel())
-        storage.write_json(draft / wheel.LISTING, wheel.hashes(draft))
-        storage.write_json(draft / model_bundle.MANIFEST, packed)
+        if manifest:
+            (draft / wheel.WHEEL_NAME).write_bytes(wheel.wheel())
+            storage.write_json(draft / wheel.LISTING, wheel.hashes(draft))
+            storage.write_json(draft / model_bundle.MANIFEST, manifest)
     return out
-
-
-def packed(name: str, *, work_dir: Path, ensemble: str | None, extra: list[Path], file: list[Path]) -> Path:
-    """Return the folder of the dataset `name`, of the models of an ensemble, see `pack`, or of the files `file`."""
-    if not file:
-        return pack(work_dir, model_bundle.choose_ensemble(work_dir, ensemble, "--ensemble"), OUT / name, extra)
-    with storage.replacing(OUT / name, MAKER) as draft:
-        for path in file:
-            shutil.copyfile(path, draft / path.name)
-    return OUT / name
 
 
 def upload(kaggle: client.Connection, user: str, folder: Path) -> None:
@@ -88,18 +82,13 @@ def upload(kaggle: client.Connection, user: str, folder: Path) -> None:
 
 
 def weights(name: str, user: str, dry_run: bool, connect: Callable, **models) -> None:
-    """Pack `models`, see `packed`, and upload them as the dataset `name`; `dry_run` only checks them."""
+    """Pack `models`, see `gather`, and upload them as the dataset `name`; `dry_run` only checks them."""
     storage.check_made_by(OUT / name, MAKER)
-    if missing := [path for path in models["file"] if not path.is_file()]:
-        raise FileNotFoundError(f"--file {missing[0]}: no such file")
-    if not dry_run:
-        upload(connect(), user, packed(name, **models))
-        return
-    work_dir, ensemble, extra, files = (models[key] for key in ("work_dir", "ensemble", "extra", "file"))
-    if not files:
-        chosen = model_bundle.choose_ensemble(work_dir, ensemble, "--ensemble")
-        files = gather(work_dir, chosen, extra)[1]
-    cli.say(f"{OUT / name}: {len(files)} files can be packed")
+    manifest, files = gather(**models)
+    if dry_run:
+        cli.say(f"{OUT / name}: {len(files)} files can be packed")
+    else:
+        upload(connect(), user, pack(OUT / name, manifest, files))
 
 
 def dry_build(source: Path, user: str) -> None:
@@ -186,7 +175,7 @@ def predict(kernels_dir: Path, user: str, dry_run: bool, connect: Callable, **mo
         dry_build(kernels_dir / INFER, user)
         return
     storage.claim(OUT / INFER, "kernel")
-    folder = packed(DATASET, **models)
+    folder = pack(OUT / DATASET, *gather(**models))
     digests = {path.name: storage.file_hash(path) for path in sorted(kernels.files_of(folder))}
     settings = {"hours": 8.0, "models": digests}
     out = kernel_build.build(kernels_dir / INFER, OUT / INFER, user, settings)

@@ -89,4 +89,4 @@ def home(competition, tmp_path_factory) -> Path:
 def packed(home, tmp_path_factory) -> Path:
     """The folder that `kernel weights` packs."""
     out = tmp_path_factory.mktemp("packed") / "ich-models"
-    return kernel.pack(home, home / "ensemble" / "both", out, [])
+    return kernel.pack(out, *kernel.gather(home, "both"))

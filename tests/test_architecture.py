@@ -1,6 +1,7 @@
 """The rooms of the package: imports go down only, commands stand alone, and torch stays in its rooms."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -61,18 +62,28 @@ def test_torch_is_imported_in_its_rooms_only(module):
         assert {name.split(".")[0] for name in imports(module)} & TORCH == set()
 
 
-def test_the_commands_without_learning_start_without_torch():
+def test_the_commands_without_learning_start_without_torch_or_the_client_of_kaggle():
     code = "import sys\n" + "\n".join(
         f"import ich_kaggle.{m}" for m in ("folds", "cache", "ensemble", "evaluate", "submit", "report", "demo")
     )
-    subprocess.run([sys.executable, "-c", code + "\nassert 'torch' not in sys.modules"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", code + "\nassert not {'torch', 'kaggle', 'kagglesdk'} & set(sys.modules)"], check=True
+    )
 
 
 @pytest.mark.parametrize("module", COMMANDS)
-def test_help_is_the_docstring_and_prints_every_default(module):
-    result = subprocess.run([sys.executable, "-m", f"ich_kaggle.{module}", "--help"], capture_output=True, text=True)
-    assert result.returncode == 0
-    first_line = ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))).splitlines()[0]
-    assert first_line in result.stdout
-    assert all(word in result.stdout for word in ("Reads:", "Writes:", "Example:", "(default:"))
-    assert "(default: None)" not in result.stdout
+def test_help_is_the_docstring_and_prints_every_default(module, capsys):
+    command = importlib.import_module(f"ich_kaggle.{module}")
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--help"])
+    found = capsys.readouterr().out
+    assert stop.value.code == 0 and found.startswith(f"usage: python -m ich_kaggle.{module} [-h]")
+    assert command.__doc__.splitlines()[0] in found
+    assert all(word in found for word in ("Reads:", "Writes:", "Example:", "(default:"))
+    assert "(default: None)" not in found
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_a_command_runs_as_a_module(module):
+    source = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
+    assert source.endswith('\n\nif __name__ == "__main__":\n    main()\n')

@@ -9,7 +9,7 @@ from ich_kaggle import ensemble
 from ich_kaggle.common import metric, paths, run_predictions, runs, storage, tables
 from ich_kaggle.common.labels import ANY, LABELS
 from ich_kaggle.common.project import Project
-from ich_kaggle.scoring import blending, ensembling, nested_choice
+from ich_kaggle.scoring import blended_runs, blending, ensembling, nested_choice
 
 TARGET, RUNS, PATIENT, FOLD = synthetic()
 
@@ -25,6 +25,14 @@ def made(competition, tmp_path_factory):
 def work_dir(made, tmp_path):
     shutil.copytree(made, tmp_path / "work")
     return tmp_path / "work"
+
+
+@pytest.fixture(scope="module")
+def blended(made, tmp_path_factory):
+    """A copy of it with the ensemble of both runs, not to be changed."""
+    work_dir = shutil.copytree(made, tmp_path_factory.mktemp("blended") / "work")
+    run(work_dir)
+    return work_dir
 
 
 def run(work_dir, *flags) -> None:
@@ -67,14 +75,13 @@ def test_nested_is_worse_than_plain_and_both_beat_the_constant():
     assert metric.log_loss(TARGET, fitted.nested) == pytest.approx(scores["nested_log_loss"], abs=1e-6)
 
 
-def test_scores_in_the_file_are_those_of_the_predictions_beside_it(work_dir):
-    run(work_dir)
-    scores = storage.read_json(folder_of(work_dir) / "weights.json")
+def test_scores_in_the_file_are_those_of_the_predictions_beside_it(blended):
+    scores = storage.read_json(folder_of(blended) / "weights.json")
     for file, key, labels in (
         ("oof.parquet", "oof_log_loss", "label_losses"),
         ("nested.parquet", "nested_log_loss", "nested_label_losses"),
     ):
-        target, probability = oof_of(work_dir, file)
+        target, probability = oof_of(blended, file)
         assert scores[key] == pytest.approx(metric.log_loss(target, probability), abs=1e-6)
         assert list(scores[labels].values()) == pytest.approx(
             metric.label_losses(target, probability).tolist(), abs=1e-6
@@ -102,18 +109,17 @@ def test_test_predictions_are_the_fitted_blend_of_each_folds_models_averaged(wor
     assert (found[:, ANY] >= found.max(axis=1)).all()
 
 
-def test_plain_predictions_are_the_pipeline_in_the_file_applied(work_dir):
-    run(work_dir)
-    table = tables.read_slices(work_dir)
-    fold = tables.read_folds(work_dir, table)
+def test_plain_predictions_are_the_pipeline_in_the_file_applied(blended):
+    table = tables.read_slices(blended)
+    fold = tables.read_folds(blended, table)
     pipeline = nested_choice.from_json(
-        storage.read_json(folder_of(work_dir) / "weights.json")["pipeline"], ["fine", "noisy"]
+        storage.read_json(folder_of(blended) / "weights.json")["pipeline"], ["fine", "noisy"]
     )
     oof = [
-        blending.raise_any(run_predictions.read_oof(runs.Run(work_dir, r), [0, 1, 2], table, fold))
+        blending.raise_any(run_predictions.read_oof(runs.Run(blended, r), [0, 1, 2], table, fold))
         for r in ("fine", "noisy")
     ]
-    assert oof_of(work_dir, "oof.parquet")[1] == pytest.approx(nested_choice.predict(pipeline, oof), abs=1e-6)
+    assert oof_of(blended, "oof.parquet")[1] == pytest.approx(nested_choice.predict(pipeline, oof), abs=1e-6)
 
 
 def test_the_order_of_the_runs_changes_no_prediction(work_dir):
@@ -130,18 +136,14 @@ def test_one_run_alone_is_itself_with_equal_weights(work_dir):
     assert oof_of(work_dir, "oof.parquet", "fine")[1] == pytest.approx(alone, abs=1e-7)
 
 
-def test_the_report_says_plain_and_nested_side_by_side_and_on_whom(work_dir, capsys):
-    run(work_dir)
-    last = capsys.readouterr().out.strip().splitlines()[-1]
+def test_running_again_does_nothing_and_says_so_with_plain_and_nested_side_by_side_and_on_whom(blended, capsys):
+    before = {path.name: path.stat().st_mtime_ns for path in folder_of(blended).iterdir()}
+    run(blended)
+    out = capsys.readouterr().out
+    assert "exists: nothing to do" in out
+    last = out.strip().splitlines()[-1]
     assert last.startswith("plain ") and ", nested " in last and last.endswith("slices of 9 patients")
-
-
-def test_running_again_does_nothing_and_says_so(work_dir, capsys):
-    run(work_dir)
-    before = {path.name: path.stat().st_mtime_ns for path in folder_of(work_dir).iterdir()}
-    run(work_dir)
-    assert "exists: nothing to do" in capsys.readouterr().out
-    assert before == {path.name: path.stat().st_mtime_ns for path in folder_of(work_dir).iterdir()}
+    assert before == {path.name: path.stat().st_mtime_ns for path in folder_of(blended).iterdir()}
 
 
 def test_another_method_over_an_ensemble_is_refused_and_other_predictions_are_blended_anew(work_dir, capsys):
@@ -202,6 +204,6 @@ def test_a_run_named_twice_is_refused(work_dir):
 
 
 def test_a_folder_that_no_run_can_be_is_passed_over(work_dir):
-    runs_before = ensembling.choose_runs(Project(None, work_dir), None, None)
+    runs_before = blended_runs.choose_runs(Project(None, work_dir), None, None)
     (work_dir / "runs" / "a copy" / "fold0").mkdir(parents=True)
-    assert ensembling.choose_runs(Project(None, work_dir), None, None) == runs_before
+    assert blended_runs.choose_runs(Project(None, work_dir), None, None) == runs_before

@@ -124,15 +124,13 @@ def test_the_aggregate_is_better_calibrated_than_the_maximum():
     assert metric.log_loss(of_study[0], found) < metric.log_loss(of_study[0], of_study[1])
 
 
-def test_thresholds_on_file_are_those_chosen_on_all_and_all_figures_are_there(made):
+def test_thresholds_on_file_are_those_chosen_on_all(made):
     train, target, probability, _ = training(made)
     patient = np.unique(train.patient_id, return_inverse=True)[1]
     content = json.loads((folder_of(made) / "thresholds.json").read_text())
     wanted = {"beta": 2.0, "recall": 0.95, "confidence": 0.95}
     assert content["wanted"] == wanted and set(content["slices"]) == set(content["studies_max"]) == set(LABELS)
     assert content["slices"]["any"] == thresholds.choose(target[:, ANY], probability[:, ANY], patient, **wanted)
-    for name in ("roc", "precision_recall", "reliability", "thresholds"):
-        assert (folder_of(made) / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_recall_promised_on_some_patients_holds_on_others():

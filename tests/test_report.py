@@ -349,9 +349,7 @@ def test_without_plotly_the_extra_is_named(work_dir, capsys, monkeypatch):
 
 
 def test_a_report_needs_no_torch(made):
-    code = (
-        f"import sys; from ich_kaggle import report; report.main(['--work-dir', {str(made)!r}, '--studies', '1'])\n"
-        "assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    code = "import sys; from ich_kaggle import report; report.main(sys.argv[1:])\nassert 'torch' not in sys.modules"
+    flags = ["--work-dir", str(made), "--studies", "1", "--workers", "1"]
+    subprocess.run([sys.executable, "-c", code, *flags], check=True, stdout=subprocess.DEVNULL)
     assert pd.Series(content_of(made)["studies"]).size == 1

@@ -413,8 +413,7 @@ def test_the_theme_is_the_systems_until_it_is_chosen(browser, index):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("size", [(1280, 900), (390, 844)])
+@pytest.mark.parametrize(("theme", "size"), [("light", (1280, 900)), ("dark", (390, 844))])
 def test_axe_finds_nothing_serious(browser, index, theme, size):
     axe = pytest.importorskip("axe_core_python.sync_playwright", reason="axe-core-python judges the page").Axe()
     for address in ("#view=overview", "#view=studies", "#view=worst"):

@@ -83,10 +83,7 @@ FLAGS = {
     "--epochs": dict(type=POSITIVE, default=4, help="passes over the training data"),
     "--batch-size": dict(type=POSITIVE, default=32, help="slices per step"),
     "--lr": dict(type=within(0), default=2e-4, help="maximum learning rate"),
-    "--weights": dict(
-        default="imagenet",
-        help="initial weights: imagenet, none, or a file",
-    ),
+    "--weights": dict(default="imagenet", help="initial weights: imagenet, none, or a file"),
     "--seed": dict(type=within(0, 2**63 - 1, int), default=0, help="seed of all random numbers"),
     "--device": dict(
         default=AUTO, help="auto (all GPUs, else the CPU), cpu, or GPUs, as cuda:1 or (train) cuda:0,cuda:1"
@@ -98,10 +95,7 @@ FLAGS = {
         choices=("loky", "dask"), default="loky", help="loky: worker processes on this machine; dask: a Dask cluster"
     ),
     "--scheduler": dict(help="address of the Dask scheduler, as tcp://host:8786 (default: a cluster on this machine)"),
-    "--overwrite": dict(
-        action="store_true",
-        help="remove results (of the chosen folds) and make them again",
-    ),
+    "--overwrite": dict(action="store_true", help="remove results (of the chosen folds) and make them again"),
     "--dry-run": dict(action="store_true", help="stop before anything that cannot be undone"),
 }
 

@@ -62,22 +62,21 @@ class Run:
         """
         if not self.begun:
             return []
-        if self.is_second_level:
-            return self.predicted
-        folders = paths.run_folds(self.work_dir, self.name).items()
-        return [k for k, folder in folders if (folder / "model.pt").exists()]
+        return self.predicted if self.is_second_level else self._folds_with("model.pt")
 
     @property
     def predicted(self) -> list[int]:
         """The folds whose predictions are complete."""
-        folders = paths.run_folds(self.work_dir, self.name).items()
-        return [k for k, folder in folders if (folder / "predict.json").exists()]
+        return self._folds_with("predict.json")
 
     @property
     def begun(self) -> list[int]:
         """The folds that are finished, or that can be resumed."""
+        return self._folds_with(*BEGUN)
+
+    def _folds_with(self, *files: str) -> list[int]:
         folders = paths.run_folds(self.work_dir, self.name).items()
-        return [k for k, folder in folders if any(next(folder.glob(name), None) for name in BEGUN)]
+        return [k for k, folder in folders if any(next(folder.glob(file), None) for file in files)]
 
     def resume(self, k: int) -> str:
         """Return the command that trains fold `k` with the settings of the run."""

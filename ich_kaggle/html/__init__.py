@@ -1,1 +1,1 @@
-"""The report app, the page on the data, and figures."""
+"""The report app, and the page on the data."""

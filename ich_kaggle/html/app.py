@@ -22,7 +22,6 @@ import numpy as np
 from ich_kaggle.common import locks, storage, windows
 
 WEB = Path(__file__).parent / "web"
-SCRIPTS = ("core.js", "charts.js", "overview.js", "strips.js", "viewer.js", "worst.js", "start.js")
 DIGITS = 5
 LARGEST = 400 << 20  # bytes of embedded pictures: browsers hold no string of 512 MB
 POLICY = "script-src 'self' file:"  # in web/index.html: --embed replaces it by the hashes of its scripts
@@ -137,7 +136,7 @@ def _embed(new: Path, content: dict, studies: Iterable[Study], plotly: str) -> N
 
     for study_id, data in studies:
         inert[f"study-{study_id}"] = to_json(data, place)
-    scripts = {name: (WEB / name).read_text(encoding="utf-8") for name in SCRIPTS}
+    scripts = {path.name: path.read_text(encoding="utf-8") for path in sorted(WEB.glob("*.js"))}
     scripts["data.js"] = f"report.begin({to_json(content, place)}, {{}});"
     (new / "index.html").write_text(_one_file(scripts, inert), encoding="utf-8")
 

@@ -45,13 +45,12 @@ def describe_ensemble(work_dir: Path, name: str) -> dict:
     found = storage.read_json(storage.require(paths.ensemble(work_dir, name) / "weights.json", f"--name {name}"))
     files = {paths.run(work_dir, "any").parent / file: digest for file, digest in found.get("made_from", {}).items()}
     is_stale = any(not path.exists() or storage.file_hash(path) != digest for path, digest in files.items())
-    kept = ("runs", "single", "intervals", "left_out", "oof_log_loss", "nested_log_loss", "n_patients", "n_slices")
+    kept = ("runs", "single", "left_out", "oof_log_loss", "nested_log_loss", "n_patients")
     return {
         "name": name,
         "is_stale": is_stale,
         "pipeline": found["pipeline"]["method"],
         "by_label": found["pipeline"]["weights"],
-        "methods": found.get("methods", {}),
         **{key: found[key] for key in kept},
     }
 

@@ -10,7 +10,7 @@ from scipy.special import expit
 from ich_kaggle.common import paths, run_predictions, storage, tables
 from ich_kaggle.common.project import Project
 from ich_kaggle.html import app
-from ich_kaggle.scoring import blending, comparison, curves
+from ich_kaggle.scoring import blending, comparison, curves, evaluation
 
 # In steps of about 0.05 in logit: fine at both ends of a curve.
 THRESHOLDS = np.unique(expit(np.linspace(-9.2, 9.2, 369)).round(4))
@@ -34,7 +34,7 @@ def read_sources(
     """
     wanted = project.chosen(fold)
     ensembles = paths.ensemble_names(project.work_dir) if name is None else [name]
-    found = [Entry(one, "ensemble", nested(project, one, wanted)) for one in ensembles]
+    found = [Entry(one, "ensemble", evaluation.nested(project, one, wanted)) for one in ensembles]
     for run in map(project.run, runs or [run.name for run in project.runs()]):
         predicted = [k for k in run.predicted if k in wanted]
         if runs and not predicted:
@@ -43,14 +43,6 @@ def read_sources(
             probability = run_predictions.read_oof(run, predicted, project.slices, project.fold)
             found.append(Entry(run.name, "run", blending.raise_any(probability), run.settings.get("on", [])))
     return [one for one in found if not np.isnan(one.probability).all()]
-
-
-def nested(project: Project, name: str, folds: list[int]) -> np.ndarray:
-    """Return the nested predictions of an ensemble: float32 (n_train, 6), NaN outside of `folds`."""
-    path = storage.require(paths.ensemble(project.work_dir, name) / "nested.parquet", f"--name {name}")
-    probability = tables.read_predictions(path, project.slices.slice_id[project.is_train].to_numpy(), partial=True)
-    is_wanted = np.isin(project.fold[project.is_train], folds)
-    return np.where(is_wanted[:, None], probability, np.float32(np.nan))
 
 
 def curve(target: np.ndarray, probability: np.ndarray) -> dict:

@@ -11,17 +11,11 @@ from typing import Any
 from ich_kaggle.common import cli, paths, storage
 from ich_kaggle.kaggle_api import client
 
-CSVS = (paths.SAMPLE_CSV, paths.TRAIN_CSV)
 BLOCK = 1 << 20  # bytes
 
 
-def tables(kaggle: client.Connection, folder: Path) -> list[Path]:
-    """Return the competition's CSVs in `folder`; those that are missing are downloaded."""
-    return [table(kaggle, folder / name) for name in CSVS]
-
-
-def table(kaggle: client.Connection, path: Path) -> Path:
-    """Return `path`, one of the competition's CSVs, downloaded if it is missing."""
+def table(kaggle: client.Connection, path: Path) -> None:
+    """Download `path`, one of the competition's CSVs, unless it exists."""
     method = kaggle.competitions.download_data_file
     if not exists(path):
         for name in (path.name, f"{paths.SLUG}/{path.name}"):  # Kaggle has used both forms
@@ -32,15 +26,13 @@ def table(kaggle: client.Connection, path: Path) -> Path:
             except RuntimeError as error:
                 if "/" in name or not client.is_missing(error):
                     raise
-    return path
 
 
-def everything(kaggle: client.Connection, path: Path) -> Path:
-    """Return `path`, the zip of all the competition's files (about 180 GB), downloaded if it is missing."""
+def everything(kaggle: client.Connection, path: Path) -> None:
+    """Download the zip of all the competition's files (about 180 GB) to `path`, unless it exists."""
     method, fields = kaggle.competitions.download_data_files, dict(competition_name=paths.SLUG)
     if not exists(path):
         fetch(kaggle, lambda: kaggle.call(method, hint=client.RULES, **fields), path)
-    return path
 
 
 def exists(path: Path) -> bool:

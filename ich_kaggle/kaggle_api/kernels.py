@@ -20,11 +20,6 @@ SOURCES = {name: name.replace("sources", "data_sources") for name in kernel_rule
 INVALID = ("dataset_sources", "competition_sources", "kernel_sources", "model_sources", "tags")
 
 
-def split(name: str) -> tuple[str, str]:
-    owner, slug = name.split("/")
-    return owner, slug
-
-
 def push(kaggle: Connection, folder: Path) -> tuple[str, int]:
     """Return the address and the version number of the kernel in `folder`, which Kaggle runs at once.
 
@@ -62,7 +57,7 @@ def _refuse(name: str, answer: Any) -> None:
 
 def source(kaggle: Connection, name: str) -> str:
     """Return the code of the latest version of kernel `name`, owner/name; empty if there is no such kernel."""
-    owner, slug = split(name)
+    owner, slug = name.split("/")
     try:
         method = kaggle.client.kernels.kernels_api_client.get_kernel
         return kaggle.call(method, user_name=owner, kernel_slug=slug).blob.source
@@ -79,7 +74,7 @@ def wait(kaggle: Connection, name: str) -> None:
     """
     state = ended(kaggle, name)
     if state != "COMPLETE":
-        again = f"python -m ich_kaggle.kernel fetch {split(name)[1]}"
+        again = f"python -m ich_kaggle.kernel fetch {Path(name).name}"
         raise RuntimeError(f"{name}: {state}: see its log: {again}")
 
 
@@ -88,7 +83,7 @@ def ended(kaggle: Connection, name: str) -> str:
 
     Its log is shown as it grows, if Kaggle gives it before the end. Raises TimeoutError if it never ends.
     """
-    owner, slug = split(name)
+    owner, slug = name.split("/")
     method, shown, n_shown = kaggle.client.kernels.kernels_api_client.get_kernel_session_status, "", 0
     for _ in range(POLLS):
         answer = kaggle.call(method, user_name=owner, kernel_slug=slug)
@@ -116,7 +111,7 @@ def _show_log(kaggle: Connection, name: str, n_shown: int) -> int:
 
 def _listing(kaggle: Connection, name: str) -> tuple[list[Any], str]:
     """Return the output files that Kaggle lists of kernel `name`, and its log."""
-    owner, slug = split(name)
+    owner, slug = name.split("/")
     method, token, log_text, found = kaggle.client.kernels.kernels_api_client.list_kernel_session_output, "", "", []
     while True:
         fields = dict(user_name=owner, kernel_slug=slug, page_size=100, page_token=token)
@@ -137,7 +132,7 @@ def fetch(
     """
     found, log_text = _listing(kaggle, name)
     found = [file for file in found if is_wanted(file.file_name)]
-    log_path = folder / f"{split(name)[1]}.log"
+    log_path = folder / f"{Path(name).name}.log"
     storage.claim(folder, "kernel fetch")
     with storage.writing(log_path) as temporary:  # even if a file fails
         temporary.write_text(log_text, encoding="utf-8")
@@ -181,7 +176,7 @@ def readable(log_text: str) -> str:
 
 def status(kaggle: Connection, name: str) -> str:
     """Return the status of dataset `name`, owner/name: READY, FAILED or a step before; empty if it does not exist."""
-    owner, slug = split(name)
+    owner, slug = name.split("/")
     method = kaggle.client.datasets.dataset_api_client.get_dataset_status
     try:
         return kaggle.call(method, owner_slug=owner, dataset_slug=slug).status.name
@@ -203,7 +198,7 @@ def publish(kaggle: Connection, name: str, title: str, folder: Path) -> None:
     """
     from kagglesdk.datasets.types.dataset_api_service import ApiCreateDatasetVersionRequestBody
 
-    owner, slug = split(name)
+    owner, slug = name.split("/")
     if exists := status(kaggle, name):
         _wait_ready(kaggle, name)  # Kaggle answers 403 while it still processes the version before
     files = [_upload(kaggle, path) for path in files_of(folder)]
@@ -265,7 +260,7 @@ def compare(kaggle: Connection, name: str, folder: Path) -> None:
 
 def listing(kaggle: Connection, name: str) -> dict[str, int]:
     """Return the size in bytes of every file in dataset `name`."""
-    owner, slug = split(name)
+    owner, slug = name.split("/")
     found, token = {}, ""
     while True:
         fields = dict(owner_slug=owner, dataset_slug=slug, page_size=200, page_token=token)

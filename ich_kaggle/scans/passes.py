@@ -109,16 +109,16 @@ def mean_of_known(parts: list[np.ndarray]) -> np.ndarray:
     return np.nansum(stack, axis=0, dtype=np.float32) / np.where(n_known, n_known, np.nan).astype(np.float32)
 
 
-def said(values: dict[Pass, np.ndarray], run: str, k: int, rows: slice = slice(None)) -> np.ndarray:
-    """Return the probabilities of `rows` by the model of fold `k` of `run`, (n, 6), NaN where no pass has seen a slice.
+def said(values: dict[Pass, np.ndarray], run: str, k: int) -> np.ndarray:
+    """Return the probabilities of the model of fold `k` of `run`, (n, 6), NaN where no pass has seen a slice.
 
     `values` holds the logits of slice models, of which the mean over the views is taken, and the probabilities of
     second levels, of which the last is taken.
     """
-    of_run = {one: part[rows] for one, part in values.items() if (one.run, one.fold) == (run, k)}
-    if not any(one.reads for one in of_run):
-        return expit(mean_of_known(list(of_run.values())))
+    of_run = {one: part for one, part in values.items() if (one.run, one.fold) == (run, k)}
     parts = list(of_run.values())
+    if not any(one.reads for one in of_run):
+        return expit(mean_of_known(parts))
     last = parts[0].copy()
     for part in parts[1:]:
         np.copyto(last, part, where=~np.isnan(part))
@@ -188,17 +188,15 @@ class Work:
         is_lost = one in self.is_lost and self.is_lost[one][rows].any()
         return bool(self.is_done(one, rows).all()) and not is_lost
 
-    def may_make(self, one: Pass, rows: slice) -> bool:
-        return all(self.is_whole(read, rows) for read in one.reads)
-
     def make(self, one: Pass, budget: Budget, *, again: bool = False, **how) -> bool:
         """Make the missing chunks of a pass while there is time, and tell whether any was made.
 
         A second level runs on chunks whose inputs are complete. Chunks that lack nothing but their embeddings are made
         only with `again`. `how` are further arguments of `by_slices`.
         """
-        parts = [rows for rows in chunks(self.table.series_id, CHUNK) if self.may_make(one, rows)]
+        parts = chunks(self.table.series_id, CHUNK)
         todo = [rows for rows in parts if not (self.is_whole(one, rows) if again else self.is_done(one, rows).all())]
+        todo = [rows for rows in todo if all(self.is_whole(read, rows) for read in one.reads)]
         n_rows = [rows.stop - rows.start for rows in todo]
         if not todo or not budget.allows(one.run, n_rows[0]):
             return False  # before anything is loaded for it

@@ -6,7 +6,6 @@ costs one matrix product.
 
 import numpy as np
 from scipy import sparse
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ich_kaggle.scoring import patient_bootstrap
 
@@ -56,6 +55,8 @@ def exact(target: np.ndarray, probability: np.ndarray, threshold) -> dict:
 
     `threshold` is a number, or one per slice, (n,).
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score  # takes a second
+
     both = 0 < target.sum() < len(target)
     return {
         "auc": float(roc_auc_score(target, probability)) if both else float("nan"),

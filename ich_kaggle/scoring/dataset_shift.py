@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import mannwhitneyu
 
 from ich_kaggle.common import paths, storage
 from ich_kaggle.common.labels import LABELS
@@ -74,6 +73,8 @@ def two_sample(table: pd.DataFrame, seed: int) -> dict:
 
 
 def _area(test: np.ndarray, train: np.ndarray, alternative: str = "two-sided") -> tuple[float, float]:
+    from scipy.stats import mannwhitneyu  # takes a second
+
     found = mannwhitneyu(test, train, alternative=alternative)
     return float(found.statistic / (len(test) * len(train))), float(found.pvalue)
 

@@ -1,7 +1,6 @@
 """Ensembles: runs blended by the log loss of their out-of-fold predictions, scored plain and nested."""
 
 import hashlib
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +12,8 @@ from ich_kaggle.common import cli, metric, paths, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.common.run_predictions import read_oof, read_test
-from ich_kaggle.common.runs import Run, hash_of, written
-from ich_kaggle.scoring import blending, comparison, nested_choice, patient_bootstrap, patient_folds
-
-log = logging.getLogger(__name__)
+from ich_kaggle.common.runs import Run, written
+from ich_kaggle.scoring import blended_runs, blending, comparison, nested_choice, patient_bootstrap, patient_folds
 
 METHODS = ("auto", *blending.METHODS)
 LEAST_FOLDS, N_GROUPS = 3, 5  # runs with fewer folds than the first are nested between that many groups of patients
@@ -131,45 +128,6 @@ def default_name(runs: list[str], fold: list[int] | None = None) -> str:
     return name if fold is None else f"{name}-fold{'-'.join(map(str, fold))}"
 
 
-def choose_runs(project: Project, names: list[str] | None, fold: list[int] | None) -> dict[Run, list[int]]:
-    """Return the runs called `names`, None for all, with their finished folds among `fold`, None for all.
-
-    Raises FileNotFoundError for a named run without such a fold, or if no run has one.
-    """
-    if names:
-        return {project.run(name): project.finished(project.run(name), fold) for name in names}
-    found = {}
-    for run in project.runs():
-        if of_run := [k for k in project.chosen(fold) if k in run.finished]:
-            found[run] = of_run
-        elif run.begun:
-            cli.say(f"run {run.name}: left out, no finished fold" + ("" if fold is None else " among those asked for"))
-    if not found:
-        raise FileNotFoundError(f"{project.work_dir}: no run to blend: run python -m ich_kaggle.train --fold 0")
-    return found
-
-
-def hashes_of(run: Run, of_run: list[int]) -> dict[str, str]:
-    """Return the hashes of the predictions of the folds `of_run` of `run`, by file."""
-    hashes = {}
-    for k in of_run:
-        for name in ("oof.parquet", "test.parquet"):
-            path = storage.require(run.fold(k) / name, f"--run {run.name} --fold {k} --overwrite")
-            hashes[f"{run.name}/fold{k}/{name}"] = hash_of(path)
-    return hashes
-
-
-def what_changed(then: dict[str, str], now: dict[str, str]) -> str:
-    """Return in words the differences of the files that were read `then` and of those that exist `now`, by hash."""
-    folds_then, folds_now = (list(dict.fromkeys(name.rpartition("/")[0] for name in files)) for files in (then, now))
-    parts = {
-        "new": [name for name in folds_now if name not in folds_then],
-        "no longer read": [name for name in folds_then if name not in folds_now],
-        "predicted anew": sorted({name.rpartition("/")[0] for name in then if now.get(name, then[name]) != then[name]}),
-    }
-    return "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
-
-
 def blend_runs(
     project: Project,
     names: list[str] | None = None,
@@ -187,11 +145,11 @@ def blend_runs(
     """
     if names and len(set(names)) < len(names):
         raise ValueError(f"--runs {' '.join(names)}: a run is named twice")
-    asked, runs = Asked(**asked), choose_runs(project, names, fold)
+    asked, runs = Asked(**asked), blended_runs.choose_runs(project, names, fold)
     of_runs = [run.name for run in runs]
     folder = paths.ensemble(project.work_dir, name or default_name(of_runs, fold))
     settings = {"asked": asked._asdict(), "blended": {"runs": of_runs, "fold": fold}}
-    made_from, done = predicted(project, runs, predict), folder / "weights.json"
+    made_from, done = blended_runs.predicted(project, runs, predict), folder / "weights.json"
     if not overwrite and is_current(done, settings, made_from):
         return folder
     done.unlink(missing_ok=True)
@@ -225,29 +183,6 @@ def asked_of(done: Path, found: dict) -> dict:
     return asked
 
 
-def predicted(project: Project, runs: dict[Run, list[int]], predict: Callable) -> dict[str, str]:
-    """Return the hashes of the predictions of `runs`, by file, predicted first where they do not exist."""
-    made_from = {}
-    for run, of_run in runs.items():
-        project.check_same(run)
-        cli.say(project.describe(run, of_run))
-        predict(project, run, of_run)
-        made_from |= hashes_of(run, of_run)
-    say_stale(list(runs))
-    return made_from
-
-
-def say_stale(runs: list[Run]) -> None:
-    """Say which folds of second levels among `runs` were fitted on predictions that have changed since."""
-    for run in (run for run in runs if run.is_second_level):
-        for k in run.predicted:
-            reads = storage.read_json(run.fold(k) / "predict.json").get("reads", {})
-            # Gigabytes of embeddings need no reading: they are of the model.pt that is read beside them.
-            files = {name: run.folder.parent / name for name in reads if not name.endswith("embeddings.npy")}
-            if any(path.exists() and storage.file_hash(path) != reads[name] for name, path in files.items()):
-                log.warning("WARNING %s was fitted on other predictions: %s --overwrite", run.fold(k), run.resume(k))
-
-
 def is_current(done: Path, settings: dict, made_from: dict[str, str]) -> bool:
     """Tell whether the ensemble of `done` exists and was made from these very files, and say which it is.
 
@@ -261,20 +196,8 @@ def is_current(done: Path, settings: dict, made_from: dict[str, str]) -> bool:
     if found["made_from"] == made_from:
         cli.say(f"{done.parent}{cli.THERE}\n{describe(done.parent.name, found)}")
         return True
-    cli.say(f"{done.parent}: blended anew ({what_changed(found['made_from'], made_from)})")
+    cli.say(f"{done.parent}: blended anew ({blended_runs.what_changed(found['made_from'], made_from)})")
     return False
-
-
-def shared_rows(probabilities: list[np.ndarray], runs: dict[Run, list[int]]) -> np.ndarray:
-    """Return the training slices for which all runs have out-of-fold predictions: bool (n_train,).
-
-    Raises ValueError with the folds of each run if there are none.
-    """
-    has_all = ~np.any([np.isnan(probability[:, 0]) for probability in probabilities], axis=0)
-    if not has_all.any():
-        listed = "; ".join(f"{run.name} has fold {', '.join(map(str, of_run))}" for run, of_run in runs.items())
-        raise ValueError(f"the runs share no finished fold ({listed}): train a fold of all of them, or choose --runs")
-    return has_all
 
 
 def write(folder: Path, project: Project, runs: dict[Run, list[int]], asked: Asked) -> dict:
@@ -282,7 +205,7 @@ def write(folder: Path, project: Project, runs: dict[Run, list[int]], asked: Ask
     table, names = project.slices, [run.name for run in runs]
     train, of_train = table[project.is_train], project.fold[project.is_train]
     probabilities = [read_oof(run, of_run, table, project.fold) for run, of_run in runs.items()]
-    rows = shared_rows(probabilities, runs)
+    rows = blended_runs.shared_rows(probabilities, runs)
     probabilities = [probability[rows] for probability in probabilities]
     every_target, patient = tables.targets(train), train.patient_id[rows].to_numpy()
     target = every_target[rows]

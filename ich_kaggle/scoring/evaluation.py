@@ -11,6 +11,7 @@ from ich_kaggle.common.labels import LABELS, SHARE
 from ich_kaggle.common.project import Project
 from ich_kaggle.common.runs import Run
 from ich_kaggle.scoring import (
+    blended_runs,
     blending,
     curves,
     dataset_shift,
@@ -79,12 +80,17 @@ def read_run(project: Project, name: str, wanted: list[int] | None) -> Predictio
 
 def read_ensemble(project: Project, name: str, wanted: list[int] | None) -> Predictions:
     folder, folds = paths.ensemble(project.work_dir, name), project.chosen(wanted)
-    path = storage.require(folder / "nested.parquet", f"--name {name} --overwrite")
-    ids, of_train = project.slices.slice_id[project.is_train].to_numpy(), project.fold[project.is_train]
-    probability = tables.read_predictions(path, ids, partial=True).copy()
-    probability[~np.isin(of_train, folds)] = np.nan
-    made_from = dict.fromkeys((f"fold{k}/nested.parquet" for k in folds), runs.hash_of(path))
-    return Predictions(name, folder, None, folds, blending.raise_any(probability), made_from)
+    probability = nested(project, name, folds)
+    made_from = dict.fromkeys((f"fold{k}/nested.parquet" for k in folds), runs.hash_of(folder / "nested.parquet"))
+    return Predictions(name, folder, None, folds, probability, made_from)
+
+
+def nested(project: Project, name: str, folds: list[int]) -> np.ndarray:
+    """Return the nested predictions of an ensemble: float32 (n_train, 6), NaN outside of `folds`."""
+    path = storage.require(paths.ensemble(project.work_dir, name) / "nested.parquet", f"--name {name}")
+    probability = tables.read_predictions(path, project.slices.slice_id[project.is_train].to_numpy(), partial=True)
+    is_wanted = np.isin(project.fold[project.is_train], folds)
+    return blending.raise_any(np.where(is_wanted[:, None], probability, np.float32(np.nan)))
 
 
 def nested_thresholds(target, probability, patient, fold, **wanted) -> dict[str, np.ndarray]:
@@ -189,7 +195,7 @@ def is_current(done: Path, found: Predictions, asked: Asked) -> bool:
     if metrics["made_from"] == found.made_from:
         cli.say(f"{done}{cli.THERE}\n{describe(found.name, metrics)}")
         return True
-    cli.say(f"{done.parent}: scored anew ({ensembling.what_changed(metrics['made_from'], found.made_from)})")
+    cli.say(f"{done.parent}: scored anew ({blended_runs.what_changed(metrics['made_from'], found.made_from)})")
     return False
 
 

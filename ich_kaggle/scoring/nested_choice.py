@@ -12,14 +12,14 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtr, stdtrit
 
 from ich_kaggle.common import metric
 from ich_kaggle.common.labels import ANY
 from ich_kaggle.scoring import blending, patient_bootstrap
 from ich_kaggle.scoring.blending import Blend
 
-LEVEL = stats.norm.cdf(1)  # of one standard error
+LEVEL = ndtr(1)  # of one standard error
 LEAST = 5  # patients with blood: fewer decide nothing
 
 
@@ -95,7 +95,7 @@ def gains(old: np.ndarray, new: np.ndarray, size: np.ndarray) -> bool:
     spread = (gain - gain.sum() / size.sum() * size) ** 2
     kurtosis = (spread**2).sum() - spread.sum() ** 2 / len(spread)
     freedom = min(2 * spread.sum() ** 2 / max(kurtosis, 1e-300), len(spread) - 1)
-    bound = stats.t.ppf(LEVEL, freedom) * patient_bootstrap.standard_error(gain, size) if freedom > 0 else 0
+    bound = stdtrit(freedom, LEVEL) * patient_bootstrap.standard_error(gain, size) if freedom > 0 else 0
     return bool(gain.sum() / size.sum() > bound)
 
 

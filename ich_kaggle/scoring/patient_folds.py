@@ -176,13 +176,7 @@ def run_check(project: Project) -> None:
 
 
 def make(
-    project: Project,
-    *,
-    n_folds: int,
-    seed: int,
-    repeats: int = 1,
-    source: Path | None = None,
-    overwrite: bool = False,
+    project: Project, *, n_folds: int, seed: int, repeats: int = 1, source: Path | None = None, overwrite: bool = False
 ) -> None:
     path, table = paths.folds(project.work_dir), slice_table.ensure(project)
     train = table[table.split == "train"]

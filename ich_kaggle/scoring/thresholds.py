@@ -11,7 +11,6 @@ several models; a submission and a scan use their mean, which is another model, 
 """
 
 import numpy as np
-from scipy.stats import binom
 
 
 def best_f(target: np.ndarray, probability: np.ndarray, beta: float = 1.0) -> float:
@@ -59,6 +58,8 @@ def _highest(thresholds: np.ndarray, fine: np.ndarray) -> float:
 def p_value(rate: np.ndarray, n: int, alpha: float) -> np.ndarray:
     """Return the lesser of Hoeffding's and Bentkus' bounds on P(mean of n losses in [0, 1] <= `rate`) if the risk is
     above `alpha`."""
+    from scipy.stats import binom  # takes a second
+
     low = np.minimum(rate, alpha)
     with np.errstate(divide="ignore", invalid="ignore"):
         divergence = np.where(low > 0, low * np.log(low / alpha), 0) + (1 - low) * np.log((1 - low) / (1 - alpha))
@@ -66,13 +67,7 @@ def p_value(rate: np.ndarray, n: int, alpha: float) -> np.ndarray:
 
 
 def choose(
-    target: np.ndarray,
-    probability: np.ndarray,
-    patient: np.ndarray,
-    *,
-    beta: float,
-    recall: float,
-    confidence: float,
+    target: np.ndarray, probability: np.ndarray, patient: np.ndarray, *, beta: float, recall: float, confidence: float
 ) -> dict[str, float]:
     """Return the thresholds of one label, (n,), by name."""
     curve = miss_curve(target, probability, patient)

@@ -12,13 +12,5 @@ SETTINGS = '{"hours": 8.0}'
 
 if __name__ == "__main__":
     scratch = Path(tempfile.gettempdir()) / "work"  # on a larger disk than the output, and not kept
-    infer.main(
-        [
-            "--models",
-            str(paths.dataset(DATASET)),
-            "--hours",
-            str(json.loads(SETTINGS)["hours"]),
-            "--work-dir",
-            str(scratch),
-        ]
-    )
+    hours = json.loads(SETTINGS)["hours"]
+    infer.main(["--models", str(paths.dataset(DATASET)), "--hours", str(hours), "--work-dir", str(scratch)])

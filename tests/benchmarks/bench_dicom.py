@@ -43,7 +43,7 @@ def models(folder: Path, arch: str, image_size: int) -> None:
         ensemble.main([*common, "--name", name, "--runs", *runs, "--method", "equal"])
         evaluate.main([*common, "--ensemble", name, "--draws", "10"])
         ensemble.main(["--work-dir", str(work), "--name", name, "--export", str(folder / f"{name}.zip")])
-    kernel.pack(work, paths.ensemble(work, "slices"), folder / "packed", [])
+    kernel.pack(folder / "packed", *kernel.gather(work, "slices"))
 
 
 def slices(folder: Path, n: int) -> None:

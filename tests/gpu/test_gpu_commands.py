@@ -67,7 +67,7 @@ def test_a_scan_has_the_predictions_of_the_ensemble(made, device, competition, t
 
 
 def test_infer_writes_the_submission_of_the_ensemble(made, device, competition, tmp_path):
-    models = kernel.pack(made, made / "ensemble" / "e", tmp_path / "ich-models", [])
+    models = kernel.pack(tmp_path / "ich-models", *kernel.gather(made, "e"))
     for name in (str(device), "cpu"):
         where = ["--out", str(tmp_path / name / "submission.csv"), "--work-dir", str(tmp_path / name / "work")]
         flags = ["--data-dir", str(competition), "--models", str(models), "--workers", "0", "--device", name]

@@ -12,7 +12,7 @@ from ich_kaggle import ensemble, evaluate
 from ich_kaggle.common import paths, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
-from ich_kaggle.scans import model_bundle, resampling
+from ich_kaggle.scans import model_bundle, packing, resampling
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,8 @@ def bundle(made) -> model_bundle.Bundle:
 
 
 def export(work: Path, name: str = "levels") -> Path:
-    return model_bundle.export(Project(None, work), paths.ensemble(work, name), work / "out.zip")
+    packing.export(Project(None, work), paths.ensemble(work, name), work / "out.zip")
+    return work / "out.zip"
 
 
 def test_the_bundle_holds_each_run_that_is_needed_once_behind_those_it_reads(bundle, made):

@@ -29,7 +29,7 @@ def work(prepared, tmp_path_factory, request) -> Path:
     ensemble.main([*common, "--name", "part", "--runs", *kept, "--method", "equal"])
     evaluate.main([*common, "--ensemble", "part", "--draws", "20", "--workers", "1"])
     ensemble.main([*common, "--name", "part", "--export", str(work.parent / "part.zip")])
-    kernel.pack(work, paths.ensemble(work, "part"), work.parent / "models", [])
+    kernel.pack(work.parent / "models", *kernel.gather(work, "part"))
     return work
 
 

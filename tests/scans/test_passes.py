@@ -26,17 +26,17 @@ def made(prepared) -> Path:
 @pytest.fixture(scope="module")
 def packed(made, tmp_path_factory) -> Path:
     """What `kernel weights` packs of the runs b, c and s, which read a and g too."""
-    return kernel.pack(made, made / "ensemble" / "levels", tmp_path_factory.mktemp("packed") / "ich-models", [])
+    return kernel.pack(tmp_path_factory.mktemp("packed") / "ich-models", *kernel.gather(made, "levels"))
 
 
 @pytest.fixture
 def predict(packed, competition, tmp_path, capsys):
     """Predict in a folder of the test's own; return the probabilities, in the sample's order, and the last line."""
 
-    def predict(name: str = "one", hours: float = 8, **more) -> tuple[np.ndarray, str]:
+    def predict(name: str = "one", hours: float = 8, workers: int = 0, **more) -> tuple[np.ndarray, str]:
         home = tmp_path / name
         places = dict(models_dir=packed, out=home / "out" / "submission.csv")
-        project = Project(competition, home / "work", 1)
+        project = Project(competition, home / "work", workers)
         infer.infer(project, hours=hours, batch_size=8, device="cpu", **places, **more)
         line = capsys.readouterr().out.splitlines()[-1]
         submissions.verify(places["out"], paths.find_data(competition))
@@ -78,7 +78,7 @@ def test_a_run_weighs_what_the_second_levels_that_read_it_weigh(packed):
 
 
 def test_with_time_enough_second_levels_say_what_they_say_at_home(predict, made, competition, n_test):
-    found, line = predict()
+    found, line = predict(workers=1)
     assert line.endswith(f"30 of 30 passes over {n_test} slices")
     ids = tables.read_long(paths.find_data(competition), paths.SAMPLE_CSV)[0]
     expected = tables.read_predictions(made / "ensemble" / "levels" / "test.parquet", ids)
@@ -329,16 +329,6 @@ def test_chunks_are_whole_series():
     assert passes.chunks(series, 3) == [slice(0, 6), slice(6, 9)]
     assert passes.chunks(series, 100) == [slice(0, 9)]
     assert passes.chunks([], 3) == []
-
-
-def test_a_stack_is_refused_by_the_packing(made, tmp_path):
-    home = tmp_path / "home"
-    shutil.copytree(made, home)
-    path = paths.run(home, "s") / "run.json"
-    content = storage.read_json(path)
-    storage.write_json(path, content | {"settings": content["settings"] | {"model": "stack"}})
-    with pytest.raises(ValueError, match="s is a stack, whose boosters aren't kept: blend without it"):
-        kernel.pack(home, home / "ensemble" / "levels", tmp_path / "out", [])
 
 
 def test_a_second_level_that_reads_another_model_than_it_was_fitted_on_is_named(packed, competition, tmp_path):

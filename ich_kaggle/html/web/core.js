@@ -42,6 +42,7 @@ const report = {
 };
 
 const SHORT = { epidural: "EDH", intraparenchymal: "IPH", intraventricular: "IVH", subarachnoid: "SAH", subdural: "SDH", any: "any" };
+const reading = () => report.content.reading; // set for scans without labels, read by a bundle
 const WINDOWS = {}; // by name, in order: those of the channels of a cached picture, then bone
 
 // Return a new element; strings become text, never markup. "tag.class.class" names it.
@@ -69,6 +70,9 @@ const percent = (value, digits = 1) => (value == null ? "–" : `${(100 * value)
 const count = (value) => value.toLocaleString("en");
 const plural = (n, one, many = one + "s") => `${count(n)} ${n === 1 ? one : many}`;
 const chance = (value) => (value == null ? "–" : value > 0 && value < 0.001 ? "<0.001" : value.toFixed(3));
+
+// A part of a page.
+const card = (title, note, ...content) => h("section.card", {}, h("h2", {}, title), note ? h("p.note", {}, note) : null, content);
 
 // A choice of one option, as a row of native radio buttons.
 function choices(name, legend, options, chosen, onchange) {
@@ -171,13 +175,13 @@ const KEYS = [
 
 function openHelp() {
   const help = document.getElementById("help");
-  const { reading, maps } = report.content;
-  const keys = ([key]) => !reading || maps.length || !"le".includes(key); // those of the explanation
+  const { maps } = report.content;
+  const keys = ([key]) => !reading() || maps.length || !"le".includes(key); // those of the explanation
   help.replaceChildren(
     h("h2", { id: "help-title" }, "Keys"),
     ...KEYS.map(([title, rows]) => h("table", {}, h("caption", {}, title), h("tbody", {}, rows.filter(keys).map(([key, text]) =>
       h("tr", {}, h("th", { scope: "row" }, h("kbd", {}, key)), h("td", {}, text)))))),
-    h("p.note", {}, reading ? reading.intended_use : "Scores are out of fold: each slice is predicted by models that were not trained on any slice of its patient. Scores of ensembles are nested: the blend, too, was fitted without the fold it is scored on. Intervals are 95 % of 1,000 bootstrap draws of patients."),
+    h("p.note", {}, reading()?.intended_use ?? "Scores are out of fold: each slice is predicted by models that were not trained on any slice of its patient. Scores of ensembles are nested: the blend, too, was fitted without the fold it is scored on. Intervals are 95 % of 1,000 bootstrap draws of patients."),
     h("form", { method: "dialog" }, h("button.primary", { autofocus: true }, "Close")),
   );
   help.showModal();

@@ -3,13 +3,13 @@
 
 (() => {
   const { content } = report;
-  if (content.reading) { // no known truth: no scores, no worst slices
+  if (reading()) { // no known truth: no scores, no worst slices
     delete report.pages.overview;
     delete report.pages.worst;
     document.body.classList.add("reading");
     document.querySelector("nav").hidden = true;
     document.getElementById("intended").hidden = false;
-    document.getElementById("intended").textContent = content.reading.intended_use;
+    document.getElementById("intended").textContent = reading().intended_use;
   }
   const source = document.getElementById("source");
   source.append(...content.sources.map((one) => h("option", {}, one.name)));

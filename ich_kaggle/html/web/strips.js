@@ -48,16 +48,15 @@ const strips = (() => {
   // Return {element, move(slice), show(sources)} of a study; `onslice` is called with the slice that is pressed.
   function strip(data, label, index, onslice) {
     const n = data.slices.length;
-    const { reading } = report.content;
-    const marked = (data.target ?? data.flags).map((row) => row[index]), word = reading ? "flagged" : "true";
+    const marked = (data.target ?? data.flags).map((row) => row[index]), word = reading() ? "flagged" : "true";
     const found = spans(marked);
-    const level = HEIGHT * (reading ? 1 - reading.slices[index] : 0.5);
+    const level = HEIGHT * (reading() ? 1 - reading().slices[index] : 0.5);
     const cursor = svg("line", { y1: 0, y2: HEIGHT, class: "cursor" });
     const lines = svg("g");
     const plot = svg("svg", { viewBox: `0 0 ${n} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": `${label}: probability by slice; ${word} in slices: ${inWords(found)}` },
-      ...(reading ? [] : found).map(([a, b]) => svg("rect", { x: a, width: b - a + 1, y: 0, height: HEIGHT, class: "band", "data-label": label })),
+      ...(reading() ? [] : found).map(([a, b]) => svg("rect", { x: a, width: b - a + 1, y: 0, height: HEIGHT, class: "band", "data-label": label })),
       ...found.map(([a, b]) => svg("rect", { x: a, width: b - a + 1, y: HEIGHT - 3, height: 3, class: "truth", "data-label": label })),
-      svg("line", { x1: 0, x2: n, y1: level, y2: level, class: reading ? "threshold" : "half" }), lines, cursor);
+      svg("line", { x1: 0, x2: n, y1: level, y2: level, class: reading() ? "threshold" : "half" }), lines, cursor);
     const pressed = (event) => {
       const box = plot.getBoundingClientRect();
       onslice(Math.max(0, Math.min(n - 1, Math.floor(((event.clientX - box.left) / box.width) * n))));

@@ -1,84 +1,11 @@
 "use strict";
-// One study: the list to pick it from, its slices in four windows, its probabilities along z, its explanations.
+// One study: its slices in four windows, its probabilities along z, its explanations.
 
 report.pages.studies = (() => {
   let parts = null; // elements that change
   let study = null, data = null, slice = 0, shownWindow = Object.keys(WINDOWS)[0], label = "any"; // what is shown
-  let rows = [], filledFor = null, stacks = {}, lines = [], wheel = 0, timer = 0;
+  let stacks = {}, lines = [], wheel = 0, timer = 0;
   let map = null, opacity = 0.6, picked = null; // explanation, and the sources whose curves are drawn
-
-  const reading = () => report.content.reading; // set for scans without labels, read by a bundle
-  const marks = (one) => one.counts ?? one.flags; // by label: true slices, or whether the study is flagged
-  const beside = (one) => one.patient ?? one.series ?? "";
-  const summary = (id) => report.content.studies.find((one) => one.id === id);
-
-  // --- the list ---
-
-  const SORTS = {
-    loss: ["log loss", (one, s) => one.losses[s]?.[0]],
-    id: ["id", null],
-  };
-
-  function sorts() {
-    if (reading()) {
-      const found = report.content.labels.map((name, i) => [name, [`probability of ${name}`, (one) => one.max[i]]]);
-      return Object.fromEntries([found.pop(), ...found, ["id", ["id", null]]]);
-    }
-    const labels = report.content.labels.map((name, i) => [name, [`log loss of ${name}`, (one, s) => one.losses[s]?.[i + 1]]]);
-    return { ...SORTS, ...Object.fromEntries(labels) };
-  }
-
-  function listed(now) {
-    const by = sorts()[parts.sort.value][1];
-    const wanted = parts.search.value.trim().toLowerCase();
-    const only = report.content.labels.indexOf(parts.filter.value);
-    const found = report.content.studies.filter((one) => (only < 0 || marks(one)[only]) && (one.id.toLowerCase().includes(wanted) || beside(one).toLowerCase().includes(wanted)));
-    const value = (one) => (by ? by(one, now.source) ?? -1 : 0);
-    return found.sort((a, b) => value(b) - value(a) || (a.id < b.id ? -1 : 1));
-  }
-
-  function fill(now) {
-    const by = sorts()[parts.sort.value][1] ?? Object.values(sorts())[0][1];
-    rows = listed(now);
-    parts.count.textContent = `${rows.length} of ${plural(report.content.studies.length, "study", "studies")}`;
-    parts.list.replaceChildren(...rows.map((one) => h("li", {}, h("a", { href: link({ study: one.id }), "data-id": one.id, tabindex: "-1" },
-      h("span.id", {}, one.id), h("b", {}, number(by(one, now.source), 3)), reading() && !one.n ? h("span.tags", {}, h("span.tag", {}, "not read")) : tags(report.content.labels.filter((_, i) => marks(one)[i])), one.fold == null ? null : h("small", {}, `fold ${one.fold}`)))));
-    filledFor = now.source;
-    mark();
-  }
-
-  // Tab reaches one link of the list; arrow keys move from there.
-  function mark() {
-    const links = [...parts.list.querySelectorAll("a")];
-    for (const one of links) one.removeAttribute("aria-current");
-    const current = links.find((one) => one.dataset.id === study) ?? links[0];
-    for (const one of links) one.tabIndex = one === current ? 0 : -1;
-    if (current?.dataset.id === study) {
-      current.setAttribute("aria-current", "true");
-      const box = current.getBoundingClientRect(), frame = parts.list.getBoundingClientRect();
-      if (box.top < frame.top || box.bottom > frame.bottom) parts.list.scrollTop += box.top - frame.top - frame.height / 3;
-    }
-  }
-
-  function onListKey(event) {
-    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-    if (!step) return;
-    event.preventDefault();
-    event.stopPropagation();
-    const links = [...parts.list.querySelectorAll("a")];
-    links[Math.max(0, Math.min(links.length - 1, links.indexOf(document.activeElement) + step))].focus();
-  }
-
-  function list() {
-    const again = () => fill(state());
-    parts.search = h("input", { type: "search", id: "search", placeholder: `study or ${reading() ? "series" : "patient"} id`, autocomplete: "off", oninput: again });
-    parts.sort = h("select", { id: "sort", onchange: again }, Object.entries(sorts()).filter(([value]) => report.content.sources.length || value === "id").map(([value, [title]]) => h("option", { value }, title)));
-    parts.filter = h("select", { id: "filter", onchange: again }, h("option", { value: "" }, "all studies"), report.content.labels.map((name) => h("option", { value: name }, `${reading() ? "flagged:" : "with"} ${name === "any" ? "any hemorrhage" : name}`)));
-    parts.count = h("p.note", { id: "count", "aria-live": "polite" });
-    parts.list = h("ol.list", { id: "list", "aria-label": "Studies found", onkeydown: onListKey });
-    return h("aside.card.side", { "aria-label": "Pick a study" },
-      h("label", { for: "search" }, "Search"), parts.search, h("label", { for: "sort" }, "Sort by"), parts.sort, h("label", { for: "filter" }, "Show"), parts.filter, parts.count, parts.list);
-  }
 
   // --- the slices ---
 
@@ -143,8 +70,8 @@ report.pages.studies = (() => {
 
   function draw() {
     const kind = shownWindow === "bone" ? "bone" : "cached";
-    const n = data.slices.length, one = summary(study);
-    parts.where.textContent = `${study}\n${beside(one)}`;
+    const n = data.slices.length, one = studyList.summary(study);
+    parts.where.textContent = `${study}\n${studyList.beside(one)}`;
     parts.slider.disabled = !n;
     if (!n) {
       for (const name of ["level", "place", "truth"]) parts[name].textContent = "";
@@ -200,11 +127,9 @@ report.pages.studies = (() => {
   }
 
   function next(step) {
-    if (!rows.length) return;
     clearTimeout(timer);
-    const i = rows.findIndex((one) => one.id === study);
-    const to = rows[Math.max(0, Math.min(rows.length - 1, i + step))];
-    if (to.id !== study) go({ view: null, study: to.id, slice: null });
+    const to = studyList.beyond(study, step);
+    if (to && to !== study) go({ view: null, study: to, slice: null });
   }
 
   // --- explanations ---
@@ -264,34 +189,6 @@ report.pages.studies = (() => {
     }
   }
 
-  const pairs = (list) => h("dl.facts", {}, list.flatMap(([title, value]) => [h("dt", {}, title), h("dd", {}, String(value))]));
-
-  // The series and slices that were read, those that were not, and the probabilities of the study.
-  function readingFacts() {
-    const one = summary(study), levels = reading().studies;
-    const refused = data.series.filter((series) => series.reason), read = data.series.find((series) => !series.reason);
-    const about = (series) => `${plural(series.n_slices, "slice")}${series.spacing_mm == null ? "" : ` ${series.spacing_mm} mm apart`}${series.kernel ? `, kernel ${series.kernel}` : ""}`;
-    const unread = data.notes.flatMap((note, i) => (data.images.cached[i] ? [] : [[`slice ${i + 1}`, note]]));
-    const aside = (read?.left_aside ?? []).map(({ file, reason }) => [file, reason]);
-    const found = report.content.labels.map((name, i) => h("tr", {}, h("th", { scope: "row" }, name, one.flags[i] ? h("span.is-true", {}, "flagged") : ""), h("td.number", {}, chance(one.max[i])), h("td.number", {}, chance(levels[i])), h("td.number", {}, chance(one.aggregate[i]))));
-    const titled = (title, list) => (list.length ? [h("h3", {}, title), pairs(list)] : []);
-    parts.facts.replaceChildren(
-      ...(read ? [scrolling("Probabilities of the study", table(["of the study", "largest", "threshold", "aggregate"], found))] : []),
-      pairs([["study", one.id], ["series read", one.series ?? "none"], ["reason", data.why], ...(read?.notes?.length ? [["notes", read.notes.join("; ")]] : []), ...(read ? [["content", about(read)]] : []), ["slices not read", one.n_unread]]),
-      ...titled("Slices not read", unread), ...titled("Skipped files of the series", aside),
-      ...titled("Series refused", refused.map((series) => [series.series, `${series.reason} (${about(series)})`])));
-  }
-
-  function facts() {
-    if (reading()) return readingFacts();
-    const one = summary(study);
-    const { sources, labels } = report.content;
-    const losses = sources.map((source, i) => h("tr", {}, h("th", { scope: "row" }, source.name), h("td.number", {}, number(one.losses[i][0], 3))));
-    parts.facts.replaceChildren(
-      pairs([["study", one.id], ["patient", one.patient], ["fold", one.fold ?? "–"], ["slices", one.n], ["positive slices", labels.map((name, i) => (one.counts[i] ? `${SHORT[name]} ${one.counts[i]}` : null)).filter((x) => x).join(", ") || "none"]]),
-      losses.length ? table(["log loss of the study", ""], losses) : "");
-  }
-
   async function open(id) {
     const found = await report.study(id).catch((error) => error);
     if (state().study !== id) return; // another was selected meanwhile
@@ -305,23 +202,23 @@ report.pages.studies = (() => {
     parts.slider.max = Math.max(1, data.slices.length);
     lines = (data.slices.length ? report.content.labels : []).map((name, i) => strips.strip(data, name, i, move));
     parts.strips.replaceChildren(...lines.map((one) => one.element));
-    facts();
+    parts.facts.replaceChildren(...studyFacts(studyList.summary(id), data));
   }
 
   function build() {
     parts = {};
     const { sources } = report.content;
     picked ??= sources.map((_, i) => i).slice(0, 3);
-    document.getElementById("studies").append(list(), stage(), side());
+    document.getElementById("studies").append(studyList.build(), stage(), side());
   }
 
   async function show(now) {
     if (!parts) build();
-    if (filledFor !== now.source) fill(now);
-    const id = now.study ?? study ?? rows[0]?.id;
+    studyList.fill(now, study);
+    const id = now.study ?? study ?? studyList.beyond(null, 1);
     document.title = `${id ?? "Studies"} – ich_kaggle report`;
     if (id && !now.study) return go({ view: null, study: id }, { replace: true });
-    if (!id || !summary(id)) {
+    if (!id || !studyList.summary(id)) {
       tell(id ? `${id} is not in this report.` : "This report has no studies.");
       [study, data] = [null, null];
       return;
@@ -331,7 +228,7 @@ report.pages.studies = (() => {
       await open(id);
       if (study !== id || !data) return;
       slice = Math.max(0, Math.min(data.slices.length - 1, wanted ?? Math.floor(data.slices.length / 2)));
-      mark();
+      studyList.mark(study);
       showCurves();
     } else if (Number.isInteger(now.slice)) slice = Math.max(0, Math.min(data.slices.length - 1, now.slice));
     if (now.window) shownWindow = missing(now.window) ? Object.keys(WINDOWS)[0] : now.window;
@@ -345,7 +242,7 @@ report.pages.studies = (() => {
   const keys = {
     ArrowUp: by(-1), ArrowLeft: by(-1), ArrowDown: by(1), ArrowRight: by(1), PageUp: by(-5), PageDown: by(5), Home: by(-1e6), End: by(1e6),
     ...Object.fromEntries(Object.entries(WINDOWS).map(([name, { key }]) => [key, () => setWindow(name)])),
-    n: () => next(1), p: () => next(-1), e: toggleHeat, "/": () => parts.search.focus(),
+    n: () => next(1), p: () => next(-1), e: toggleHeat, "/": () => document.getElementById("search").focus(),
     l: () => setLabel(report.content.labels[(report.content.labels.indexOf(label) + 1) % report.content.labels.length]),
   };
 
