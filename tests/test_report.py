@@ -69,6 +69,16 @@ def test_the_ensemble_stands_first_with_its_nested_score_and_its_patients(made):
     assert all(low <= value <= high for value, low, high in (source["loss"] for source in content["sources"]))
 
 
+def test_a_possible_leak_is_marked_at_the_run_and_at_its_ensemble(work_dir):
+    record = paths.run(work_dir, "fine") / "run.json"
+    storage.write_json(record, storage.read_json(record) | {"possible_leak": "w.pth does not say what it has seen"})
+    weights = paths.ensemble(work_dir, "both") / "weights.json"
+    storage.write_json(weights, storage.read_json(weights) | {"possible_leak": "as run fine"})
+    run(work_dir)
+    leaks = {source["name"]: source["leak"] for source in content_of(work_dir)["sources"]}
+    assert leaks == {"both": "as run fine", "fine": "w.pth does not say what it has seen", "noisy": ""}
+
+
 def test_counts_at_every_threshold_are_those_of_a_confusion_matrix(made):
     train, _ = training(made)
     probability = oof_of(made, "noisy")

@@ -23,6 +23,7 @@ class Entry(NamedTuple):
     kind: str  # "run" or "ensemble"
     probability: np.ndarray  # float32 (n_train, 6), NaN where nothing is predicted
     on: Sequence[str] = ()  # runs that a second level reads
+    leak: str = ""  # why its models may have seen the patients that score it
 
 
 def read_sources(
@@ -34,15 +35,23 @@ def read_sources(
     """
     wanted = project.chosen(fold)
     ensembles = paths.ensemble_names(project.work_dir) if name is None else [name]
-    found = [Entry(one, "ensemble", evaluation.nested(project, one, wanted)) for one in ensembles]
+    found = [
+        Entry(one, "ensemble", evaluation.nested(project, one, wanted), leak=_leak_of(project, one))
+        for one in ensembles
+    ]
     for run in map(project.run, runs or [run.name for run in project.runs()]):
         predicted = [k for k in run.predicted if k in wanted]
         if runs and not predicted:
             storage.require(run.fold(wanted[0]) / "oof.parquet", f"--run {run.name} --fold {wanted[0]}")
         if predicted:
             probability = run_predictions.read_oof(run, predicted, project.slices, project.fold)
-            found.append(Entry(run.name, "run", blending.raise_any(probability), run.settings.get("on", [])))
+            on = run.settings.get("on", [])
+            found.append(Entry(run.name, "run", blending.raise_any(probability), on, run.possible_leak))
     return [one for one in found if not np.isnan(one.probability).all()]
+
+
+def _leak_of(project: Project, ensemble: str) -> str:
+    return storage.read_json(paths.ensemble(project.work_dir, ensemble) / "weights.json").get("possible_leak", "")
 
 
 def curve(target: np.ndarray, probability: np.ndarray) -> dict:

@@ -3,6 +3,7 @@
 
 report.pages.overview = (() => {
   const kind = (one) => (one.kind === "ensemble" ? "ensemble, nested" : one.on.length ? `second level on ${one.on.join(", ")}` : "run");
+  const leak = (one) => (one.leak ? h("small.warning", {}, `possibly leaked: ${one.leak}`) : null);
   const within = ([value, low, high], digits = 4) => [h("b", {}, number(value, digits)), low == null ? null : h("small", {}, ` ${number(low, digits)} to ${number(high, digits)}`)];
 
   function tile(title, value, note) {
@@ -15,7 +16,7 @@ report.pages.overview = (() => {
     const [best] = sources;
     return h("div.tiles", {},
       best ? tile("Out-of-fold log loss", number(best.loss[0]), `${best.kind === "ensemble" ? "nested, " : ""}95 %: ${number(best.loss[1])} to ${number(best.loss[2])}`) : null,
-      best ? tile("Scored on", plural(best.n_patients, "patient"), `${plural(best.n_slices, "slice")}, ${best.name}`) : null,
+      best ? tile("Scored on", plural(best.n_patients, "patient"), `${plural(best.n_slices, "slice")}, ${best.name}${best.leak ? ", possibly leaked" : ""}`) : null,
       constant != null && best ? tile("Constant prevalence", number(constant), `predicted without images; the best score is ${percent(best.loss[0] / constant, 0)} of it`) : null,
       train ? tile("Train", plural(train.slice_id, "slice"), `${plural(train.study_id, "study", "studies")}, ${plural(train.patient_id, "patient")}`) : null,
       test ? tile("Test", plural(test.slice_id, "slice"), `${plural(test.study_id, "study", "studies")}, ${plural(test.patient_id, "patient")}`) : null,
@@ -34,7 +35,7 @@ report.pages.overview = (() => {
   function scores({ sources, labels }) {
     const low = Math.min(...sources.map((one) => one.loss[1])), high = Math.max(...sources.map((one) => one.loss[2]));
     const total = sources.map((one) => h("tr", {},
-      h("th", { scope: "row" }, h("span.lines", {}, one.name, h("small", {}, kind(one)))),
+      h("th", { scope: "row" }, h("span.lines", {}, one.name, h("small", {}, kind(one)), leak(one))),
       h("td.number", {}, h("span.lines", {}, within(one.loss))), h("td.wide", {}, interval(one, low, high)),
       h("td.number", {}, count(one.n_patients)), h("td.number", {}, count(one.n_slices)), h("td.number", {}, Object.keys(one.folds).join(" "))));
     const least = labels.map((_, i) => Math.min(...sources.map((one) => one.labels[i][0])));
