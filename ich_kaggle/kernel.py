@@ -208,6 +208,10 @@ def kernel(
     if not user and action not in ("build", "check") and not dry_run:
         raise ValueError(f"{action}: no user name: give --user, your name at Kaggle")
     known = kernel_rules.names(kernels_dir)
+    if not known and action != "weights":
+        raise FileNotFoundError(
+            f"{kernels_dir}: no kernels: run this in the repository's folder, or give --kernels-dir"
+        )
     models = dict(work_dir=work_dir, ensemble=ensemble, extra=extra, file=file)
     if action == "train":
         train(Wish(**training), kernels_dir, user or kernel_rules.PLACEHOLDER, dry_run, connect, work_dir)
@@ -218,7 +222,7 @@ def kernel(
         kernel_rules.check_dataset(name, known)
         weights(name, user, dry_run, connect, **models)
     elif name not in known:
-        raise ValueError(f"{action}: NAME is {name}: {kernels_dir} has the kernels {', '.join(known) or '(none)'}")
+        raise ValueError(f"{action}: NAME is {name}: {kernels_dir} has the kernels {', '.join(known)}")
     elif dry_run:
         dry_build(kernels_dir / name, user)
     elif action in ("build", "check", "push"):

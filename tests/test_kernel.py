@@ -118,6 +118,8 @@ def test_a_kernel_that_is_not_there_is_answered_with_those_that_are(run):
         ValueError, match=r"NAME is \.\./ich-infer: .*has the kernels ich-explore, ich-infer, ich-start, ich-train"
     ):
         run("build", "../ich-infer", "--user", USER)
+    with pytest.raises(SystemExit, match="^error: kernels: no kernels: run this in the repository's folder"):
+        kernel.main(["train", "--user", USER, "--dry-run"])
 
 
 # Python and the image.
