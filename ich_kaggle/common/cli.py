@@ -72,7 +72,7 @@ FLAGS = {
     "--work-dir": dict(type=Path, default=Path("work"), help="folder of everything made from the data"),
     "--run": dict(help="name of the run, a folder in work/runs (default: the name of its recipe or architecture)"),
     "--recipe": dict(help="name of a recipe, or a TOML file: it sets the defaults of the other flags"),
-    "--arch": dict(help="timm architecture that ends in one linear layer (default: that of a recipe for the device)"),
+    "--arch": dict(help="timm architecture (default: that of a recipe for the device)"),
     "--fold": dict(action=_Folds, nargs="+", metavar="K", help="one or several folds, or `all` (default: all)"),
     "--folds": dict(dest="n_folds", type=within(2, kind=int), default=5, help="number of folds"),
     "--image-size": dict(type=within(8, 4096, int), default=384, help="px per side of the network's square input"),

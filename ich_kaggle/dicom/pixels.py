@@ -7,6 +7,7 @@ JPEG 2000 are decoded by pydicom's plug-ins, from the extra `codecs`. DICOM: htt
 import io
 import math
 import re
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,7 @@ HEAD_BYTES = 1 << 13  # larger than the headers of plain CT
 PLAIN = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 LARGEST = 2048  # px: rows or columns; scanners make 512, some 1024
 MOST_HU = 1 << 24  # float32 holds every whole number up to here
+LONGER = "more pixels than Rows and Columns say: one of these may be wrong"
 LONG_VRS = (b"OB", b"OF", b"OW", b"UN")  # of pixels; as the length of an implicit element they would be odd
 TISSUE = (-900, 3000)  # HU: values between them are those of a body, whatever a header says of padding
 
@@ -121,6 +123,8 @@ def _check_length(dataset: pydicom.Dataset, n_bytes: int, name: str) -> None:
     rows, columns = shape_of(dataset, name)
     if n_bytes < (expected := 2 * rows * columns):
         raise ValueError(f"{name}: truncated: {n_bytes} bytes of pixels, {expected} expected")
+    if n_bytes >= expected + 2 * min(rows, columns) and int(dataset.get("NumberOfFrames") or 1) == 1:
+        warnings.warn(LONGER, stacklevel=2)
 
 
 @disable_value_validation()  # the competition's UIDs are not valid UIDs
@@ -196,6 +200,8 @@ def hu_table(code: Encoding) -> np.ndarray:
     hu = code.slope * stored + code.intercept
     if _has_wrong_intercept(code):
         hu = code.slope * ((stored + 1000) % 4096) - 1000
+    elif code.bits == 16 and not code.signed:  # beyond any HU: a negative value, though the header denies its sign
+        hu -= np.where((stored >= 1 << 15) & (hu >= 1 << 15), code.slope * (1 << 16), 0)
     hu[((code.padding_low <= stored) & (stored <= code.padding_high)) | (hu <= PADDING_BELOW)] = AIR
     whole = np.array_equal(hu, np.rint(hu)) and np.abs(hu).max() < 1 << 15
     hu = hu.astype(np.int16 if whole else np.float32)

@@ -161,7 +161,7 @@ def fill(backbone: nn.Module, source: dict[str, torch.Tensor], name: str, arch: 
     weights that are missing or have another shape.
     """
     heads = [k for k, v in backbone.named_modules() if v is backbone.get_classifier()]
-    head = tuple(f"{k}." for k in (*heads, *_names(backbone, "classifier")))  # some networks have two
+    head = tuple(f"{k}." for k in ("own_head", *heads, *_names(backbone, "classifier")))  # some networks have two
     own = {key: value for key, value in backbone.state_dict().items() if not key.startswith(head)}
     given = source
     if _misfits(own, source := _adapted(backbone, given)) and (rule := _timms_rule(arch)):

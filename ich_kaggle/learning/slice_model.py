@@ -1,4 +1,7 @@
-"""The slice model: a timm backbone, pooled to an embedding, and a linear layer to six logits; saved with its config."""
+"""The slice model: a timm backbone, pooled to an embedding, and a linear layer to six logits; saved with its config.
+
+A network that ends in anything but one linear layer gets one, `own_head`, on all that its own classifiers read.
+"""
 
 import difflib
 import hashlib
@@ -65,8 +68,10 @@ class SliceModel(nn.Module):
         self.backbone = _backbone(config, num_classes=n_logits, in_chans=n_channels, global_pool="avg", **extra)
         if config.arch.startswith("vgg"):
             _drop_hidden_layers(self.backbone, n_logits)
-        if not isinstance(self.head, nn.Linear):
-            raise ValueError(f"{config.arch} does not end in one linear layer: choose another architecture")
+        if not isinstance(self.head, nn.Linear):  # a convolution, a norm before it, or several
+            self.backbone.reset_classifier(0)
+            self.backbone.own_head = nn.Linear(self.backbone.head_hidden_size, n_logits)
+        _drop_strides(self.backbone)
         self.embedding_size = self.head.in_features
         for name in ("mean", "std"):
             # One value for all channels, because they are windows and not colours.
@@ -75,7 +80,7 @@ class SliceModel(nn.Module):
 
     @property
     def head(self) -> nn.Linear:
-        return self.backbone.get_classifier()
+        return getattr(self.backbone, "own_head", None) or self.backbone.get_classifier()
 
     def normalised(self, images: torch.Tensor) -> torch.Tensor:
         return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
@@ -91,8 +96,9 @@ class SliceModel(nn.Module):
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the logits (n, 6) of the slice itself and the embeddings (n, d), from pooling on in float32."""
         features = self.backbone.forward_features(self.normalised(images))
-        with torch.autocast(features.device.type, enabled=False):
-            embedding = self.backbone.forward_head(features.float(), pre_logits=True)
+        with torch.autocast(images.device.type, enabled=False):
+            features = [part.float() for part in features] if isinstance(features, list) else features.float()
+            embedding = self.backbone.forward_head(features, pre_logits=True)
             return self.head(embedding)[:, self.config.own], embedding
 
 
@@ -132,6 +138,24 @@ def _drop_hidden_layers(vgg: nn.Module, n_logits: int) -> None:
     # The two layers of 4096 between features and classifier fix VGG to 224 px and hold most of its weights.
     vgg.pre_logits = nn.Identity()
     vgg.head.fc = nn.Linear(vgg.num_features, n_logits)
+
+
+def _drop_strides(network: nn.Module) -> None:
+    # A convolution of 1 px with a stride is one without it on every second pixel. With a stride and less than 8
+    # channels, oneDNN writes beyond its memory in the backward pass (torch 2.14.1, channels_last).
+    for part in network.modules():
+        if (
+            isinstance(part, nn.Conv2d)
+            and part.kernel_size == (1, 1)
+            and part.stride == (2, 2)
+            and part.in_channels < 8
+        ):
+            part.stride = (1, 1)
+            part.register_forward_pre_hook(_every_second)
+
+
+def _every_second(_: nn.Module, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    return (given[0][:, :, ::2, ::2],)
 
 
 def check_arch(arch: str) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ich_kaggle.dicom import head_crop, png, slice_image, tags
-from ich_kaggle.scans import head_picture, pile, series_choice, slices
+from ich_kaggle.dicom import head_crop, png, slice_image
+from ich_kaggle.scans import head_picture, series_choice, slices
 
 UNREAD = 0.1  # of the slices of a series
 
@@ -37,23 +37,12 @@ class Scan:
             self.notes[row] = self.notes[row] or made.defect
 
 
-def look_at(one: slices.Slice) -> tuple[str, tuple | None]:
-    """Return a note on a slice, and its words and encoding; None, and the reason, where they cannot be read."""
-    kinds = []
-    try:
-        with tags.warned(kinds):
-            words = one.words()
-    except (OSError, ValueError, RuntimeError) as error:
-        return pile.why(error, str(one.source.data.root), one.source.name), None
-    return next((kind for kind in kinds if kind == tags.UNENDED), ""), words
-
-
 def boxes_of(found: list[slices.Slice]) -> dict[tuple[int, int], object]:
     """Return the box of the head for each slice shape, as in the cache."""
     boxes = {}
     for shape in sorted({one.shape for one in found}):
         alike = [one for one in found if one.shape == shape]
-        boxes[shape] = slice_image.box_of((one.words() for one in alike), alike[0].spacing)
+        boxes[shape] = slice_image.box_of((slices.look_at(one)[1] for one in alike), alike[0].spacing)
     return boxes
 
 
@@ -62,7 +51,7 @@ def read_series(found: series_choice.Series, kinds: list[Kind]) -> Scan:
     scan = Scan(found, [], np.zeros(len(found.slices), bool), {kind: [] for kind in kinds})
     cropped = [kind for kind in kinds if kind[1] == "study"]
     for row, one in enumerate(found.slices):
-        note, words = look_at(one)
+        note, words = slices.look_at(one)
         scan.notes.append(note)
         if words:
             scan.is_read[row] = True
@@ -70,7 +59,7 @@ def read_series(found: series_choice.Series, kinds: list[Kind]) -> Scan:
     readable = [one for one, is_read in zip(found.slices, scan.is_read, strict=True) if is_read]
     boxes = boxes_of(readable) if cropped else {}
     for row, one in zip(np.flatnonzero(scan.is_read), readable if cropped else (), strict=bool(cropped)):
-        scan.draw(row, one.words(), cropped, boxes[one.shape])
+        scan.draw(row, slices.look_at(one)[1], cropped, boxes[one.shape])
     return scan
 
 
@@ -87,11 +76,9 @@ def choose(of_study: list[series_choice.Series], kinds: list[Kind], step: float,
             first = f"{one.slices[unread[0]].file}: {scan.notes[unread[0]]}"
             one.reason = f"{len(unread)} of {len(scan.is_read)} slices cannot be read, the first {first}"
             continue
-        kinds = (
-            (len(unread), "cannot be read"),
-            (scan.notes.count(tags.UNENDED), "are of files cut short at their end"),
-        )
-        one.notes += [f"{n} of {len(scan.is_read)} slices {what}" for n, what in kinds if n]
+        counts = [(len(unread), "cannot be read")]
+        counts += [(scan.notes.count(note), what) for note, what in slices.DOUBTS.items()]
+        one.notes += [f"{n} of {len(scan.is_read)} slices {what}" for n, what in counts if n]
         for other in ranked[i + 1 :]:
             other.reason = series_choice.compare(one, other, step)
         return scan

@@ -3,14 +3,12 @@
 A head is a closed ring of bone that surrounds most of the section; a chest has air inside it.
 """
 
-import contextlib
-
 import cv2
 import numpy as np
 from scipy import ndimage
 
 from ich_kaggle.dicom import head_crop, pixels
-from ich_kaggle.scans import series_choice
+from ich_kaggle.scans import series_choice, slices
 
 MOST = 24  # slices that are looked at, evenly spaced
 BONE = 250  # HU
@@ -25,14 +23,17 @@ LUNG, LUNG_SHARE = 15.0, 0.2  # cm2 of air inside the section, and its share; al
 def refusal(series: series_choice.Series) -> str:
     """Return the reason why a series is none of a head by its picture, empty if it is one or its header says so.
 
-    A series that is too short to tell gets a note.
+    A series that is too short to tell, or whose header says so though the picture does not, gets a note.
     """
-    if all(one.is_head for one in series.slices):
+    is_head = all(one.is_head for one in series.slices)
+    n = series_choice.ENOUGH if is_head else MOST
+    rows = np.unique(np.linspace(0, len(series.slices) - 1, n).round().astype(int))
+    looked = ((slices.look_at(series.slices[row])[1], series.slices[row].spacing) for row in rows)
+    seen = [shows(*words, spacing) for words, spacing in looked if words]
+    if is_head:
+        if series.n_positions >= series_choice.ENOUGH and seen and not any(skull for skull, _ in seen):
+            series.notes.append("the picture shows no closed skull: operated on, or values that are not HU")
         return ""
-    seen, rows = [], np.unique(np.linspace(0, len(series.slices) - 1, MOST).round().astype(int))
-    for one in (series.slices[row] for row in rows):
-        with contextlib.suppress(OSError, ValueError, RuntimeError):  # told when the series is read
-            seen.append(shows(*one.words(), one.spacing))
     overrule = "no tag says which part of the body it shows (--any-body-part reads it)"
     if seen and sum(lungs for _, lungs in seen) >= LUNG_SLICES * len(seen):
         return f"the picture shows lungs, not a head, and {overrule}"

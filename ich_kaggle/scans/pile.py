@@ -1,6 +1,6 @@
 """The files of a pile: a folder, a zip or one file, with the zips and gzipped files in it.
 
-What cannot be read, and what is not followed, is passed over with the reason. A zip inside a zip is unpacked into a
+What cannot be read is passed over with the reason. A zip inside a zip is unpacked into a
 private temporary folder, which goes with the pile.
 """
 
@@ -18,7 +18,7 @@ from ich_kaggle.dicom import frames, tags
 GZIP, ZIP = b"\x1f\x8b", b"PK\3\4"
 DEEPEST = 3  # zips in zips
 LARGEST_ZIP = 1 << 34  # bytes of a zip in a zip
-TAR = slice(257, 262)  # bytes that hold "ustar"
+TAR, ISO = slice(257, 262), slice(32769, 32774)  # bytes that hold "ustar", "CD001"
 ARCHIVES = {  # what a file begins with
     b"7z\xbc\xaf'": "a 7z archive: unpack it first",
     b"Rar!": "a RAR archive: unpack it first",
@@ -98,7 +98,7 @@ class Pile:
                 yield file
                 return
             if head[:4] != ZIP:
-                raise ValueError(_kind(file.read(TAR.stop)))
+                raise ValueError(_kind(file.read(ISO.stop)))
             if depth == DEEPEST:
                 raise ValueError(f"more than {DEEPEST} zips in one another: unpack it first")
             data = paths.Data(self._as_zip(file))
@@ -122,20 +122,27 @@ class Pile:
         return path
 
     def _folder(self) -> Iterator[File]:
-        """Yield the regular files below the pile, except those in `skip`. Links to folders are named, not followed."""
-        skip = self.skip and self.skip.absolute()
-        for folder, folders, files in os.walk(self.path, onerror=self._unlisted):
-            place = Path(folder)
-            for path in (place / name for name in folders if (place / name).is_symlink()):
-                self.passed_over[self._name(path)] = "a link to a folder, which is not followed: give it as --dicom"
-            folders[:] = sorted(name for name in folders if (place / name).absolute() != skip)
-            for path in (place / name for name in sorted(files)):
-                try:
-                    if not stat.S_ISREG(path.stat().st_mode):
-                        raise ValueError("neither a file nor a folder")
-                    yield _on_disk(self.path, path)
-                except (OSError, ValueError) as error:
-                    self.passed_over[self._name(path)] = why(error)
+        """Yield the regular files below the pile, except those in `skip`; links to folders are followed, each once."""
+        seen, roots = {os.path.realpath(self.skip)} if self.skip else set(), [self.path]
+        for root in roots:  # which the links in it join
+            for folder, folders, files in os.walk(root, onerror=self._unlisted):
+                place = Path(folder)
+                if (real := os.path.realpath(folder)) in seen:
+                    folders.clear()
+                    continue
+                seen.add(real)
+                roots += [place / name for name in sorted(folders) if (place / name).is_symlink()]
+                folders[:] = sorted(name for name in folders if not (place / name).is_symlink())
+                yield from self._files_of(place, files)
+
+    def _files_of(self, folder: Path, names: list[str]) -> Iterator[File]:
+        for path in (folder / name for name in sorted(names)):
+            try:
+                if not stat.S_ISREG(path.stat().st_mode):
+                    raise ValueError("neither a file nor a folder")
+                yield _on_disk(self.path, path)
+            except (OSError, ValueError) as error:
+                self.passed_over[self._name(path)] = why(error)
 
     def _name(self, path: Path) -> str:
         return cli.printable(path.relative_to(self.path).as_posix(), 1000)
@@ -147,6 +154,8 @@ class Pile:
 def _kind(head: bytes) -> str:
     if head[TAR] == b"ustar":
         return "a tar archive: unpack it first"
+    if head[ISO] == b"CD001":
+        return "an image of a disc (ISO 9660): unpack it first"
     return next((what for form, what in ARCHIVES.items() if head.startswith(form)), "not DICOM")
 
 

@@ -16,6 +16,7 @@ from ich_kaggle.scans.slices import Found, Slice, Wanted
 LONGEST = 500.0  # mm: no head and neck is longer
 ENOUGH = 10  # positions of a head scan
 SEVERAL = 1.5  # images per position: more are phases, as of perfusion
+PARALLEL = 0.9998  # the cosine of 1 degree
 WIDE, FEW = 1.5, 0.2  # a gap of WIDE medians lacks a position, unless a share of more than FEW is that wide
 
 
@@ -90,7 +91,13 @@ def _series(study: str, series: str, slices: list[Slice]) -> Series:
 
 
 def _placed(slices: list[Slice]) -> tuple[list[Slice], list[str]]:
-    """Return `slices` with SliceLocation as their position where ImagePositionPatient is one for all, and a note."""
+    """Return `slices` at positions that can be compared, and a note where these are not those along the normal.
+
+    They are z of the middle where slices are not parallel, SliceLocation where ImagePositionPatient is one for all.
+    """
+    normals = np.array([one.normal for one in slices])
+    if len(slices) and (normals @ normals[0]).min() < PARALLEL:
+        return [replace(one, position=one.height) for one in slices], ["slices of several tilts in one series"]
     locations = {one.location for one in slices}
     if len({one.position for one in slices}) != 1 or None in locations or len(locations) < 2:
         return slices, []
@@ -121,6 +128,8 @@ def doubts(series: Series) -> list[str]:
         found.append(f"{n} images at {series.n_positions} position{'s' * (series.n_positions > 1)}")
     if n > (n_ids := len({one.slice_id for one in slices})):
         found.append(f"{n} images share {n_ids} SOPInstanceUID{'s' * (n_ids > 1)}")
+    if n_lossy := sum(one.is_lossy for one in slices):
+        found.append(f"{n_lossy} images are compressed with loss")
     if 1 < (n_acquisitions := len({one.acquisition for one in slices})) <= series.n_positions / 2:
         found.append(f"{n_acquisitions} acquisitions (AcquisitionNumber) in one series")
     if len(kernels := sorted({one.kernel for one in [*slices, *series.aside] if one.kernel})) > 1:

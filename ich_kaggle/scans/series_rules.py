@@ -114,7 +114,10 @@ def body_part(part: str, texts: Mapping[str, str]) -> tuple[bool, str]:
     return False, ""
 
 
-# Values of ImageType (0008,0008) whose pixels are no slice of the head in HU, though stored as CT.
+# Values of ImageType (0008,0008) whose pixels are no slice of the head in HU, though stored as CT: those of scanners,
+# of multi-energy CT (PS3.3 C.8.2.1.1.1), and of calculations with several images (C.8.16.1.4).
 NOT_SLICES = re.compile(
-    r"LOCALIZER|SCREEN|\bMIP\b|MINIP|VRT|VOLREN|\bSSD\b|CBF|CBV|\bMTT\b|\bTTP\b|TMAX|PERFUSION|\bCOLOR"
+    r"LOCALIZER|SCREEN|\bMIP\b|MINIP|VRT|VOLREN|\bSSD\b|CBF|CBV|\bMTT\b|\bTTP\b|TMAX|PERFUSION|\bCOLOR|"
+    r"\bMAT_(SPECIFIC|FRACTIONAL|MODIFIED|VALUE_BASED)|EFF_ATOMIC_NUM|ELECTRON_DENSITY|"
+    r"SUBTRACT\w*|\b(DIVISION|MASKED|MAXIMUM|MINIMUM|MULTIPLICATION|STD_DEVIATION|T_TEST|Z_SCORE)\b"
 )

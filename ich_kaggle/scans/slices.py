@@ -5,6 +5,7 @@ projection or map (by ImageType), another part of the body, a slice normal more 
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -23,6 +24,11 @@ TILTED = 35.0  # degrees; a gantry tilts by 30
 HEAD_BYTES = 1 << 10  # that hold the SOP class
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7."  # this SOP class and those below it, PS3.4 B.5
 DICOMDIR = "1.2.840.10008.1.3.10"
+# Warnings of files whose pixels are read nevertheless, and what is said of their number.
+DOUBTS = {
+    tags.UNENDED: "are of files cut short at their end",
+    pixels.LONGER: "are of files with more pixels than Rows and Columns say",
+}
 IDS = ("StudyInstanceUID", "SeriesInstanceUID")
 
 
@@ -35,9 +41,12 @@ class Slice:
     study: str
     series: str
     slice_id: str  # SOP Instance UID, or the file without one; of a frame with its number
+    patient: str = ""  # PatientID
     frame: int | None = None  # of an Enhanced CT file
     fault: str = ""
     position: float = 0.0  # mm along the slice normal, ascending to the head
+    normal: tuple[float, float, float] = (0.0, 0.0, 1.0)  # of the slice, to the head
+    height: float = 0.0  # mm: z of its middle
     location: float | None = None  # SliceLocation, mm
     number: int = 0  # InstanceNumber
     acquisition: str = ""  # AcquisitionNumber
@@ -47,6 +56,7 @@ class Slice:
     kernel: str = ""  # ConvolutionKernel
     sharpness: int = series_rules.UNKNOWN  # of the kernel
     contrast: str = ""  # the reason why it may show contrast medium
+    is_lossy: bool = False  # LossyImageCompression
     is_original: bool = True  # or derived from other images
     is_head: bool = False  # by its header, or for the user; otherwise its picture must tell
 
@@ -59,6 +69,17 @@ class Slice:
         dataset, words = _stored(self.source, self.frame)
         code = pixels.encoding(dataset, self.source.name)
         return orientation.resampled(orientation.turned(words, self.turn), code, self.shape)
+
+
+def look_at(one: Slice) -> tuple[str, tuple | None]:
+    """Return a note on a slice, and its words and encoding; None, and the reason, where they cannot be read."""
+    kinds = []
+    try:
+        with tags.warned(kinds):
+            words = one.words()
+    except (OSError, ValueError, RuntimeError) as error:
+        return pile_module.why(error, str(one.source.data.root), one.source.name), None
+    return next((kind for kind in kinds if kind in DOUBTS), ""), words
 
 
 def _stored(source: pile_module.File, frame: int | None) -> tuple[pydicom.Dataset, np.ndarray]:
@@ -116,13 +137,23 @@ def read(path: str | Path, skip: Path | None = None, wanted: Wanted | None = Non
         for kind in kinds:
             found.pile.warned.setdefault(kind, []).append(file.name)
         for one in slices:
-            key = (one.study, one.series, one.slice_id, one.position)
+            key = (one.study, one.patient, one.series, one.slice_id, one.position)
             _keep(seen.setdefault(key, []), one, found.pile)
-    found.slices = [one for copies in seen.values() for one in copies]
+    found.slices = _by_patient([one for copies in seen.values() for one in copies])
     if missing := set(found.wanted.series) - {one.series for one in found.slices}:
         known = ", ".join(sorted({one.series for one in found.slices})) or "none"
         raise ValueError(f"{path}: no series {sorted(missing)[0]}, which --series names: it has {known}")
     return found
+
+
+def _by_patient(slices: list[Slice]) -> list[Slice]:
+    """Return `slices`, studies of one id but of several patients told apart by the PatientID."""
+    of_study = Counter(study for study, patient in {(one.study, one.patient) for one in slices} if patient)
+    is_shared = [one.patient and of_study[one.study] > 1 for one in slices]
+    return [
+        replace(one, study=f"{one.study} of {one.patient}") if shared else one
+        for one, shared in zip(slices, is_shared, strict=True)
+    ]
 
 
 def _keep(copies: list[Slice], one: Slice, pile: pile_module.Pile) -> None:
@@ -141,14 +172,8 @@ def is_copy(first: Slice, second: Slice) -> bool:
     """Return whether two slices of one id and position have the same HU, or one of them cannot be read."""
     if first.fault or second.fault:
         return True
-    hu = []
-    for one in (first, second):
-        try:
-            words, code = one.words()
-        except (OSError, ValueError, RuntimeError):
-            return True
-        hu.append(pixels.hu_table(code)[words])
-    return np.array_equal(*hu)
+    both = [words for _, words in (look_at(first), look_at(second)) if words]
+    return len(both) < 2 or np.array_equal(*(pixels.hu_table(code)[words] for words, code in both))
 
 
 def look(file: pile_module.File, wanted: Wanted) -> Iterator[Slice]:
@@ -163,7 +188,7 @@ def look(file: pile_module.File, wanted: Wanted) -> Iterator[Slice]:
     ids = [tags.tag(dataset, keyword, name) for keyword in IDS]
     ids.append(tags.optional(dataset, "SOPInstanceUID", name) or name)
     ids = [tags.shown(one, geometry.LONGEST_ID + 1) for one in ids]
-    found = Slice(file, *ids)
+    found = Slice(file, *ids, " ".join(_words(dataset, "PatientID")))
     is_enhanced = frames.is_enhanced(str(tags.optional(dataset, "SOPClassUID", name)).encode())
     try:
         headers = frames.headers(dataset, name) if is_enhanced else [dataset]
@@ -178,30 +203,37 @@ def look(file: pile_module.File, wanted: Wanted) -> Iterator[Slice]:
             yield replace(one, fault=pile_module.why(error, name))
 
 
-def axial_slice(found: Slice, dataset: pydicom.Dataset, any_body_part: bool) -> Slice:
-    """Return `found` with the fields of its header. Raises ValueError if it is not an axial CT slice of a head."""
-    name = found.source.name
+def _check_slice(dataset: pydicom.Dataset, image_type: str, name: str) -> None:
+    """Raise ValueError if an image is no CT slice in HU."""
     pixels.check_ct(dataset, name)
-    image_type = _words(dataset, "ImageType")
     if f"{tags.optional(dataset, 'SOPClassUID', name)}.".startswith(SECONDARY_CAPTURE):
         raise ValueError("a derived secondary capture")
-    if no_slice := series_rules.NOT_SLICES.search(" ".join(image_type)):
+    if no_slice := series_rules.NOT_SLICES.search(image_type):
         raise ValueError(f"ImageType says {no_slice[0]}: not a CT slice")
+
+
+def axial_slice(found: Slice, dataset: pydicom.Dataset, any_body_part: bool) -> Slice:
+    """Return `found` with the fields of its header. Raises ValueError if it is not an axial CT slice of a head."""
+    name, image_type = found.source.name, " ".join(_words(dataset, "ImageType"))
+    _check_slice(dataset, image_type, name)
     texts = {keyword: " ".join(_words(dataset, keyword)) for keyword in series_rules.DESCRIPTIONS}
     part = " ".join(_words(dataset, "BodyPartExamined"))
     is_head, not_head = (True, "") if any_body_part else series_rules.body_part(part, texts)
     if not_head:
         raise ValueError(not_head)
-    dataset.add_new("PatientID", "LO", "-")  # may be empty, and is not used: studies stand for themselves
+    dataset.add_new("PatientID", "LO", "-")  # may be empty
     where, turn = geometry.read_header(dataset, name), orientation.turn_of(dataset, name)
     if where.tilt > TILTED:
         raise ValueError(f"not axial: {where.tilt:.0f} degrees from the patient's axis")
     kernel = " ".join(_words(dataset, "ConvolutionKernel"))
     sides = ((where.rows, where.columns), (where.row_spacing, where.column_spacing))
     shape, spacing = ((side[::-1] if turn.swap else side) for side in sides)
+    normal, height = _plane(dataset, where, name)
     return replace(
         found,
         position=where.position if turn.upwards else 0.0 - where.position,
+        normal=normal,
+        height=height,
         location=_number(dataset, "SliceLocation"),
         number=int(_number(dataset, "InstanceNumber") or 0),
         acquisition=" ".join(_words(dataset, "AcquisitionNumber")),
@@ -210,10 +242,21 @@ def axial_slice(found: Slice, dataset: pydicom.Dataset, any_body_part: bool) -> 
         turn=turn,
         kernel=kernel,
         sharpness=series_rules.sharpness(kernel, texts["SeriesDescription"]),
-        contrast=series_rules.contrast(_agent(dataset), texts),
-        is_original=image_type[:1] != ["DERIVED"],
+        contrast=series_rules.contrast(_agent(dataset), {"ImageType": image_type, **texts}),
+        is_lossy=_words(dataset, "LossyImageCompression") == ["01"],
+        is_original=image_type.partition(" ")[0] != "DERIVED",
         is_head=is_head,
     )
+
+
+def _plane(dataset: pydicom.Dataset, where: geometry.Header, name: str) -> tuple[tuple[float, float, float], float]:
+    """Return the normal of a slice, pointing to the head, and the z of its middle in mm."""
+    along_row, along_column = tags.numbers(dataset, "ImageOrientationPatient", 6, name).reshape(2, 3)
+    normal = np.cross(along_row, along_column)
+    normal *= np.sign(normal[2]) / np.linalg.norm(normal)
+    z = tags.numbers(dataset, "ImagePositionPatient", 3, name)[2]
+    z += (where.columns * where.column_spacing * along_row[2] + where.rows * where.row_spacing * along_column[2]) / 2
+    return tuple(normal.tolist()), float(z)
 
 
 def _agent(dataset: pydicom.Dataset) -> str:

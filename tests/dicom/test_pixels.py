@@ -29,7 +29,7 @@ UNCOMPRESSED = [
 ENCODINGS = [
     dict(BitsStored=16, HighBit=15, PixelRepresentation=1, RescaleIntercept=-1024),
     dict(BitsStored=16, HighBit=15, PixelRepresentation=1, RescaleIntercept=0),
-    dict(BitsStored=16, HighBit=15, PixelRepresentation=0, RescaleIntercept=-1024),
+    dict(BitsStored=16, HighBit=15, PixelRepresentation=0, RescaleIntercept=-32768),
     dict(BitsStored=12, HighBit=11, PixelRepresentation=0, RescaleIntercept=-1024),
     dict(BitsStored=12, HighBit=11, PixelRepresentation=1, RescaleIntercept=0),
     dict(BitsStored=14, HighBit=13, PixelRepresentation=1, RescaleIntercept=-100, RescaleSlope="0.25"),
@@ -116,6 +116,20 @@ def test_a_range_of_padding_becomes_air_from_end_to_end():
 def test_a_padding_that_is_tissue_is_none_for_air_is_not_0_hu(tags):
     words = np.array([[-1000, 0, 40]], np.int16).view(np.uint16)
     assert hu_of(ct(words, RescaleIntercept=0, **tags)).tolist() == [[-1000, 0, 40]]
+
+
+def test_a_negative_value_whose_sign_the_header_denies_is_negative():
+    words = np.array([[-1024, -1, 0, 40]]).astype(np.uint16)
+    code = pixels.Encoding(16, False, 1.0, 0.0)
+    assert pixels.hu_table(code)[words].tolist() == [[-1024, -1, 0, 40]]
+    shifted = pixels.hu_table(code._replace(intercept=-32768.0))
+    assert shifted[[31744, 32808, 65535]].tolist() == [-1024, 40, 32767]
+
+
+def test_more_rows_or_columns_than_the_header_says_are_warned_of():
+    for wrong in (dict(Rows=NOISE.shape[0] - 1), dict(Columns=NOISE.shape[1] - 1)):
+        with pytest.warns(UserWarning, match=pixels.LONGER):
+            pixels.read_words(content(ct(**wrong)), "one.dcm")
 
 
 def test_of_two_padding_values_the_first_is_meant():

@@ -19,24 +19,23 @@ FINE = {  # by the px of the test: some take their own size only, others need a 
         starnet_s050 swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 swinv2_cr_tiny_224 tiny_vit_5m_224
         tnt_s_legacy_patch16_224 twins_svt_small vgg11 vit_tiny_patch16_224 vit_tiny_r_s16_p8_224
         vit_srelpos_small_patch16_224 vitamin_small_224 ese_vovnet19b_slim_dw legacy_xception xception41p
-        xcit_nano_12_p8_224
+        xcit_nano_12_p8_224 mobileone_s1 fastvit_t8 repvgg_a0
+        coat_tiny cpubone_nano dla34 dpn48b efficientvim_m1 iformer_t repvit_m1 resnetv2_18 sequencer2d_s swiftformer_xs
     """,
     128: """
         inception_resnet_v2 inception_v3 inception_v4
     """,
     224: """
         cait_xxs24_224 convit_tiny gcvit_xxtiny hiera_tiny_224 gmlp_ti16_224 nest_tiny pit_ti_224 visformer_tiny
-        volo_d1_224
+        volo_d1_224 efficientformer_l1 efficientformerv2_s0 levit_128
+    """,
+    240: """
+        crossvit_tiny_240
     """,
     256: """
         eca_botnext26ts_256
     """,
 }
-# The README says so: no single linear layer at their end.
-OTHER_HEAD = """
-    cpubone_nano crossvit_tiny_240 dla34 dpn48b efficientformer_l1 efficientformerv2_s0 efficientvim_m1 iformer_t
-    levit_128 repvit_m1 resnetv2_18 sequencer2d_s swiftformer_xs samvit_base_patch16_224
-"""
 NINE = (-1, 0, 1)
 
 
@@ -52,20 +51,38 @@ def has(arch: str):
 @pytest.mark.slow
 @pytest.mark.parametrize("arch, px", all_of(FINE))
 def test_the_smallest_member_of_a_family_works_on_one_slice_and_on_three(arch, px):
-    source = timm.create_model(arch).state_dict()
-    for offsets in ((0,), NINE):
-        model = SliceModel(SliceConfig(arch, px, 64, offsets=offsets))
-        images = torch.randint(0, 256, (2, px, px, 3 * len(offsets)), dtype=torch.uint8)
-        model(images).sum().backward()
-        logits, embedding = model.eval().outputs(images)
+    plain, nine = (SliceModel(SliceConfig(arch, px, 64, offsets=offsets)) for offsets in ((0,), NINE))
+    images = torch.randint(0, 256, (2, px, px, 9), dtype=torch.uint8)
+    plain(images[..., :3]).sum().backward()
+    assert plain.head.weight.grad.isfinite().all()
+    assert "weights: all" in pretrained.fill(nine.backbone, plain.backbone.state_dict(), arch, arch)
+    for model, channels in ((plain, 3), (nine, 9)):
+        logits, embedding = model.eval().outputs(images[..., :channels])
         assert logits.shape == (2, 6) and logits.isfinite().all() and embedding.shape == (2, model.embedding_size)
-        assert "weights: all" in pretrained.fill(model.backbone, source, arch, arch)
 
 
-@pytest.mark.parametrize("arch", [pytest.param(arch, marks=has(arch)) for arch in OTHER_HEAD.split()])
-def test_a_network_with_another_head_is_refused(arch):
-    with torch.device("meta"), pytest.raises(ValueError, match=f"{arch} does not end in one linear layer"):
-        SliceModel(SliceConfig(arch, 64, 64))
+def test_a_network_with_several_classifiers_gets_a_head_of_its_own_and_loads_its_weights_without_theirs():
+    source = timm.create_model("levit_128").state_dict()
+    model = SliceModel(SliceConfig("levit_128", 224, 64))
+    assert list(dict(model.named_parameters()))[-2:] == ["backbone.own_head.weight", "backbone.own_head.bias"]
+    assert "weights: all" in pretrained.fill(model.backbone, source, "w", "levit_128")
+    images = torch.randint(0, 256, (1, 224, 224, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        both = timm.create_model("levit_128", num_classes=0).eval()
+        both.load_state_dict(source, strict=False)
+        logits, embedding = model.eval().outputs(images)
+        expected = both.forward_head(both.forward_features(model.normalised(images)), pre_logits=True)
+    assert torch.equal(embedding, expected) and torch.equal(logits, model.head(embedding))
+
+
+def test_a_convolution_of_one_pixel_gives_the_same_without_its_stride():
+    torch.manual_seed(0)
+    plain = timm.create_model("repvgg_a0", num_classes=6).eval()
+    model = SliceModel(SliceConfig("repvgg_a0", 64, 64)).eval()
+    model.backbone.load_state_dict(plain.state_dict())
+    images = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), plain(model.normalised(images)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -70,9 +70,19 @@ def test_a_few_slices_without_a_skull_get_a_note_and_lungs_are_refused(tmp_path)
     assert "shows lungs" in head_picture.refusal(series(tmp_path / "one", [chest()]))
 
 
-def test_a_tag_is_believed_without_a_look(tmp_path, monkeypatch):
-    monkeypatch.setattr(head_picture, "shows", None)
-    assert head_picture.refusal(series(tmp_path, [chest()] * 12, BodyPartExamined="KOPF")) == ""
+@pytest.mark.parametrize(
+    "hu, intercept, notes",
+    [
+        (head(), -1024, []),
+        (head(), 0, ["the picture shows no closed skull: operated on, or values that are not HU"]),
+        (head(), -2048, ["the picture shows no closed skull: operated on, or values that are not HU"]),
+        (chest(), -1024, ["the picture shows no closed skull: operated on, or values that are not HU"]),
+    ],
+    ids=["head", "intercept lost", "intercept twice", "chest"],
+)
+def test_a_tag_is_believed_with_a_note_where_the_picture_shows_no_skull_in_hu(tmp_path, hu, intercept, notes):
+    found = series(tmp_path, [hu] * 12, BodyPartExamined="KOPF", RescaleIntercept=intercept)
+    assert (head_picture.refusal(found), found.notes) == ("", notes)
 
 
 def test_every_real_study_shows_a_skull(real_data):

@@ -56,18 +56,17 @@ def test_a_file_larger_than_a_slice_is_not_read_whole(tmp_path):
     assert slices.read(tmp_path).passed_over == {"large": f"{tags.MOST_BYTES + 1} bytes: more than a CT slice has"}
 
 
-def test_links_to_folders_and_what_is_no_file_are_named_and_not_followed(tmp_path):
-    dicom_files.write(tmp_path / "pile" / "slice", ct(0))
-    (tmp_path / "pile" / "round").symlink_to(tmp_path / "pile")
+def test_links_to_folders_are_followed_once_and_what_is_no_file_is_named(tmp_path):
+    dicom_files.write(tmp_path / "pile" / "b" / "slice", ct(0))
+    dicom_files.write(tmp_path / "other" / "slice", ct(1))
+    for name, target in (("a", "pile/b"), ("c", "other"), ("d", "other"), ("other/back", "pile"), ("b/up", "pile")):
+        folder = tmp_path / "pile" if not name.startswith("other") else tmp_path
+        (folder / name).symlink_to(tmp_path / target)
     (tmp_path / "pile" / "nowhere").symlink_to(tmp_path / "gone")
     os.mkfifo(tmp_path / "pile" / "fifo")
     assert files_of(tmp_path / "pile") == (
-        ["slice"],
-        {
-            "round": "a link to a folder, which is not followed: give it as --dicom",
-            "nowhere": "No such file or directory",
-            "fifo": "neither a file nor a folder",
-        },
+        ["b/slice", "c/slice"],
+        {"nowhere": "No such file or directory", "fifo": "neither a file nor a folder"},
     )
 
 
@@ -75,6 +74,7 @@ def test_the_folder_that_is_written_to_is_left_out(tmp_path):
     write_series(tmp_path, 2)
     (tmp_path / "predictions").mkdir()
     (tmp_path / "predictions" / "slices.csv").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "predictions")
     assert slices.read(tmp_path, skip=tmp_path / "predictions").passed_over == {}
 
 
@@ -210,7 +210,12 @@ def test_gzipped_files_are_read_and_cut_ones_named(tmp_path):
 def test_other_archives_are_named(tmp_path):
     (tmp_path / "a.7z").write_bytes(b"7z\xbc\xaf'\x1c" + bytes(200))
     (tmp_path / "b.tar").write_bytes(b"a/b".ljust(257, b"\0") + b"ustar" + bytes(300))
-    assert files_of(tmp_path)[1] == {"a.7z": "a 7z archive: unpack it first", "b.tar": "a tar archive: unpack it first"}
+    (tmp_path / "c.iso").write_bytes(bytes(32768) + b"\1CD001\1" + bytes(300))
+    assert files_of(tmp_path)[1] == {
+        "a.7z": "a 7z archive: unpack it first",
+        "b.tar": "a tar archive: unpack it first",
+        "c.iso": "an image of a disc (ISO 9660): unpack it first",
+    }
 
 
 def test_what_cannot_be_opened_or_listed_is_a_row(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import dicom_files
+import numpy as np
 import pytest
 from small_series import CORONAL, LOCALIZER, MR, SR, chosen, ct, of_pile, write_series
 
@@ -89,6 +90,7 @@ CONTRAST = dict(ContrastBolusAgent="ULTRAVIST 370")
         dict(SeriesDescription="Head C+"),
         dict(ProtocolName="CTA Head"),
         dict(SeriesDescription="PERF 4CC/SEC"),
+        dict(ImageType=["ORIGINAL", "PRIMARY", "POST_CONTRAST", "NONE"]),
     ],
 )
 def test_a_plain_series_comes_before_one_with_contrast_medium_that_has_more_slices_and_a_better_kernel(tmp_path, tags):
@@ -179,6 +181,25 @@ def test_slices_that_all_have_one_position_are_ordered_by_slice_location_and_sai
     (series,) = of_pile(tmp_path)
     assert [one.number for one in series.slices] == list(range(11, -1, -1)) and series.gap == 5
     assert "ordered by SliceLocation" in series.notes[0]
+
+
+def test_slices_of_several_tilts_are_ordered_by_the_height_of_their_middles(tmp_path):
+    """Far from the origin, positions along two normals differ by more than slices do."""
+    for number, degrees in enumerate((15, -15, 15, 0)):
+        tilt, z = np.deg2rad(degrees), 5 * number - 800
+        row, column = np.array([1, 0, 0]), np.array([0, np.cos(tilt), -np.sin(tilt)])
+        corner = [0, 0, z] - 8 * row - 8 * column  # of 32 px of 0.5 mm
+        where = dict(ImageOrientationPatient=[*row, *column], ImagePositionPatient=[f"{part:.6f}" for part in corner])
+        dicom_files.write(tmp_path / f"{number}", ct(number, **where))
+    (series,) = of_pile(tmp_path)
+    np.testing.assert_allclose(series.position, [-800, -795, -790, -785], atol=1e-5)
+    assert series.notes == ["slices of several tilts in one series"]
+
+
+def test_compression_with_loss_is_said(tmp_path):
+    write_series(tmp_path, 3, LossyImageCompression="00")
+    dicom_files.write(tmp_path / "lossy", ct(3, LossyImageCompression="01"))
+    assert of_pile(tmp_path)[0].notes == ["1 images are compressed with loss"]
 
 
 def test_a_series_that_is_asked_for_is_read_whatever_the_rules_say(tmp_path):

@@ -21,6 +21,11 @@ from ich_kaggle.scans import pile, series_choice, slices
         (SR, "Modality is SR, not CT: not a CT slice"),
         (LOCALIZER, "ImageType says LOCALIZER: not a CT slice"),
         (dict(ImageType=["DERIVED", "SECONDARY", "AXIAL", "MIP"]), "ImageType says MIP: not a CT slice"),
+        (
+            dict(ImageType=["DERIVED", "PRIMARY", "AXIAL", "EFF_ATOMIC_NUM"]),
+            "ImageType says EFF_ATOMIC_NUM: not a CT slice",
+        ),
+        (dict(ImageType=["DERIVED", "PRIMARY", "VOLUME", "SUBTRACTION"]), "ImageType says SUBTRACTION: not a CT slice"),
         (dict(SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), "a derived secondary capture"),
         (dict(SOPClassUID="1.2.840.10008.5.1.4.1.1.7.2"), "a derived secondary capture"),
         (dict(BodyPartExamined="CHEST"), "BodyPartExamined is CHEST: not a head"),
@@ -115,6 +120,14 @@ def test_pixels_that_are_not_square_are_resampled(tmp_path):
     found, code = one.words()
     assert (found.shape, one.shape, one.spacing) == ((8, 8), (8, 8), 0.5)
     assert np.array_equal(pixels.hu_table(code)[found], np.repeat(words[:1].astype(int) - 1024, 8, axis=0))
+
+
+def test_patients_under_one_study_are_told_apart_and_what_names_no_patient_is_not(tmp_path):
+    for patient in ("A", "B"):
+        write_series(tmp_path / patient, 2, PatientID=patient, SOPInstanceUID="1.2")
+    dicom_files.write(tmp_path / "report", ct(0, **SR, PatientID=None, SeriesInstanceUID="2.25.9"))
+    found = {name: [one.series for one in of] for name, of in series_choice.studies(slices.read(tmp_path)).items()}
+    assert found == {"2.25.2": ["2.25.9"], "2.25.2 of A": ["2.25.3"], "2.25.2 of B": ["2.25.3"]}
 
 
 # Enhanced CT.
