@@ -38,7 +38,7 @@ def steps(demo_dir: Path, *, patients: int, n_folds: int, epochs: int | None, se
     """Return the command lines of the pipeline, in order, without `python -m ich_kaggle.`."""
     data, work, out = (shlex.quote(str(demo_dir / part)) for part in (f"input/{paths.SLUG}", "work", "submissions"))
     shared = f"--work-dir {work} --workers {workers}"
-    extra = "" if epochs is None else f" --epochs {epochs}"
+    extra = " --freeze 0" + ("" if epochs is None else f" --epochs {epochs}")  # enough patients for the whole network
     members = " ".join(SECOND_LEVELS)
     return [
         f"phantom --out {data} --patients {patients} --slices 16 --size 192 --seed {seed} --workers {workers}",

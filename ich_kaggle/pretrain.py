@@ -2,8 +2,8 @@
 
 The phantoms vary more than patients do in scanner, anatomy and blood. The model is scored on phantoms that it does not
 learn from. `train --init` starts folds from it, and `scan --models` reads it as it is. Settings of `train` that need
-folds or a series (sampler, crop, epochs, soften, side weight) have no effect. The same flags give the same model, also
-after an interruption.
+folds or a series (sampler, crop, epochs, freeze, soften, side weight) have no effect. The same flags give the same
+model, also after an interruption.
 
 Reads:   work/weights/<arch>.safetensors  (if it exists, instead of a download)
 Writes:  work/pretrained/<name>.zip  (a bundle: the model, a smoothing along z, and thresholds on phantoms)
@@ -86,7 +86,7 @@ def command(*, arch: str | None, slices: int, name: str | None, run: str | None 
     settings = {"arch": arch, "n_slices": slices, **flags}
     training_options.check_start(settings)
     plan = training_options.plan_of(arch, flags)
-    fitting = replace(plan.settings, epochs=max(1, round(slices / EPOCH)))
+    fitting = replace(plan.settings, epochs=max(1, round(slices / EPOCH)), freeze=0)
     plan = replace(plan, settings=fitting, config=replace(plan.config, n_targets=1))
     folder = project.work_dir / "pretrained" / paths.file_name(name or run or arch)
     with locks.locked(folder):

@@ -6,14 +6,14 @@ The folds are those of the runs that are read. Fold k is fitted on the slices of
                     fold k. A test slice is read like an out-of-fold slice: through the logits of one model, fold k's.
   --features fold   reads the embeddings and logits of fold k's own first level. It was fitted on the slices that the
                     second level is fitted on, but not on fold k, so it is more certain of the former.
---model smooth is a Gaussian along z per label; the others start from its result. gru and conv are networks over a
-series; stack is gradient boosting on a slice and its neighbours. The boosters of stack are not saved, only their
+--model smooth is a Gaussian along z per label; the others start from its result. gru, conv and transformer are networks
+over a series; stack is gradient boosting on a slice and its neighbours. The boosters of stack are not saved, only their
 predictions: the same settings fit the same boosters.
 
 Reads:   work/runs/<run>/fold<k>/  oof.parquet, test.parquet, and for --features fold model.pt, embeddings.npy
          (made first if they do not exist)
 Writes:  work/runs/<run>/run.json  (the settings that all folds share)
-         work/runs/<run>/fold<k>/  widths.json (mm), oof.parquet, test.parquet, predict.json, and for gru and conv
+         work/runs/<run>/fold<k>/  widths.json (mm), oof.parquet, test.parquet, predict.json, and of networks
          model.pt, log.csv
 Example: python -m ich_kaggle.sequence --on cpu resnet50 --model gru --seeds 4
 """
@@ -28,7 +28,11 @@ from ich_kaggle.scoring import patient_folds
 from ich_kaggle.second_level import fold_fitting, sequence_models, series_dataset
 
 NETWORK = ("seed", "seeds", "epochs", "batch_size", "lr", "ema", "hidden", "dropout")
-SETTINGS = {"gru": NETWORK, "conv": NETWORK, "stack": ("seed", "seeds", "rounds"), "smooth": ()}  # flags per model
+SETTINGS = {  # flags per model
+    **dict.fromkeys(sequence_models.KINDS, NETWORK),
+    "stack": ("seed", "seeds", "rounds"),
+    "smooth": (),
+}
 
 
 def sequence(

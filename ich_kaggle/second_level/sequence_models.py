@@ -1,10 +1,11 @@
 """The networks of the second level: from the embeddings and logits of a series to the logits of its slices.
 
-A batch is the concatenation of several series (series_dataset.Batch). Nothing is padded, so the output for a series
-does not depend on the others.
+A batch is the concatenation of several series (series_dataset.Batch). The output for a series does not depend on the
+others: nothing is padded, or the padding is masked.
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -26,7 +27,7 @@ OTHER = "give another --run, or --overwrite"
 class SequenceConfig:
     """The hyperparameters of a sequence model."""
 
-    kind: str  # gru or conv
+    kind: str  # one of KINDS
     embedding_sizes: tuple[int, ...]  # per run; empty for out-of-fold features
     n_runs: int
     hidden: int = 96
@@ -88,7 +89,35 @@ class Conv(nn.Module):
         return first, x
 
 
-KINDS = {"gru": GRU, "conv": Conv}
+class Transformer(nn.Module):
+    """Two encoder layers over all slices of a series: (n, 2 hidden) -> the outputs of both, (n, 2 hidden) each.
+
+    Series are padded to the longest, and the padding is masked. Sines and cosines of the distance from the first slice
+    tell the place, at wavelengths of 10 to 1000 mm (https://arxiv.org/abs/1706.03762).
+    """
+
+    def __init__(self, hidden: int, dropout: float):
+        super().__init__()
+        size = dict(d_model=2 * hidden, nhead=2, dim_feedforward=4 * hidden)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(**size, dropout=dropout, batch_first=True, norm_first=True) for _ in range(2)
+        )
+        self.register_buffer("frequencies", 2 * math.pi / torch.logspace(0, 2, hidden), persistent=False)  # per cm
+
+    def forward(self, x: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        start = batch.length.cumsum(0) - batch.length
+        place = torch.arange(len(x), device=x.device) - start[batch.series]
+        padded = x.new_zeros(len(batch), len(batch.sizes), x.shape[1] + 1)
+        padded[batch.series, place] = torch.cat([x, batch.place[:, :1]], 1)
+        angle = padded[:, :, -1:].cumsum(1) * self.frequencies  # of the gaps: cm from the first slice
+        is_padding = torch.arange(len(batch.sizes), device=x.device) >= batch.length[:, None]
+        first = padded[:, :, :-1] + torch.cat([angle.sin(), angle.cos()], 2)
+        first = self.layers[0](first, src_key_padding_mask=is_padding)
+        last = self.layers[1](first, src_key_padding_mask=is_padding)
+        return first[batch.series, place], last[batch.series, place]
+
+
+KINDS = {"gru": GRU, "conv": Conv, "transformer": Transformer}
 
 
 class SequenceModel(nn.Module):

@@ -27,7 +27,7 @@ from ich_kaggle.learning import saliency
 from ich_kaggle.scoring import patient_bootstrap
 
 RUNS = {  # what is trained where nothing is named; both start from what is there offline
-    "cpu": ["--recipe", "cpu", "--image-size", "192", "--epochs", "4"],
+    "cpu": ["--recipe", "cpu", "--image-size", "192", "--epochs", "4", "--freeze", "0"],
     "vgg": ["--arch", "vgg11_bn", "--weights", "none", "--image-size", "96", "--epochs", "6", "--ema", "0.99"]
     + ["--lr", "5e-4"],
 }

@@ -1,5 +1,6 @@
 import contextlib
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,6 +71,18 @@ def test_a_neighbour_changes_the_answer_and_a_slice_of_another_series_does_not(k
     after = logits_of(model, inputs, [0, 1])
     assert not torch.allclose(before[0][2], after[0][2], atol=1e-4)
     assert torch.equal(before[1], after[1])
+
+
+@torch.inference_mode()
+def test_a_transformer_tells_slices_apart_by_their_distance_in_mm():
+    batch, x = batch_of(made_inputs((7,)), [0]), torch.ones(7, 16)
+    body = sequence_models.Transformer(8, 0.0).eval()
+    apart = replace(batch, place=torch.tensor([[0.0, 0, 0], *[[0.5, 0, 0]] * 6]))
+    assert all(part.std(0).max() > 1e-3 for part in body(x, apart))
+    twin = replace(batch, place=torch.tensor([[0.0, 0, 0], [0.5, 0, 0], [0.0, 0, 0], *[[0.5, 0, 0]] * 4]))
+    for part in body(x, twin):
+        torch.testing.assert_close(part[1], part[2])
+        assert not torch.allclose(part[1], part[3], atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
