@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from ich_kaggle.common import cli, paths
+from ich_kaggle.common import cli, paths, tables
 from ich_kaggle.common.project import Project, opening
 from ich_kaggle.dicom import slice_table
 from ich_kaggle.kaggle_api import client, submission_log, submissions
@@ -34,6 +34,17 @@ def blend(project: Project, name: str | None, run: str | None, fold: list[int] |
     return ensembling.refresh(project, name, on_demand.predict)
 
 
+def check_subset(project: Project) -> None:
+    """Raise ValueError if the slices are a subset without all test slices, which a submission needs."""
+    table = paths.slices(project.work_dir)
+    if not (table.exists() and (part := tables.settings_of(table).get("subset"))):
+        return
+    listed = tables.read_long(slice_table.data_of(project), paths.SAMPLE_CSV)[0]
+    if (project.slices.split == "test").sum() < len(listed):
+        again = "get the others, and run python -m ich_kaggle.slices --subset again; evaluate scores without them"
+        raise ValueError(f"the slices are a subset, {part}, and Kaggle wants all test slices: {again}")
+
+
 def prepare(
     project: Project,
     submissions_dir: Path,
@@ -45,6 +56,7 @@ def prepare(
 ) -> tuple[Path, submissions.Source, paths.Data]:
     """Return the CSV of the ensemble `name`, of a `run`, or of all runs, or the `file`; its source; the data."""
     if file is None:
+        check_subset(project)
         folder = blend(project, name, run, fold)
         data = slice_table.data_of(project)
         return *submissions.make(folder, project, data, submissions_dir), data

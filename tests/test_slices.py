@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from dicom_files import content, ct, head, write
 
-from ich_kaggle import slices
+from ich_kaggle import slices, submit
 from ich_kaggle.common import cli, paths, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
@@ -201,9 +201,9 @@ def test_a_second_run_does_nothing_and_says_so(data_dir, tmp_path, capsys):
     assert paths.slices(tmp_path / "work").stat().st_mtime_ns == before
 
 
-def one_line(flags: list[str], capsys) -> str:
+def one_line(flags: list[str], capsys, command=slices) -> str:
     with pytest.raises(SystemExit) as stopped:
-        slices.main(flags)
+        command.main(flags)
     assert "\n" not in str(stopped.value.code)
     return str(stopped.value.code)
 
@@ -358,6 +358,8 @@ def test_a_subset_has_the_slices_that_exist_and_every_command_says_so(data_dir, 
     table = slice_table.ensure(Project(data_dir, tmp_path / "work", 1))
     assert (table.split == "train").sum() == 6 and (table.split == "test").sum() == n_test
     assert f"a subset, 6 of 7 train slices and {n_test} of 2 test slices" in caplog.text
+    line = one_line(["--dry-run", *flags], capsys, submit)  # before anything is predicted
+    assert ("0 of 2 test slices, and Kaggle wants all" in line) != has_test
 
 
 @pytest.mark.parametrize(
