@@ -26,7 +26,7 @@ from ich_kaggle.common.project import Project
 from ich_kaggle.html import app
 from ich_kaggle.scoring import blending, comparison, ensembling, patient_bootstrap
 
-NETWORKS = ("cpu", "cpu_both")  # recipes
+NETWORKS = {"cpu": 4, "cpu_both": 3}  # recipes and their epochs
 SECOND_LEVELS = tuple(f"smooth-{network}" for network in NETWORKS)
 NAME = "demo"  # of the ensemble
 SIZE = 80  # px: fewer than the recipes have, for a demo of minutes
@@ -38,16 +38,13 @@ def steps(demo_dir: Path, *, patients: int, n_folds: int, epochs: int | None, se
     """Return the command lines of the pipeline, in order, without `python -m ich_kaggle.`."""
     data, work, out = (shlex.quote(str(demo_dir / part)) for part in (f"input/{paths.SLUG}", "work", "submissions"))
     shared = f"--work-dir {work} --workers {workers}"
-    extra = " --freeze 0" + ("" if epochs is None else f" --epochs {epochs}")  # enough patients for the whole network
+    train = f"--image-size {SIZE} --freeze 0 --fold all{device()} --seed {seed} {shared}"
     members = " ".join(SECOND_LEVELS)
     return [
-        f"phantom --out {data} --patients {patients} --slices 16 --size 192 --seed {seed} --workers {workers}",
+        f"phantom --out {data} --patients {patients} --slices 16 --seed {seed} --workers {workers}",
         f"slices --data-dir {data} {shared}",
         f"folds --folds {n_folds} --seed {seed} {shared}",
-        *(
-            f"train --recipe {network} --image-size {SIZE} --fold all{device()} --seed {seed} {shared}{extra}"
-            for network in NETWORKS
-        ),
+        *(f"train --recipe {network} --epochs {epochs or usual} {train}" for network, usual in NETWORKS.items()),
         *(f"predict --run {network} --views identity {shared}" for network in NETWORKS),
         *(f"sequence --model smooth --on {network} {shared}" for network in NETWORKS),
         f"ensemble --name {NAME} --runs {members} {shared}",
@@ -58,11 +55,11 @@ def steps(demo_dir: Path, *, patients: int, n_folds: int, epochs: int | None, se
 
 def hospital_steps(demo_dir: Path, *, epochs: int | None, seed: int, workers: int) -> list[str]:
     """Return the command lines of the hospital, which fine-tunes from ImageNet and from fold 0 of the first network."""
-    extra = "" if epochs is None else f" --epochs {epochs}"
     work, data = (shlex.quote(str(hospital(demo_dir) / part)) for part in ("work", f"input/{paths.SLUG}"))
     shared = f"--work-dir {work} --workers {workers}"
-    model = shlex.quote(str(demo_dir / "work" / "runs" / NETWORKS[0] / "fold0" / "model.pt"))
-    train = f"train --recipe {NETWORKS[0]} --image-size {SIZE} --fold all --seed {seed} {shared}{extra}"
+    model = shlex.quote(str(demo_dir / "work" / "runs" / "cpu" / "fold0" / "model.pt"))
+    length = f"--epochs {epochs or 2} --freeze 1"
+    train = f"train --recipe cpu --image-size {SIZE} {length} --fold all{device()} --seed {seed} {shared}"
     return [
         f"phantom --out {data} --variety shifted --patients {HOSPITAL + 1} --test-fraction 0 --slices 16 "
         f"--seed {seed + 1} --workers {workers}",
@@ -178,7 +175,7 @@ def demo(*, demo_dir: Path, n_folds: int, patients: int, epochs: int | None, see
 def build_parser():
     parser = cli.command(__doc__, "--folds", "--epochs", "--seed", "--workers", n_folds=2, epochs=None)
     parser.add_argument("--demo-dir", type=Path, default=Path("demo"), help="folder for all files of the demo")
-    parser.add_argument("--patients", type=int, default=160, help="number of patients, train and test")
+    parser.add_argument("--patients", type=int, default=128, help="number of patients, train and test")
     return parser
 
 

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import kaggle_image as image
@@ -625,12 +626,12 @@ def test_the_notebook_to_start_with_writes_a_submission(competition, tmp_path):
 def papermill(notebook: Path, competition: Path, tmp_path: Path, datasets: dict | None = None) -> Path:
     """Run the notebook to out.ipynb, and return the working folder that it leaves."""
     inputs = image.lay_out(tmp_path, competition, datasets or {}, "new")
-    for name in ("scratch", "working"):
-        (tmp_path / name).mkdir()
-    env = os.environ | {"KAGGLE_INPUT_DIR": str(inputs), "TMPDIR": str(tmp_path / "scratch"), "OMP_NUM_THREADS": "1"}
     working = tmp_path / "working"
+    working.mkdir()
     command = [sys.executable, "-m", "papermill", str(notebook), str(tmp_path / "out.ipynb"), "--cwd", str(working)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=300)
+    with tempfile.TemporaryDirectory(prefix="ich-", ignore_cleanup_errors=True) as scratch:
+        env = os.environ | {"KAGGLE_INPUT_DIR": str(inputs), "TMPDIR": scratch, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return working
 

@@ -1,6 +1,7 @@
 """Data sets and batches of cached slices."""
 
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ich_kaggle.common import parallel, paths
 from ich_kaggle.dicom import png
 
 SMALL_SHM = "/dev/shm is too small for the batches of the loader's workers"
+LONGEST_TEMP = 71  # bytes: workers add 32 for sockets, whose path has at most 103 on macOS, or they hang
 LARGER_SHM = "give the container --shm-size 8g or --ipc=host, or this command fewer --workers (0: none)"
 
 
@@ -150,7 +152,12 @@ def loader(
 
 
 def in_processes(dataset: Dataset, batches: Iterable, workers: int, joined: Callable | None = None) -> DataLoader:
-    """Return a loader of the `batches` of `dataset`, loaded by `workers` processes and put together by `joined`."""
+    """Return a loader of the `batches` of `dataset`, loaded by `workers` processes and put together by `joined`.
+
+    Raises ValueError if the path of the folder for temporary files is too long for them.
+    """
+    if workers and len(os.fsencode(folder := tempfile.gettempdir())) > LONGEST_TEMP:
+        raise ValueError(f"TMPDIR {folder} is too long for the loader's workers: set it to a shorter path, as /tmp")
     parallel.keep_memory()
     return DataLoader(
         dataset,

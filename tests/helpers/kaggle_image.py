@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from ich_kaggle.common import paths
@@ -115,10 +116,9 @@ def run(
         command = [*UNSHARE, "sh", "-c", ROOT.format(**places), "sh", python, "/absent/script.py"]
         env = environment(Path("/absent"), TMPDIR="/scratch", **more)
     else:
-        scratch = folder / "tmp"
-        scratch.mkdir()
+        scratch = tempfile.mkdtemp(prefix="ich-")  # a short path, for the sockets of a loader's workers
         command = [python, str(folder / "script.py")]
-        env = environment(absent, KAGGLE_INPUT_DIR=str(inputs), TMPDIR=str(scratch), **more)
+        env = environment(absent, KAGGLE_INPUT_DIR=str(inputs), TMPDIR=scratch, **more)
     # A file, not a pipe, and a group: the workers of a script that is killed outlive it otherwise.
     with (folder / "log").open("w+b") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=working, start_new_session=True)
@@ -127,6 +127,8 @@ def run(
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+            if not sandboxed:
+                shutil.rmtree(scratch, ignore_errors=True)
         return code, (folder / "log").read_text(encoding="utf-8", errors="replace"), working
 
 
