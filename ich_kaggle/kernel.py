@@ -198,12 +198,8 @@ def kernel(
     user: str,
     kernels_dir: Path,
     dry_run: bool,
-    work_dir: Path,
-    ensemble: str | None,
-    extra: list[Path],
-    file: list[Path],
     connect: Callable = client.connect,
-    **training,
+    **rest,
 ) -> None:
     if not user and action not in ("build", "check") and not dry_run:
         raise ValueError(f"{action}: no user name: give --user, your name at Kaggle")
@@ -212,13 +208,13 @@ def kernel(
         raise FileNotFoundError(
             f"{kernels_dir}: no kernels: run this in the repository's folder, or give --kernels-dir"
         )
-    models = dict(work_dir=work_dir, ensemble=ensemble, extra=extra, file=file)
+    models = {key: rest.pop(key) for key in ("work_dir", "ensemble", "extra", "file")}
     if action == "train":
-        train(Wish(**training), kernels_dir, user or kernel_rules.PLACEHOLDER, dry_run, connect, work_dir)
+        train(Wish(**rest), kernels_dir, user or kernel_rules.PLACEHOLDER, dry_run, connect, models["work_dir"])
     elif action == "predict":
         predict(kernels_dir, user, dry_run, connect, **models)
     elif action == "weights":
-        name = (WEIGHTS if file else DATASET) if name is None else name
+        name = (WEIGHTS if models["file"] else DATASET) if name is None else name
         kernel_rules.check_dataset(name, known)
         weights(name, user, dry_run, connect, **models)
     elif name not in known:

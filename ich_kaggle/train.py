@@ -64,12 +64,7 @@ def train(*, arch: str | None, run: str | None = None, fold: list[int] | None = 
         training = fold_training.Training(project, this, plan, session, on[0], cache_dir)
         origin = {"weights_from": settings["weights"], "init_from": settings.get("init"), "possible_leak": doubt}
         write = partial(this.write, recorded, **{key: value for key, value in origin.items() if value})
-        if session.dry_run:
-            cli.say(training.rehearse(chosen))
-        elif len(on) > 1 and len(chosen) > 1:
-            training.fit_side_by_side(chosen, on, write)
-        else:
-            training.fit_folds(chosen, write)
+        training.train(chosen, on, write)
 
 
 def build_parser():

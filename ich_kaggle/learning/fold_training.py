@@ -93,6 +93,15 @@ class Training:
         before = initial_model.seen_by(project.work_dir, plan.task.weights, plan.task.init, k)
         return Fold(model, seen, held_out, *loaders, before)
 
+    def train(self, chosen: list[int], devices: list[torch.device], before_write: Callable[[], None]) -> None:
+        """Train the `chosen` folds on the `devices`, or with --dry-run rehearse it. `before_write` as in fit_folds."""
+        if self.session.dry_run:
+            cli.say(self.rehearse(chosen))
+        elif len(devices) > 1 and len(chosen) > 1:
+            self.fit_side_by_side(chosen, devices, before_write)
+        else:
+            self.fit_folds(chosen, before_write)
+
     def fit_folds(self, chosen: list[int], before_write: Callable[[], None]) -> None:
         """Train the `chosen` folds in turn, each under a lock, except those that are finished.
 

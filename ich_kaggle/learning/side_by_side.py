@@ -25,11 +25,7 @@ def run(command: list[str], folds: list[int], devices: list[torch.device], until
     free, started = SimpleQueue(), []
     for device in devices:
         free.put(device)
-    # As for the processes of torchrun, cores and memory of the machine are shared.
-    n = min(len(devices), len(folds))
-    env = os.environ | {"LOCAL_WORLD_SIZE": str(n), "OMP_NUM_THREADS": str(max(1, joblib.cpu_count() // max(1, n)))}
-    here = Path(cli.__file__).parents[2]  # of this package, which a kernel may have unpacked anywhere
-    env["PYTHONPATH"] = os.pathsep.join([str(here), *filter(None, [env.get("PYTHONPATH")])])
+    env = _environment(max(1, min(len(devices), len(folds))))
 
     def one(k: int) -> int:
         device = free.get()
@@ -59,6 +55,19 @@ def run(command: list[str], folds: list[int], devices: list[torch.device], until
             for process in started:
                 process.terminate()
             raise
+    _raise(codes)
+
+
+def _environment(n: int) -> dict[str, str]:
+    """Return the environment of `n` commands, which share cores and memory of the machine as those of torchrun do."""
+    env = os.environ | {"LOCAL_WORLD_SIZE": str(n), "OMP_NUM_THREADS": str(max(1, joblib.cpu_count() // n))}
+    here = Path(cli.__file__).parents[2]  # of this package, which a kernel may have unpacked anywhere
+    env["PYTHONPATH"] = os.pathsep.join([str(here), *filter(None, [env.get("PYTHONPATH")])])
+    return env
+
+
+def _raise(codes: dict[int, int]) -> None:
+    """Raise RuntimeError or SystemExit, unless the exit codes say that all folds are trained."""
     resumed = [k for k, code in codes.items() if code == fit.TO_BE_RESUMED]
     if failed := [str(k) for k, code in codes.items() if code and k not in resumed]:
         others = "finished or to be resumed" if resumed else "finished"
