@@ -58,7 +58,7 @@ def hospital_steps(demo_dir: Path, *, epochs: int | None, seed: int, workers: in
     work, data = (shlex.quote(str(hospital(demo_dir) / part)) for part in ("work", f"input/{paths.SLUG}"))
     shared = f"--work-dir {work} --workers {workers}"
     model = shlex.quote(str(demo_dir / "work" / "runs" / "cpu" / "fold0" / "model.pt"))
-    length = f"--epochs {epochs or 2} --freeze 1"
+    length = f"--epochs {epochs or 2} --freeze {int(epochs != 1)}"
     train = f"train --recipe cpu --image-size {SIZE} {length} --fold all{device()} --seed {seed} {shared}"
     return [
         f"phantom --out {data} --variety shifted --patients {HOSPITAL + 1} --test-fraction 0 --slices 16 "
@@ -129,8 +129,8 @@ def hospital_summary(work_dir: Path) -> str:
     total, size = patient_losses(work_dir, STARTS)
     loss = total.sum(axis=0) / size.sum()
     return (
-        f"hospital with another scanner: prevalence {constant:.4f}, network from ImageNet {loss[0]:.4f}, from the "
-        f"phantoms of the competition {loss[1]:.4f}: {better(total, size, 1, 0)}"
+        f"log loss at a hospital with another scanner: constant prevalence {constant:.4f}, network from ImageNet "
+        f"{loss[0]:.4f}, from the phantoms of the competition {loss[1]:.4f}: {better(total, size, 1, 0)}"
     )
 
 

@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--out", type=Path, default=Path("input") / paths.SLUG, help="folder to make")
     add("--patients", type=cli.within(2, kind=int), help="number of patients, train and test together")
-    add("--test-fraction", type=cli.within(0, 1), help="share of the patients in test")
+    add("--test-fraction", type=cli.within(0, 1), help="share of the patients in test, at least one")
     add("--slices", type=cli.within(3, 200, int), help="mean number of slices per study; they always span the head")
     add("--size", type=cli.within(32, kind=int), help="px of the square slices (the real ones have 512)")
     prevalence = "share of patients with blood, rare kinds made common enough to learn; real: as in the competition"

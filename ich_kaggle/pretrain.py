@@ -72,7 +72,7 @@ def pretrain(project: Project, folder: Path, settings: dict, plan: tasks.Plan, d
     (folder / "state.pt").unlink()
     constant = np.broadcast_to(target.mean(axis=0), target.shape)
     losses = [metric.log_loss(target, one) for one in (probability, smoothed, constant)]
-    told = "log loss {:.4f}, smoothed {:.4f}, of the prevalence {:.4f}".format(*losses)
+    told = "log loss {:.4f}, smoothed (widths fitted on the same) {:.4f}, of the prevalence {:.4f}".format(*losses)
     cli.say(f"{bundle}: {told}, on {N_VALID} phantoms that it did not learn from")
 
 

@@ -41,7 +41,7 @@ def check_subset(project: Project) -> None:
         return
     listed = tables.read_long(slice_table.data_of(project), paths.SAMPLE_CSV)[0]
     if (project.slices.split == "test").sum() < len(listed):
-        again = "get the others, and run python -m ich_kaggle.slices --subset again; evaluate scores without them"
+        again = "get the others, then run python -m ich_kaggle.slices --subset again (evaluate works without them)"
         raise ValueError(f"the slices are a subset, {part}, and Kaggle wants all test slices: {again}")
 
 

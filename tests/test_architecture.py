@@ -84,6 +84,6 @@ def test_help_is_the_docstring_and_prints_every_default(module, capsys):
 
 
 @pytest.mark.parametrize("module", COMMANDS)
-def test_a_command_runs_as_a_module(module):
+def test_a_command_ends_in_its_main(module):
     source = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
     assert source.endswith('\n\nif __name__ == "__main__":\n    main()\n')

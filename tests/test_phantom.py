@@ -7,7 +7,7 @@ import pydicom
 import pytest
 
 from ich_kaggle import phantom
-from ich_kaggle.common import cli, paths
+from ich_kaggle.common import cli, paths, storage
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.synthetic import competition, dicom_writer, patients, studies
 
@@ -88,6 +88,15 @@ def test_a_shifted_phantom_is_of_a_noisier_scanner_and_not_mixed_with_a_plain_on
     assert noise(shifted) > 1.2 * noise(plain)
     with pytest.raises(ValueError, match="shifted"):
         make(plain, variety="shifted", **quiet)
+
+
+def test_a_phantom_that_does_not_say_its_variety_is_plain(tmp_path, capsys):
+    mark = make(tmp_path / "old", patients=2) / competition.SETTINGS
+    settings = storage.read_json(mark)
+    storage.write_json(mark, {key: value for key, value in settings.items() if key != "variety"})
+    capsys.readouterr()
+    make(tmp_path / "old", patients=2)
+    assert "exists: nothing to do" in capsys.readouterr().out
 
 
 def test_tables_list_six_labels_of_every_slice_in_kaggles_order(made, train):

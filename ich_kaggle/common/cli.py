@@ -86,7 +86,8 @@ FLAGS = {
     "--weights": dict(default="imagenet", help="initial weights: imagenet, none, or a file"),
     "--seed": dict(type=within(0, 2**63 - 1, int), default=0, help="seed of all random numbers"),
     "--device": dict(
-        default=AUTO, help="auto (all GPUs, else the CPU), cpu, or GPUs, as cuda:1 or (train) cuda:0,cuda:1"
+        default=AUTO,
+        help="auto (all GPUs, else the CPU), cpu, cuda:1; train: also several, a fold each, as cpu,cpu",
     ),
     "--workers": dict(
         type=within(0, kind=n_workers), default=AUTO, help="number of worker processes; auto: one per core, at most 16"

@@ -1,6 +1,7 @@
 """Data sets and batches of cached slices."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from ich_kaggle.common import parallel, paths
 from ich_kaggle.dicom import png
 
 SMALL_SHM = "/dev/shm is too small for the batches of the loader's workers"
-LONGEST_TEMP = 71  # bytes: workers add 32 for sockets, whose path has at most 103 on macOS, or they hang
+LONGEST_TEMP = (103 if sys.platform == "darwin" else 107) - 32  # bytes; workers add 32 for sockets, or hang
 LARGER_SHM = "give the container --shm-size 8g or --ipc=host, or this command fewer --workers (0: none)"
 
 
@@ -156,7 +157,7 @@ def in_processes(dataset: Dataset, batches: Iterable, workers: int, joined: Call
 
     Raises ValueError if the path of the folder for temporary files is too long for them.
     """
-    if workers and len(os.fsencode(folder := tempfile.gettempdir())) > LONGEST_TEMP:
+    if workers and os.name == "posix" and len(os.fsencode(folder := tempfile.gettempdir())) > LONGEST_TEMP:
         raise ValueError(f"TMPDIR {folder} is too long for the loader's workers: set it to a shorter path, as /tmp")
     parallel.keep_memory()
     return DataLoader(

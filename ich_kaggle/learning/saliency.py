@@ -57,7 +57,7 @@ def gradcam(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
     with torch.no_grad():
         features = model.backbone.forward_features(model.normalised(images))
-    if features.ndim != 4 or features.shape[1] != model.backbone.num_features:
+    if isinstance(features, list) or features.ndim != 4 or features.shape[1] != model.backbone.num_features:
         raise ValueError(f"{model.config.arch} does not end in a feature map, which --method gradcam needs")
     head = _Head(model)
     cam = LayerGradCam(head, head.features)

@@ -60,7 +60,9 @@ def run(command: list[str], folds: list[int], devices: list[torch.device], until
 
 def _environment(n: int) -> dict[str, str]:
     """Return the environment of `n` commands, which share cores and memory of the machine as those of torchrun do."""
-    env = os.environ | {"LOCAL_WORLD_SIZE": str(n), "OMP_NUM_THREADS": str(max(1, joblib.cpu_count() // n))}
+    share = max(1, joblib.cpu_count() // n)
+    n_threads = min(int(os.environ.get("OMP_NUM_THREADS", share)), share)
+    env = os.environ | {"LOCAL_WORLD_SIZE": str(n), "OMP_NUM_THREADS": str(n_threads)}
     here = Path(cli.__file__).parents[2]  # of this package, which a kernel may have unpacked anywhere
     env["PYTHONPATH"] = os.pathsep.join([str(here), *filter(None, [env.get("PYTHONPATH")])])
     return env

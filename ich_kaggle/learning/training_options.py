@@ -1,6 +1,7 @@
 """The settings of training as flags, in groups, and the check for settings without an effect."""
 
 import argparse
+import logging
 import math
 from dataclasses import fields
 
@@ -9,6 +10,8 @@ from ich_kaggle.learning import initial_model, neighbours, slice_model, tasks
 from ich_kaggle.learning.augment import Augment
 from ich_kaggle.learning.fit import FitSettings
 from ich_kaggle.learning.tasks import Task
+
+log = logging.getLogger(__name__)
 
 
 def _number(default: float, help: str, low: float = 0, high: float = math.inf) -> dict:
@@ -144,6 +147,22 @@ def check(settings: dict) -> None:
     check_start(settings)
     if idle:
         raise ValueError(f"{', '.join(idle)}: give that, or {' '.join(cures)}")
+    _check_freeze(**{key: value for key, value in settings.items() if key in ("epochs", "freeze", "weights", "init")})
+
+
+def _check_freeze(
+    epochs: int = FitSettings.epochs,
+    freeze: int = FitSettings.freeze,
+    weights: str = Task.weights,
+    init: str | None = None,
+) -> None:
+    """Log that the backbone is never trained. Raises ValueError if its weights are random then."""
+    if epochs > freeze:
+        return
+    told = f"--freeze {freeze} of --epochs {epochs}: the head alone is trained"
+    if weights == "none" and not init:
+        raise ValueError(f"{told}, on a backbone of random weights: give --freeze 0")
+    log.warning("%s", told)
 
 
 def check_start(settings: dict) -> None:

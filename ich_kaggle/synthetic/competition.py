@@ -50,6 +50,7 @@ def _exists(out: Path, wanted: dict, overwrite: bool) -> bool:
         return False
     found = {"zip": True} if overwrite else storage.read_json(mark)  # a damaged mark is overwritten too
     if "n_slices" in found:
+        found = {"variety": "plain"} | found  # older ones do not say it
         storage.same_settings(mark, found, wanted, "give another --out, or --overwrite")
         return True
     if found.get("zip"):

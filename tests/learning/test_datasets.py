@@ -189,7 +189,7 @@ def test_no_batch_crosses_from_a_part_to_the_next_and_each_part_has_the_batches_
 
 
 def test_a_folder_for_temporary_files_whose_path_is_too_long_for_sockets_is_refused(monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * 70)
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * 90)
     assert datasets.in_processes([0], [[0]], 0)  # no worker, no socket
     with pytest.raises(ValueError, match="TMPDIR /tmp/x+ is too long for the loader's workers: set"):
         datasets.in_processes([0], [[0]], 1)
