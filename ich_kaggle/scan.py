@@ -5,6 +5,10 @@ one. --series reads another, and --dry-run shows the choice. What leaves doubt a
 cannot be decoded keep their row, without probabilities. predictions.json records the series that were refused, the
 files that were skipped and the reason for each. All files can be read by their owner only.
 
+Links to folders are followed, each folder once, also where they lead out of the folder of --dicom. If files under one
+StudyInstanceUID name several patients, each patient's are a study of their own: `UID, patient 1`, numbered in the order
+of the PatientIDs. These are not written themselves, but the names of files are.
+
 Reads:   the folder, zip or file of --dicom, and the bundle that `python -m ich_kaggle.ensemble --export` wrote
 Writes:  predictions/  slices.csv, studies.csv (per study the maximum and the aggregate of its slices),
          predictions.json (everything, with its intended use; written last); with --report also report/index.html,

@@ -27,6 +27,7 @@ from ich_kaggle.common import paths
 from ich_kaggle.dicom import decoding, tags
 
 AIR = -1024  # HU: what pixels outside the scanner's field of view become
+HIGHEST = 30719  # HU: what 15 bits with an intercept of -2048 reach; extended scales of CT end at 30710
 PADDING_BELOW = -2000  # HU: no tissue lies here; the competition's padding is -2048 and -3024 HU
 HEAD_BYTES = 1 << 13  # larger than the headers of plain CT
 PLAIN = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
@@ -200,8 +201,9 @@ def hu_table(code: Encoding) -> np.ndarray:
     hu = code.slope * stored + code.intercept
     if _has_wrong_intercept(code):
         hu = code.slope * ((stored + 1000) % 4096) - 1000
-    elif code.bits == 16 and not code.signed:  # beyond any HU: a negative value, though the header denies its sign
-        hu -= np.where((stored >= 1 << 15) & (hu >= 1 << 15), code.slope * (1 << 16), 0)
+    elif code.bits == 16 and not code.signed and hu.max() >= 1 << 15:  # which int16 holds: else stored with an offset
+        # Beyond any HU: a negative value, though the header denies its sign.
+        hu -= np.where((stored >= 1 << 15) & (hu > HIGHEST), code.slope * (1 << 16), 0)
     hu[((code.padding_low <= stored) & (stored <= code.padding_high)) | (hu <= PADDING_BELOW)] = AIR
     whole = np.array_equal(hu, np.rint(hu)) and np.abs(hu).max() < 1 << 15
     hu = hu.astype(np.int16 if whole else np.float32)

@@ -42,12 +42,15 @@ def boxes_of(found: list[slices.Slice]) -> dict[tuple[int, int], object]:
     boxes = {}
     for shape in sorted({one.shape for one in found}):
         alike = [one for one in found if one.shape == shape]
-        boxes[shape] = slice_image.box_of((slices.look_at(one)[1] for one in alike), alike[0].spacing)
+        boxes[shape] = slice_image.box_of((slices.read_again(one) for one in alike), alike[0].spacing)
     return boxes
 
 
 def read_series(found: series_choice.Series, kinds: list[Kind]) -> Scan:
-    """Return a series with the pictures, of each of the `kinds`, of its readable slices."""
+    """Return a series with the pictures, of each of the `kinds`, of its readable slices.
+
+    Raises OSError or ValueError if one of them cannot be read a second time.
+    """
     scan = Scan(found, [], np.zeros(len(found.slices), bool), {kind: [] for kind in kinds})
     cropped = [kind for kind in kinds if kind[1] == "study"]
     for row, one in enumerate(found.slices):
@@ -59,7 +62,7 @@ def read_series(found: series_choice.Series, kinds: list[Kind]) -> Scan:
     readable = [one for one, is_read in zip(found.slices, scan.is_read, strict=True) if is_read]
     boxes = boxes_of(readable) if cropped else {}
     for row, one in zip(np.flatnonzero(scan.is_read), readable if cropped else (), strict=bool(cropped)):
-        scan.draw(row, slices.look_at(one)[1], cropped, boxes[one.shape])
+        scan.draw(row, slices.read_again(one), cropped, boxes[one.shape])
     return scan
 
 

@@ -12,7 +12,7 @@ from ich_kaggle.common.labels import LABELS
 from ich_kaggle.dicom import pixels, png, slice_image
 from ich_kaggle.html import app
 from ich_kaggle.scans import results
-from ich_kaggle.scans.slices import look_at
+from ich_kaggle.scans.slices import read_again
 
 
 def index(out: str | Path) -> Path:
@@ -56,7 +56,7 @@ def study(found: dict, rows: list[results.Row], size: int) -> app.Study:
     """Return one study of results.content for the page, with the pictures of its `rows`."""
     slices, images = found["slices"], {"cached": [], "bone": []}
     for one, row in zip(slices, rows, strict=True):
-        made = pictures(*look_at(row.source)[1], size) if "probability" in one else (None, None)
+        made = pictures(*read_again(row.source), size) if "probability" in one else (None, None)
         for pngs, picture in zip(images.values(), made, strict=True):
             pngs.append(picture)
     of_study = {

@@ -1,7 +1,7 @@
 """The files of a pile: a folder, a zip or one file, with the zips and gzipped files in it.
 
-What cannot be read is passed over with the reason. A zip inside a zip is unpacked into a
-private temporary folder, which goes with the pile.
+What cannot be read is passed over with the reason. A zip inside a zip is unpacked into a private temporary folder,
+which goes with the pile.
 """
 
 import os
@@ -66,7 +66,7 @@ def why(error: Exception, *prefixes: str) -> str:
 @dataclass
 class Pile:
     path: Path
-    skip: Path | None = None  # a folder below it that is not read
+    skip: Path | None = None  # a folder below it that is not read; if it is the pile itself, everything is
     passed_over: dict[str, str] = field(default_factory=dict)  # file -> why
     warned: dict[str, list[str]] = field(default_factory=dict)  # kind of warning -> files
     unpacked: tempfile.TemporaryDirectory | None = None
@@ -124,6 +124,7 @@ class Pile:
     def _folder(self) -> Iterator[File]:
         """Yield the regular files below the pile, except those in `skip`; links to folders are followed, each once."""
         seen, roots = {os.path.realpath(self.skip)} if self.skip else set(), [self.path]
+        seen.discard(os.path.realpath(self.path))
         for root in roots:  # which the links in it join
             for folder, folders, files in os.walk(root, onerror=self._unlisted):
                 place = Path(folder)

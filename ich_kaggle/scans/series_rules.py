@@ -68,7 +68,8 @@ DESCRIPTIONS = ("SeriesDescription", "ProtocolName", "StudyDescription")  # the 
 def contrast(agent: str, texts: Mapping[str, str]) -> str:
     """Return the reason why a series may show contrast medium, empty if nothing says so.
 
-    `agent` is its ContrastBolusAgent, `texts` its DESCRIPTIONS.
+    `agent` is its ContrastBolusAgent, `texts` are its DESCRIPTIONS and then its ImageType. The first of them that tells
+    of contrast medium, or that there is none, decides: ImageType adds a reason where the descriptions say nothing.
     """
     if not NO_AGENT.fullmatch(plain(agent)) and WITHOUT.sub("", plain(agent)).strip():
         return f"ContrastBolusAgent is {agent}"

@@ -5,7 +5,6 @@ projection or map (by ImageType), another part of the body, a slice normal more 
 """
 
 import contextlib
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -41,7 +40,7 @@ class Slice:
     study: str
     series: str
     slice_id: str  # SOP Instance UID, or the file without one; of a frame with its number
-    patient: str = ""  # PatientID
+    patient: str = ""  # PatientID as stored, which is not written
     frame: int | None = None  # of an Enhanced CT file
     fault: str = ""
     position: float = 0.0  # mm along the slice normal, ascending to the head
@@ -80,6 +79,15 @@ def look_at(one: Slice) -> tuple[str, tuple | None]:
     except (OSError, ValueError, RuntimeError) as error:
         return pile_module.why(error, str(one.source.data.root), one.source.name), None
     return next((kind for kind in kinds if kind in DOUBTS), ""), words
+
+
+def read_again(one: Slice) -> tuple[np.ndarray, pixels.Encoding]:
+    """Return the words and encoding of a slice that could be read before, without its warnings.
+
+    Raises OSError or ValueError if it cannot be read any more.
+    """
+    with tags.warned([]):
+        return one.words()
 
 
 def _stored(source: pile_module.File, frame: int | None) -> tuple[pydicom.Dataset, np.ndarray]:
@@ -126,6 +134,17 @@ def read(path: str | Path, skip: Path | None = None, wanted: Wanted | None = Non
     """
     found = Found(pile_module.Pile(Path(path), skip), wanted or Wanted())
     seen: dict[tuple, list[Slice]] = {}
+    for one in _by_patient(list(_headers(found))):
+        _keep(seen.setdefault((one.study, one.series, one.slice_id, one.position), []), one, found.pile)
+    found.slices = [one for copies in seen.values() for one in copies]
+    if missing := set(found.wanted.series) - {one.series for one in found.slices}:
+        known = ", ".join(sorted({one.series for one in found.slices})) or "none"
+        raise ValueError(f"{path}: no series {sorted(missing)[0]}, which --series names: it has {known}")
+    return found
+
+
+def _headers(found: Found) -> Iterator[Slice]:
+    """Yield the slices of every file of the pile, copies too; what cannot be read is passed over."""
     for file in found.pile.files():
         kinds = []
         try:
@@ -136,24 +155,25 @@ def read(path: str | Path, skip: Path | None = None, wanted: Wanted | None = Non
             continue
         for kind in kinds:
             found.pile.warned.setdefault(kind, []).append(file.name)
-        for one in slices:
-            key = (one.study, one.patient, one.series, one.slice_id, one.position)
-            _keep(seen.setdefault(key, []), one, found.pile)
-    found.slices = _by_patient([one for copies in seen.values() for one in copies])
-    if missing := set(found.wanted.series) - {one.series for one in found.slices}:
-        known = ", ".join(sorted({one.series for one in found.slices})) or "none"
-        raise ValueError(f"{path}: no series {sorted(missing)[0]}, which --series names: it has {known}")
-    return found
+        yield from slices
 
 
 def _by_patient(slices: list[Slice]) -> list[Slice]:
-    """Return `slices`, studies of one id but of several patients told apart by the PatientID."""
-    of_study = Counter(study for study, patient in {(one.study, one.patient) for one in slices} if patient)
-    is_shared = [one.patient and of_study[one.study] > 1 for one in slices]
-    return [
-        replace(one, study=f"{one.study} of {one.patient}") if shared else one
-        for one, shared in zip(slices, is_shared, strict=True)
-    ]
+    """Return `slices`, a study that names several patients as one study for each: `UID, patient 1`.
+
+    The numbers are in the order of the PatientIDs. Slices of such a study without a PatientID keep its name.
+    """
+    named: dict[str, set[str]] = {}
+    for one in slices:
+        if one.patient:
+            named.setdefault(one.study, set()).add(one.patient)
+    names = {
+        (study, patient): f"{study}, patient {number}"
+        for study, patients in named.items()
+        if len(patients) > 1
+        for number, patient in enumerate(sorted(patients), 1)
+    }
+    return [replace(one, study=names.get((one.study, one.patient), one.study)) for one in slices]
 
 
 def _keep(copies: list[Slice], one: Slice, pile: pile_module.Pile) -> None:
@@ -188,7 +208,7 @@ def look(file: pile_module.File, wanted: Wanted) -> Iterator[Slice]:
     ids = [tags.tag(dataset, keyword, name) for keyword in IDS]
     ids.append(tags.optional(dataset, "SOPInstanceUID", name) or name)
     ids = [tags.shown(one, geometry.LONGEST_ID + 1) for one in ids]
-    found = Slice(file, *ids, " ".join(_words(dataset, "PatientID")))
+    found = Slice(file, *ids, _patient(dataset))
     is_enhanced = frames.is_enhanced(str(tags.optional(dataset, "SOPClassUID", name)).encode())
     try:
         headers = frames.headers(dataset, name) if is_enhanced else [dataset]
@@ -242,7 +262,7 @@ def axial_slice(found: Slice, dataset: pydicom.Dataset, any_body_part: bool) -> 
         turn=turn,
         kernel=kernel,
         sharpness=series_rules.sharpness(kernel, texts["SeriesDescription"]),
-        contrast=series_rules.contrast(_agent(dataset), {"ImageType": image_type, **texts}),
+        contrast=series_rules.contrast(_agent(dataset), {**texts, "ImageType": image_type}),
         is_lossy=_words(dataset, "LossyImageCompression") == ["01"],
         is_original=image_type.partition(" ")[0] != "DERIVED",
         is_head=is_head,
@@ -269,6 +289,14 @@ def _agent(dataset: pydicom.Dataset) -> str:
             return said
     amounts = ((keyword, _number(dataset, keyword)) for keyword in ("ContrastBolusVolume", "ContrastBolusTotalDose"))
     return next((f"there: {keyword} {amount:g}" for keyword, amount in amounts if amount), "")
+
+
+def _patient(dataset: pydicom.Dataset) -> str:
+    """Return the PatientID as stored, empty where it is missing or damaged."""
+    try:
+        return str(tags.optional(dataset, "PatientID", "") or "").strip()
+    except ValueError:
+        return ""
 
 
 def _words(dataset: pydicom.Dataset, keyword: str) -> list[str]:

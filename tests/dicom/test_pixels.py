@@ -122,6 +122,8 @@ def test_a_negative_value_whose_sign_the_header_denies_is_negative():
     words = np.array([[-1024, -1, 0, 40]]).astype(np.uint16)
     code = pixels.Encoding(16, False, 1.0, 0.0)
     assert pixels.hu_table(code)[words].tolist() == [[-1024, -1, 0, 40]]
+    table = pixels.hu_table(code._replace(intercept=-1024.0))  # of 32768, a usual padding, and of -1
+    assert table[[32768, 65535, 0, 1064, 31743]].tolist() == [pixels.AIR, -1025, -1024, 40, 30719]
     shifted = pixels.hu_table(code._replace(intercept=-32768.0))
     assert shifted[[31744, 32808, 65535]].tolist() == [-1024, 40, 32767]
 

@@ -78,6 +78,13 @@ def test_the_folder_that_is_written_to_is_left_out(tmp_path):
     assert slices.read(tmp_path, skip=tmp_path / "predictions").passed_over == {}
 
 
+def test_a_pile_that_is_written_into_is_read(tmp_path):
+    write_series(tmp_path / "pile", 2)
+    (tmp_path / "link").symlink_to(tmp_path / "pile")
+    for path, skip in (("pile", "pile"), ("link", "pile"), ("pile", "link")):
+        assert len(slices.read(tmp_path / path, skip=tmp_path / skip).slices) == 2
+
+
 def test_one_file_is_a_pile(tmp_path):
     path = dicom_files.write(tmp_path / "one", ct(0))
     assert [one.file for one in slices.read(path).slices] == ["one"]

@@ -1,6 +1,7 @@
 import pytest
+from small_series import write_series
 
-from ich_kaggle.scans import series_rules
+from ich_kaggle.scans import series_rules, slices
 
 # Names of reconstruction kernels, with where they stand: the vendors' DICOM conformance statements and protocol
 # books, and ConvolutionKernel in public collections (The Cancer Imaging Archive).
@@ -105,6 +106,19 @@ def test_the_nearest_description_decides_and_the_agent_before_all():
     assert series_rules.contrast("", texts) == ""
     assert series_rules.contrast("", {"StudyDescription": "CTA HEAD"}) == "StudyDescription is CTA HEAD"
     assert series_rules.contrast("ULTRAVIST 370", texts) == "ContrastBolusAgent is ULTRAVIST 370"
+
+
+@pytest.mark.parametrize(
+    "description, image_type, reason",
+    [
+        ("CTA HEAD", "DERIVED PRIMARY NON_CONTRAST", "SeriesDescription is CTA HEAD"),
+        ("HEAD 5MM", "DERIVED PRIMARY POST_CONTRAST", "ImageType is DERIVED PRIMARY POST_CONTRAST"),
+        ("HEAD 5MM", "DERIVED PRIMARY NON_CONTRAST", ""),
+    ],
+)
+def test_the_image_type_only_adds_a_reason(tmp_path, description, image_type, reason):
+    write_series(tmp_path, 1, SeriesDescription=description, ImageType=image_type.split())
+    assert [one.contrast for one in slices.read(tmp_path).slices] == [reason]
 
 
 @pytest.mark.parametrize("agent", ["", "NONE", "no", "N/A", "Without", "NO CONTRAST", "-", "0", "KEINES"])

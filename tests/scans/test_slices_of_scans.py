@@ -10,8 +10,9 @@ from pydicom.pixels import apply_modality_lut
 from pydicom.uid import ExplicitVRBigEndian, RLELossless
 from small_series import CORONAL, LOCALIZER, MR, SR, ct, of_pile, write_series
 
+from ich_kaggle.common.labels import LABELS
 from ich_kaggle.dicom import pixels, tags
-from ich_kaggle.scans import pile, series_choice, slices
+from ich_kaggle.scans import chosen_series, page, pile, results, series_choice, slices
 
 
 @pytest.mark.parametrize(
@@ -123,11 +124,12 @@ def test_pixels_that_are_not_square_are_resampled(tmp_path):
 
 
 def test_patients_under_one_study_are_told_apart_and_what_names_no_patient_is_not(tmp_path):
-    for patient in ("A", "B"):
+    for patient in ("b", "B"):
         write_series(tmp_path / patient, 2, PatientID=patient, SOPInstanceUID="1.2")
     dicom_files.write(tmp_path / "report", ct(0, **SR, PatientID=None, SeriesInstanceUID="2.25.9"))
     found = {name: [one.series for one in of] for name, of in series_choice.studies(slices.read(tmp_path)).items()}
-    assert found == {"2.25.2": ["2.25.9"], "2.25.2 of A": ["2.25.3"], "2.25.2 of B": ["2.25.3"]}
+    assert found == {"2.25.2": ["2.25.9"], "2.25.2, patient 1": ["2.25.3"], "2.25.2, patient 2": ["2.25.3"]}
+    assert {one.file[0] for one in slices.read(tmp_path).slices if one.study.endswith("1")} == {"B"}
 
 
 # Enhanced CT.
@@ -194,6 +196,58 @@ def test_slices_of_one_id_are_copies_only_if_they_are_equal(tmp_path):
     assert (len(found.slices), found.passed_over) == (13, {"copy": "a copy of 03: 1.2.3"})
     (series,) = of_pile(tmp_path)
     assert series.notes == ["13 images at 12 positions", "13 images share 1 SOPInstanceUID"]
+
+
+@pytest.mark.parametrize("names", [("", "A"), ("A", "")])
+def test_a_copy_without_its_patient_is_a_copy(tmp_path, names):
+    for folder, patient in zip("ab", names, strict=True):
+        write_series(tmp_path / folder, 2, PatientID=patient)
+    found = slices.read(tmp_path)
+    assert {one.study for one in found.slices} == {"2.25.2"}
+    assert (len(found.slices), len(found.passed_over)) == (2, 2)
+
+
+def test_a_second_reading_is_silent_and_names_what_went_wrong(tmp_path, recwarn):
+    path = dicom_files.write(tmp_path / "a", ct(0, Rows=31))
+    (one,) = slices.read(tmp_path).slices
+    assert slices.look_at(one)[0] == pixels.LONGER
+    assert np.array_equal(slices.read_again(one)[0], slices.look_at(one)[1][0])
+    assert not recwarn.list
+    path.write_bytes(path.read_bytes()[:-1500])
+    with pytest.raises(ValueError, match="a has changed"):
+        slices.read_again(one)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        slices.read_again(one)
+
+
+@pytest.mark.parametrize("n_before", [1, 2])
+def test_a_slice_that_goes_while_its_series_is_read_is_named(tmp_path, monkeypatch, n_before):
+    """It goes before the box of the head is found, or before the picture is cut to the box."""
+    write_series(tmp_path, 1)
+    (series,) = of_pile(tmp_path)
+    words, calls = slices.Slice.words, []
+
+    def once(one):
+        calls.append(one)
+        if len(calls) > n_before:
+            raise FileNotFoundError(2, "No such file or directory", one.file)
+        return words(one)
+
+    monkeypatch.setattr(slices.Slice, "words", once)
+    with pytest.raises(FileNotFoundError, match="2.25.3-000"):
+        chosen_series.read_series(series, [(32, "study")])
+    assert len(calls) == n_before + 1
+
+
+def test_a_slice_that_goes_before_the_page_is_written_is_named(tmp_path):
+    write_series(tmp_path, 1)
+    (one,) = slices.read(tmp_path).slices
+    Path(tmp_path / one.file).unlink()
+    row = results.Row(one.slice_id, one.file, 0.0, "", one)
+    part = {"slice": one.slice_id, "position_mm": 0.0, "note": "", "probability": dict.fromkeys(LABELS, 0.5)}
+    with pytest.raises(FileNotFoundError, match=one.file):
+        page.study({"study": "1", "slices": [part]}, [row], 32)
 
 
 def test_a_series_that_is_asked_for_must_be_there(tmp_path):
