@@ -156,13 +156,10 @@ def _check_freeze(
     weights: str = Task.weights,
     init: str | None = None,
 ) -> None:
-    """Log that the backbone is never trained. Raises ValueError if its weights are random then."""
-    if epochs > freeze:
-        return
-    told = f"--freeze {freeze} of --epochs {epochs}: the head alone is trained"
-    if weights == "none" and not init:
-        raise ValueError(f"{told}, on a backbone of random weights: give --freeze 0")
-    log.warning("%s", told)
+    """Log that the backbone is never trained, and that its weights are random if they are."""
+    if epochs <= freeze:
+        on = ", on a backbone of random weights: give --freeze 0" if weights == "none" and not init else ""
+        log.warning("WARNING --freeze %d of --epochs %d: the head alone is trained%s", freeze, epochs, on)
 
 
 def check_start(settings: dict) -> None:
