@@ -147,19 +147,17 @@ def check(settings: dict) -> None:
     check_start(settings)
     if idle:
         raise ValueError(f"{', '.join(idle)}: give that, or {' '.join(cures)}")
-    _check_freeze(**{key: value for key, value in settings.items() if key in ("epochs", "freeze", "weights", "init")})
+    _warn_of_freeze(*(take(kind, dict(settings)) for kind in (FitSettings, Task)))
 
 
-def _check_freeze(
-    epochs: int = FitSettings.epochs,
-    freeze: int = FitSettings.freeze,
-    weights: str = Task.weights,
-    init: str | None = None,
-) -> None:
+def _warn_of_freeze(fitting: FitSettings, task: Task) -> None:
     """Log that the backbone is never trained, and that its weights are random if they are."""
-    if epochs <= freeze:
-        on = ", on a backbone of random weights: give --freeze 0" if weights == "none" and not init else ""
-        log.warning("WARNING --freeze %d of --epochs %d: the head alone is trained%s", freeze, epochs, on)
+    if fitting.epochs <= fitting.freeze:
+        is_random = task.weights == "none" and not task.init
+        on = ", on a backbone of random weights: give --freeze 0" if is_random else ""
+        log.warning(
+            "WARNING --freeze %d of --epochs %d: the head alone is trained%s", fitting.freeze, fitting.epochs, on
+        )
 
 
 def check_start(settings: dict) -> None:
