@@ -4,7 +4,6 @@ Files that are no plain axial CT slice of a head have a fault: another modality,
 projection or map (by ImageType), another part of the body, a slice normal more than TILTED from the patient's axis.
 """
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -13,15 +12,13 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.config import disable_value_validation
-from pydicom.multival import MultiValue
 
 from ich_kaggle.dicom import frames, geometry, orientation, pixels, tags
 from ich_kaggle.scans import pile as pile_module
-from ich_kaggle.scans import series_rules
+from ich_kaggle.scans import series_rules, slice_tags
 
 TILTED = 35.0  # degrees; a gantry tilts by 30
 HEAD_BYTES = 1 << 10  # that hold the SOP class
-SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7."  # this SOP class and those below it, PS3.4 B.5
 DICOMDIR = "1.2.840.10008.1.3.10"
 # Warnings of files whose pixels are read nevertheless, and what is said of their number.
 DOUBTS = {
@@ -208,7 +205,7 @@ def look(file: pile_module.File, wanted: Wanted) -> Iterator[Slice]:
     ids = [tags.tag(dataset, keyword, name) for keyword in IDS]
     ids.append(tags.optional(dataset, "SOPInstanceUID", name) or name)
     ids = [tags.shown(one, geometry.LONGEST_ID + 1) for one in ids]
-    found = Slice(file, *ids, _patient(dataset))
+    found = Slice(file, *ids, slice_tags.patient(dataset))
     is_enhanced = frames.is_enhanced(str(tags.optional(dataset, "SOPClassUID", name)).encode())
     try:
         headers = frames.headers(dataset, name) if is_enhanced else [dataset]
@@ -223,21 +220,12 @@ def look(file: pile_module.File, wanted: Wanted) -> Iterator[Slice]:
             yield replace(one, fault=pile_module.why(error, name))
 
 
-def _check_slice(dataset: pydicom.Dataset, image_type: str, name: str) -> None:
-    """Raise ValueError if an image is no CT slice in HU."""
-    pixels.check_ct(dataset, name)
-    if f"{tags.optional(dataset, 'SOPClassUID', name)}.".startswith(SECONDARY_CAPTURE):
-        raise ValueError("a derived secondary capture")
-    if no_slice := series_rules.NOT_SLICES.search(image_type):
-        raise ValueError(f"ImageType says {no_slice[0]}: not a CT slice")
-
-
 def axial_slice(found: Slice, dataset: pydicom.Dataset, any_body_part: bool) -> Slice:
     """Return `found` with the fields of its header. Raises ValueError if it is not an axial CT slice of a head."""
-    name, image_type = found.source.name, " ".join(_words(dataset, "ImageType"))
-    _check_slice(dataset, image_type, name)
-    texts = {keyword: " ".join(_words(dataset, keyword)) for keyword in series_rules.DESCRIPTIONS}
-    part = " ".join(_words(dataset, "BodyPartExamined"))
+    name, image_type = found.source.name, " ".join(slice_tags.words(dataset, "ImageType"))
+    slice_tags.check_slice(dataset, image_type, name)
+    texts = {keyword: " ".join(slice_tags.words(dataset, keyword)) for keyword in series_rules.DESCRIPTIONS}
+    part = " ".join(slice_tags.words(dataset, "BodyPartExamined"))
     is_head, not_head = (True, "") if any_body_part else series_rules.body_part(part, texts)
     if not_head:
         raise ValueError(not_head)
@@ -245,72 +233,25 @@ def axial_slice(found: Slice, dataset: pydicom.Dataset, any_body_part: bool) -> 
     where, turn = geometry.read_header(dataset, name), orientation.turn_of(dataset, name)
     if where.tilt > TILTED:
         raise ValueError(f"not axial: {where.tilt:.0f} degrees from the patient's axis")
-    kernel = " ".join(_words(dataset, "ConvolutionKernel"))
+    kernel = " ".join(slice_tags.words(dataset, "ConvolutionKernel"))
     sides = ((where.rows, where.columns), (where.row_spacing, where.column_spacing))
     shape, spacing = ((side[::-1] if turn.swap else side) for side in sides)
-    normal, height = _plane(dataset, where, name)
+    normal, height = slice_tags.plane(dataset, where, name)
     return replace(
         found,
         position=where.position if turn.upwards else 0.0 - where.position,
         normal=normal,
         height=height,
-        location=_number(dataset, "SliceLocation"),
-        number=int(_number(dataset, "InstanceNumber") or 0),
-        acquisition=" ".join(_words(dataset, "AcquisitionNumber")),
+        location=slice_tags.number(dataset, "SliceLocation"),
+        number=int(slice_tags.number(dataset, "InstanceNumber") or 0),
+        acquisition=" ".join(slice_tags.words(dataset, "AcquisitionNumber")),
         shape=orientation.square(shape, spacing),
         spacing=min(spacing),
         turn=turn,
         kernel=kernel,
         sharpness=series_rules.sharpness(kernel, texts["SeriesDescription"]),
-        contrast=series_rules.contrast(_agent(dataset), {**texts, "ImageType": image_type}),
-        is_lossy=_words(dataset, "LossyImageCompression") == ["01"],
+        contrast=series_rules.contrast(slice_tags.agent(dataset), {**texts, "ImageType": image_type}),
+        is_lossy=slice_tags.words(dataset, "LossyImageCompression") == ["01"],
         is_original=image_type.partition(" ")[0] != "DERIVED",
         is_head=is_head,
     )
-
-
-def _plane(dataset: pydicom.Dataset, where: geometry.Header, name: str) -> tuple[tuple[float, float, float], float]:
-    """Return the normal of a slice, pointing to the head, and the z of its middle in mm."""
-    along_row, along_column = tags.numbers(dataset, "ImageOrientationPatient", 6, name).reshape(2, 3)
-    normal = np.cross(along_row, along_column)
-    normal *= np.sign(normal[2]) / np.linalg.norm(normal)
-    z = tags.numbers(dataset, "ImagePositionPatient", 3, name)[2]
-    z += (where.columns * where.column_spacing * along_row[2] + where.rows * where.row_spacing * along_column[2]) / 2
-    return tuple(normal.tolist()), float(z)
-
-
-def _agent(dataset: pydicom.Dataset) -> str:
-    """Return what the tags of the Contrast/Bolus Module (PS3.3 C.7.6.4) say of an agent, empty if nothing."""
-    with contextlib.suppress(Exception):  # of a damaged sequence
-        for item in dataset.get("ContrastBolusAgentSequence") or ():
-            return tags.shown(item.get("CodeMeaning") or "in a sequence")
-    for keyword in ("ContrastBolusAgent", "ContrastBolusIngredient"):
-        if said := " ".join(_words(dataset, keyword)):
-            return said
-    amounts = ((keyword, _number(dataset, keyword)) for keyword in ("ContrastBolusVolume", "ContrastBolusTotalDose"))
-    return next((f"there: {keyword} {amount:g}" for keyword, amount in amounts if amount), "")
-
-
-def _patient(dataset: pydicom.Dataset) -> str:
-    """Return the PatientID as stored, empty where it is missing or damaged."""
-    try:
-        return str(tags.optional(dataset, "PatientID", "") or "").strip()
-    except ValueError:
-        return ""
-
-
-def _words(dataset: pydicom.Dataset, keyword: str) -> list[str]:
-    """Return the values of a tag in capitals, none where it is missing or damaged."""
-    try:
-        value = tags.optional(dataset, keyword, "")
-    except ValueError:
-        return []
-    values = [] if value is None else list(value) if isinstance(value, MultiValue) else [value]
-    return [tags.shown(part).strip().upper() for part in values]
-
-
-def _number(dataset: pydicom.Dataset, keyword: str) -> float | None:
-    try:
-        return float(tags.numbers(dataset, keyword, 1, "")[0])
-    except ValueError:
-        return None
