@@ -132,7 +132,7 @@ def fit(
         yield run.rows
         if len(run.rows) < settings.epochs and checkpoint.is_over(time.monotonic()):
             checkpoint.stop(run)
-    model.load_state_dict(run.ema.module.state_dict())
+    model.load_state_dict(run.ema.state_dict())
 
 
 def _train_epoch(run: Fit, loader: DataLoader, loss: Callable, checkpoint: Checkpoint) -> None:

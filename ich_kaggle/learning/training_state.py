@@ -1,6 +1,7 @@
 """The state of a training run, and steps that never wait for the device."""
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timm.utils import ModelEmaV3
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import swa_utils
 
 from ich_kaggle.common import storage
 from ich_kaggle.learning import ddp, devices
@@ -61,6 +62,11 @@ class BrokenStepError(RuntimeError):
         self.step = step
 
 
+def _floats(model: nn.Module) -> list[torch.Tensor]:
+    """Return the weights and statistics of `model`; what else it holds counts, or is constant."""
+    return [value for value in model.state_dict().values() if value.is_floating_point()]
+
+
 class Fit:
     """The state of a training run, all of which a checkpoint holds."""
 
@@ -70,15 +76,14 @@ class Fit:
     def __init__(self, model: nn.Module, settings: FitSettings, n_batches: int, device: torch.device):
         self.model, self.settings, self.n_batches, self.device = model.to(device), settings, n_batches, device
         self.network, self.is_frozen = None, None
-        # A shorter average in the first steps: the decay is step / (9 + step).
-        self.ema = ModelEmaV3(model, settings.ema, use_warmup=True, warmup_gamma=9, warmup_power=1)
-        self.ema.to(device)  # brings the weights of a copied recurrent layer together in memory, as cuDNN wants them
+        # The second `to` brings the weights of a copied recurrent layer together in memory, as cuDNN wants them.
+        self.ema = copy.deepcopy(model).to(device).eval()
+        self.averages, self.values = _floats(self.ema), _floats(model)
         self.optimizer = torch.optim.AdamW(parameter_groups(model, settings), lr=settings.lr, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=devices.precision(device) == torch.float16)
         self.step, self.n_updates, self.rows = 0, 0, []
         self.train_loss, self.skipped, self.in_a_row = 0.0, 0, 0  # of the epoch, up to the last reading
         self.losses, self.infinite = [], []  # since then, on the device
-        torch.backends.cudnn.benchmark = device.type == "cuda"  # the batches are of two sizes at most
 
     @property
     def total(self) -> int:
@@ -143,8 +148,10 @@ class Fit:
             torch._foreach_div_(gradients, excess)
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        # A shorter average in the first steps. All weights in one call: timm's, a call each, makes a GPU wait.
+        decay = min(self.settings.ema, self.n_updates / (9 + self.n_updates))
+        swa_utils.get_ema_multi_avg_fn(decay)(self.averages, self.values, self.n_updates)
         self.n_updates += 1
-        self.ema.update(self.model, self.n_updates)
 
     def read(self) -> float:
         """Wait for the device and return the loss of the last step; sum the losses, and count the skipped steps.
@@ -181,9 +188,9 @@ class Fit:
     def averaged(self) -> nn.Module:
         """Return the model with the averaged weights, the same in all processes."""
         if distributed.is_initialized():
-            for buffer in self.ema.module.buffers():
+            for buffer in self.ema.buffers():
                 distributed.broadcast(buffer, 0)
-        return self.ema.module
+        return self.ema
 
     def state(self) -> dict:
         """Return the state after the last `read`."""

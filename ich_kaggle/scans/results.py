@@ -10,13 +10,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-import cv2
 import numpy as np
+import pydicom
 
-from ich_kaggle.common import storage
+from ich_kaggle.common import runs, storage
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.scans import model_bundle, slices
 from ich_kaggle.scoring import study_level
@@ -25,7 +24,6 @@ from ich_kaggle.scoring import study_level
 FORMULA = re.compile(r"(^|[,;|\t])(\s*)(?=[=+\-@'\uff1d\uff0b\uff0d\uff20])")
 DONE = "predictions.json"
 SHOWN = 5  # reasons of files that were passed over
-PACKAGES = ("ich_kaggle", "torch", "timm", "numpy", "pydicom")
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ def about(bundle: model_bundle.Bundle, against: list[str], found: slices.Found) 
     return {
         "intended_use": packed["intended_use"],
         "bundle": {"sha256": bundle.digest, **{key: packed[key] for key in keys}},
-        "versions": {name: version(name) for name in PACKAGES} | {"opencv": cv2.__version__},
+        "versions": runs.versions() | {"pydicom": pydicom.__version__},
         "preferred": [f"not one that {text}" for text in against],
         "passed_over": [{"file": file, "reason": why} for file, why in sorted(found.passed_over.items())],
         "warnings": [{"warning": kind, "n_files": len(files), "first": files[0]} for kind, files in warned],

@@ -1,6 +1,7 @@
 """Time training and prediction on one GPU against bare timm loops, and print the ratios as a table.
 
 Example: python tests/benchmarks/bench_gpu.py                       # about five minutes on an H100
+         python tests/benchmarks/bench_gpu.py --recipes             # every recipe: images per second, memory
          python tests/benchmarks/bench_gpu.py --device cpu          # a small network, by CPU time
 
 The bare loop has the same network, batch, mixed precision and channels_last, one batch that stays on the device, AdamW,
@@ -14,6 +15,7 @@ import logging
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
@@ -21,15 +23,27 @@ import pandas as pd
 import timm
 import torch
 
-from ich_kaggle import phantom
+from ich_kaggle import phantom, train
+from ich_kaggle.common import recipes
 from ich_kaggle.common.project import Project
 from ich_kaggle.dicom import picture_cache, slice_table
-from ich_kaggle.learning import augment, datasets, devices, fit, inference, slice_model, tasks
+from ich_kaggle.learning import (
+    augment,
+    datasets,
+    devices,
+    fit,
+    fold_training,
+    inference,
+    slice_model,
+    tasks,
+    training_options,
+)
 
 NETWORKS = {"resnet50": (224, 128), "seresnext50_32x4d": (448, 64), "tf_efficientnetv2_s": (384, 64)}  # px, batch
 SMALL = {"resnet18": (96, 32)}  # on a CPU
 COMPILED = "resnet50"  # compiling takes up to a minute a network
 ROUNDS, CACHE = 3, 512
+N_SLICES, N_STUDIES = 752_803, 21_744  # of stage 2's training data
 
 
 class Bench:
@@ -163,6 +177,28 @@ def row(bench: Bench, folder: Path, table: pd.DataFrame, workers: int) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def recipe_row(name: str, device: torch.device, seconds: float) -> str:
+    """Return the row of a recipe: steps of random images that lie on the device, and the time of one fold of five."""
+    settings = vars(recipes.flags(train.build_parser(), recipes.path_of(name))[1])
+    for other in (Project, fold_training.Session):
+        training_options.take(other, settings)
+    names = [flag[2:].replace("-", "_") for group in training_options.FLAGS.values() for flag in group]
+    flags = {name: settings[name] for name in names if name in settings}
+    plan = training_options.plan_of(flags.pop("arch"), flags)
+    config, task, n = plan.config, plan.task, plan.task.batch_size
+    per_epoch = 0.8 * (task.per_study * N_STUDIES if task.sampler == "study" else N_SLICES)
+    shape = slice_model.blank(config, n, config.image_size).shape
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+    target = torch.randint(0, 2, (n, *([config.n_targets] if config.n_targets > 1 else []), 6), device=device).float()
+    whole = replace(plan.settings, freeze=0)
+    run = fit.Fit(slice_model.SliceModel(config), whole, 10_000, device)
+    run.start_epoch()
+    bench = Bench(config.arch, config.image_size, n, device, seconds)
+    rate = bench.compare(step=lambda: fit.careful_step(run, plan.loss, (images, target, target)))["step"]
+    memory, hours = torch.cuda.max_memory_allocated() / 1e9, plan.settings.epochs * per_epoch / rate / 3600
+    return f"| `{name}` | {config.image_size} | {n} | {rate:.0f} | {memory:.1f} GB | {hours:.2f} h |"
+
+
 HEAD = ("network, px, batch", "bare, img/s", "step", "step with loader", "card waits", "prediction", "loader", "memory")
 
 
@@ -171,13 +207,20 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=2.0, help="per measurement")
+    parser.add_argument("--recipes", action="store_true", help="time steps of every recipe instead")
     options = parser.parse_args()
     device = devices.together(devices.pick_device(options.device))[0]
     is_small, workers = device.type != "cuda", options.workers if device.type == "cuda" else 0
-    torch.backends.cudnn.benchmark = True
     name = "one thread of a CPU" if is_small else torch.cuda.get_device_name()
     if is_small:
         torch.set_num_threads(1)
+    if options.recipes:
+        print(f"torch {torch.__version__}, {name}\n\n| recipe | px | batch | img/s | memory | fold |\n|{'---|' * 6}")
+        for path in recipes.files():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            print(recipe_row(path.stem, device, options.seconds), flush=True)
+        return
     with tempfile.TemporaryDirectory() as folder:
         cache, table = made_cache(Path(folder), is_small, options.workers)
         logging.disable(logging.INFO)  # the progress of predictions without end

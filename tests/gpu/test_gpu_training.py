@@ -287,9 +287,8 @@ from torch import distributed
 sys.path.insert(0, sys.argv[3])
 import test_gpu_training as t
 rank = int(os.environ["RANK"])
-name = sys.argv[1] if sys.argv[2] == "gloo" else f"cuda:{rank}"
-device = torch.device(name)
-if device.type == "cuda":
+device = torch.device(sys.argv[1] if sys.argv[2] == "gloo" else f"cuda:{rank}")
+if device.index is not None:
     torch.cuda.set_device(device)
 distributed.init_process_group(sys.argv[2])
 run = t.Fit(t.Head(), t.FitSettings(epochs=99, lr=0.1, accumulate=2), 10, device)
@@ -312,7 +311,7 @@ def test_two_processes_learn_as_one_does(device, tmp_path, backend):
     ranks = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     argv = [sys.executable, *ranks, str(tmp_path / "rank.py"), where, backend, str(Path(__file__).parent)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr
     one, other = (line for line in done.stdout.splitlines() if line.startswith("weights"))
     run = Fit(Head(), FitSettings(epochs=99, lr=0.1, accumulate=2), 10, CPU)
     run.start_epoch()

@@ -111,7 +111,7 @@ def test_the_average_lags_behind_the_weights_and_follows_them_wholly_at_share_0(
         run.start_epoch()
         for batch in data():
             run.train_step(loss, tuple(batch))
-        pairs = zip(run.model.parameters(), run.ema.module.parameters(), strict=True)
+        pairs = zip(run.model.parameters(), run.ema.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs) == is_same
 
 
@@ -398,6 +398,31 @@ def test_the_host_never_waits_for_the_device_within_a_step(monkeypatch, settings
     with Waits() as waits:
         run.losses[0].item()
     assert waits.found == ["_local_scalar_dense"]
+
+
+class Operations(TorchDispatchMode):
+    n = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.n += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_what_a_step_adds_to_a_bare_one_is_not_one_operation_per_weight():
+    layers = [layer for _ in range(40) for layer in (nn.Linear(4, 4), nn.BatchNorm1d(4))]
+    model, batch = nn.Sequential(*layers, nn.Linear(4, 6)), (torch.rand(8, 4), torch.zeros(8, 6))
+    plain = lambda model, batch: fit_module.bce(model(batch[0]), batch[1])  # noqa: E731
+    run = Fit(model, FitSettings(), 5, CPU)
+    run.start_epoch()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    for _ in range(2):  # the first makes the moments
+        with Operations() as ours:
+            run.train_step(plain, batch)
+        with Operations() as bare:
+            plain(model, batch).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    assert 0 < ours.n - bare.n < 40 < len(list(model.parameters()))
 
 
 def test_the_average_of_the_loss_is_of_all_batches_and_read_ten_times_a_minute(tmp_path, monkeypatch):
