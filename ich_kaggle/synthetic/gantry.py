@@ -28,6 +28,9 @@ class Gantry:
     holder: float  # mm, radius of the head holder; 0 without one
     sharpness: float = 0  # strength of the kernel's enhancement of edges
     motion: float = 0.06  # share of slices in which the head moved
+    hardening: float = 5  # HU, by which beam hardening brightens the brain at the skull
+    reach: float = 7  # mm, in which that falls to a third
+    offset: float = 0  # HU, of the calibration
 
     @property
     def zoom(self) -> int:

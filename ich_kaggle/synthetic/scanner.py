@@ -22,7 +22,7 @@ def scan(head: Head, gantry: Gantry, z: float, rng: np.random.Generator) -> tupl
     if window := around(head, gantry, z):
         part, fields = canvas.cut(window), Fields(head, gantry, z, window)
         _paint(part, fields, head)
-        _beam_hardening(part, fields)
+        _beam_hardening(part, fields, gantry)
         _metal(part, fields, head)
         _base_streaks(part, fields, rng)
         _move(part, gantry, rng)
@@ -58,9 +58,10 @@ def _holder(canvas: Canvas, gantry: Gantry, z: float) -> None:
     canvas.paint(np.stack([cradle, cradle]), 500)
 
 
-def _beam_hardening(canvas: Canvas, f: Fields) -> None:
+def _beam_hardening(canvas: Canvas, f: Fields, gantry: Gantry) -> None:
     x, y, z = (v[0] for v in f.mirror)
-    shade = 5 * np.exp(np.minimum(f.inside[0], 0) / 7) * (f.inside[0] < 1) - 1
+    depth = np.minimum(f.inside[0], 0) / np.float32(gantry.reach)
+    shade = np.float32(gantry.hardening) * np.exp(depth) * (f.inside[0] < 1) - np.float32(1 - gantry.offset)
     if f.lowest < 0:
         shade -= 9 * np.exp(-(((y - 12) / 9) ** 2) - ((z + 38) / 9) ** 2 - (x / 40) ** 4)
     canvas.add(shade)

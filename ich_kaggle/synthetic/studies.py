@@ -105,4 +105,12 @@ def draw_gantry(
         holder=rng.uniform(98, 180) if rng.random() < 0.7 else 0,
         sharpness=rng.uniform(0, variety.sharpness) * (rng.random() < 0.5),
         motion=variety.motion,
+        **_shade(rng, variety),
     )
+
+
+def _shade(rng: np.random.Generator, variety: Variety) -> dict[str, float]:
+    """Return the random shade of a gantry. What does not vary draws no number: PLAIN stays as it is."""
+    ranges = {"hardening": variety.hardening, "reach": variety.reach}
+    drawn = {name: rng.uniform(low, high) if low < high else low for name, (low, high) in ranges.items()}
+    return drawn | {"offset": rng.normal(0, variety.offset) if variety.offset else 0.0}

@@ -18,8 +18,11 @@ class Variety:
     position: float = 8  # mm, standard deviation of the place of the head
     turn: float = 9  # degrees, standard deviation of its turns
     kernel: Range = (0.3, 0.9)  # mm, blur of the reconstruction
-    sharpness: float = 1.5  # at most; strength of an edge-enhancing kernel
-    noise: Range = (1.3, 9)  # HU
+    sharpness: float = 0.6  # at most; strength of an edge-enhancing kernel
+    noise: Range = (1, 6)  # HU
+    hardening: Range = (0, 30)  # HU, by which beam hardening brightens the brain at the skull
+    reach: Range = (2, 10)  # mm, in which that falls to a third
+    offset: float = 3  # HU, standard deviation of the calibration
     motion: float = 0.08  # share of slices
     metal: float = 0.08  # share of patients, as are all below, with clips or coils and their streaks
     # The patient without blood
@@ -55,6 +58,9 @@ PLAIN = Variety(
     kernel=(0.35, 0.6),
     sharpness=0,
     noise=(1.3, 5),
+    hardening=(5, 5),
+    reach=(7, 7),
+    offset=0,
     motion=0.06,
     metal=0,
     age=(18, 95),
