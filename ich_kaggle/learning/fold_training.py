@@ -27,6 +27,8 @@ from ich_kaggle.learning import (
     tasks,
 )
 
+SOME = 4096  # slices by which the bias of a kept head is moved
+
 
 @dataclass(frozen=True)
 class Session:
@@ -57,11 +59,10 @@ class Fold:
     seen_before: np.ndarray | None  # hashes of the patients on which the model was fitted before; None: not known
 
     @property
-    def origin(self) -> slice_model.Origin:
-        """The data that the trained model was fitted on."""
+    def patients(self) -> np.ndarray | None:
+        """The hashes of the patients that the trained model was fitted on, if those of its start are known."""
         own, before = slice_model.patient_hashes(self.seen.patient_id.unique()), self.seen_before
-        patients = None if before is None else np.union1d(own, before)
-        return slice_model.Origin(tables.targets(self.seen).mean(axis=0), patients)
+        return None if before is None else np.union1d(own, before)
 
     def names(self, rows: list[int]) -> list[str]:
         """Return the ids of the slices of `rows` of a batch of `loader`."""
@@ -90,8 +91,20 @@ class Training:
         seen, held_out = project.slices[project.is_train & (project.fold != k)], project.slices[project.fold == k]
         loaders = plan.loaders(seen, held_out, self.cache_dir, project.workers)
         model = tasks.new_model(plan, project.work_dir, tables.targets(seen).mean(axis=0), k)
+        if plan.task.init is not None and plan.task.init_head == "keep":
+            self._move_bias(model, seen)
         before = initial_model.seen_by(project.work_dir, plan.task.weights, plan.task.init, k)
         return Fold(model, seen, held_out, *loaders, before)
+
+    def _move_bias(self, model: slice_model.SliceModel, seen: pd.DataFrame) -> None:
+        """Move the bias of the kept head by the labels of whole patients, drawn until they have SOME slices."""
+        order = np.random.default_rng(self.plan.settings.seed).permutation(seen.patient_id.unique())
+        before = seen.groupby("patient_id").size()[order].cumsum().shift(fill_value=0)
+        some = seen[seen.patient_id.isin(before.index[before < SOME])]
+        n, workers = self.plan.task.batch_size, self.project.workers
+        loader = tasks.slice_loader(some, self.cache_dir, self.plan.config, batch_size=n, workers=workers)
+        logits = inference.predict(model.to(self.device), loader, self.device, what="move the bias")
+        initial_model.move_bias(model, logits, tables.targets(some))
 
     def train(self, chosen: list[int], devices: list[torch.device], before_write: Callable[[], None]) -> None:
         """Train the `chosen` folds on the `devices`, or with --dry-run rehearse it. `before_write` as in fit_folds."""
@@ -159,7 +172,7 @@ class Training:
         with ddp.first() as is_first:
             if is_first:
                 before_write()  # the settings are still those of the run
-                slice_model.save(folder / "model.pt", slice_model.for_prediction(fold.model), fold.origin)
+                slice_model.save(folder / "model.pt", slice_model.for_prediction(fold.model), fold.patients)
                 checkpoint.path.unlink(missing_ok=True)
         n_patients = fold.held_out.patient_id.nunique()
         cli.say(f"{folder}: log loss {rows[-1]['valid_loss']:.4f} on {n_patients} held-out patients")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import optimize
+from scipy.special import expit
 
 from ich_kaggle.common import paths, storage
 from ich_kaggle.common.runs import Run
@@ -18,6 +20,7 @@ from ich_kaggle.learning import pretrained, slice_model
 
 HEADS = ("keep", "new")
 CLASSIFIER = re.compile(r"(^|\.)(fc|classifier|head|last_linear|logits)\.weight$")
+RARE = 1e-3  # prevalence of a label that the slices do not have
 N_CLASSES = 1000  # of ImageNet: weights with a classifier of as many were not fitted on patients
 
 
@@ -68,13 +71,11 @@ def identity(work_dir: Path, init: str | None) -> str | None:
 def start(model: slice_model.SliceModel, source: Path | io.BytesIO, head: str, prevalence: np.ndarray) -> str:
     """Load the model `source` into `model`, with a new head that predicts `prevalence` (6,), or that of `source`.
 
-    The bias of a kept head moves by the difference between the logits of the two prevalences (King and Zeng, 2001,
-    Logistic Regression in Rare Events Data, section 4.1). Returns a line on the loaded weights. Raises ValueError
-    listing weights that do not fit, or if `source` does not say its prevalence.
+    Returns a line on the loaded weights. Raises ValueError listing weights that do not fit.
     """
     name = str(source) if isinstance(source, Path) else "the bundle"
     try:
-        other, origin = slice_model.load(source), slice_model.origin(source)
+        other = slice_model.load(source)
     except ValueError as error:
         wanted = "give a run, a model.pt or a bundle (weights alone: --weights)"
         raise ValueError(f"--init: {name} is not a slice model ({type(error.__cause__).__name__}): {wanted}") from error
@@ -82,27 +83,41 @@ def start(model: slice_model.SliceModel, source: Path | io.BytesIO, head: str, p
     if head == "new":
         slice_model.start_at_prevalence(model, prevalence)
         return f"{line}; the head is new"
-    if origin.prevalence is None:
-        raise ValueError(f"{name} does not say the prevalence of its labels: give --init-head new")
-    moved = slice_model.logit(prevalence) - slice_model.logit(origin.prevalence)
-    n = model.config.n_targets
     with torch.no_grad():
-        model.head.weight.copy_(other.head.weight[other.config.own].repeat(n, 1))
-        model.head.bias.copy_((other.head.bias[other.config.own] + torch.from_numpy(moved)).repeat(n))
-    return f"{line}; the head is kept, its bias moved to the prevalence"
+        for own, kept in ((model.head.weight, other.head.weight), (model.head.bias, other.head.bias)):
+            own.copy_(torch.cat([kept[other.config.own]] * model.config.n_targets))
+    return f"{line}; the head is kept"
+
+
+def move_bias(model: slice_model.SliceModel, logits: np.ndarray, target: np.ndarray) -> None:
+    """Move the biases of the head of `model` so that its mean predictions are the means of the labels.
+
+    `logits` and `target` (n, 6) are those of slices that it will be trained on. Other scanners move the logits of all
+    slices, by far more than a few steps of training. (Recalibration in the large: Steyerberg, Clinical Prediction
+    Models, 2nd ed., 15.3.)
+    """
+    wanted = np.clip(target.mean(axis=0, dtype=float), RARE, 1 - RARE)
+    moves = [
+        optimize.brentq(lambda move, one=one, mean=mean: expit(one + move).mean() - mean, -1000, 1000)
+        for one, mean in zip(logits.T.astype(float), wanted, strict=True)
+    ]
+    with torch.no_grad():
+        model.head.bias += torch.tensor(
+            moves * model.config.n_targets, dtype=torch.float32, device=model.head.bias.device
+        )
 
 
 def seen_by(work_dir: Path, weights: str, init: str | None, k: int) -> np.ndarray | None:
     """Return the hashes of the patients on which the start of fold `k` was fitted; None if it does not say."""
     if init is not None:
-        return slice_model.origin(find(work_dir, init, k)).patients
+        return slice_model.patients(find(work_dir, init, k))
     if weights in ("none", "imagenet"):
         return np.empty(0, np.int64)
     path = Path(weights)
     found = [len(value) for name, value in pretrained.read(path).items() if CLASSIFIER.search(name)]
     if max(found, default=0) >= N_CLASSES:
         return np.empty(0, np.int64)
-    return None if path.suffix == ".safetensors" else slice_model.origin(path).patients
+    return None if path.suffix == ".safetensors" else slice_model.patients(path)
 
 
 def check(work_dir: Path, weights: str, init: str | None, held_out: dict[int, np.ndarray]) -> str:

@@ -193,37 +193,34 @@ def for_prediction(model: SliceModel) -> SliceModel:
     return plain
 
 
-@dataclass(frozen=True)
-class Origin:
-    """The data that a model was fitted on, each part None where it is not known."""
-
-    prevalence: np.ndarray | None = None  # (6,), of the labels
-    patients: np.ndarray | None = None  # int64, sorted: hashes of the patients, those of its initial weights included
-
-
 def patient_hashes(patient_ids: Iterable[str]) -> np.ndarray:
     """Return the first 8 bytes of the SHA-256 of each id as an integer: int64, sorted, each once."""
     digests = (hashlib.sha256(str(one).encode()).digest()[:8] for one in patient_ids)
     return np.unique(np.frombuffer(b"".join(digests), "<i8"))
 
 
-def save(path: Path, model: SliceModel, origin: Origin | None = None) -> None:
-    """Write the weights of `model`, its config, and the data that it was fitted on as far as `origin` says."""
+def save(path: Path, model: SliceModel, patients: np.ndarray | None = None) -> None:
+    """Write the weights of `model`, its config, and the hashes of the `patients` that it was fitted on, if known.
+
+    `patients` (n,) are int64, with those of its initial weights.
+    """
     content = {"config": json.dumps(asdict(model.config)), "weights": model.state_dict()}
-    known = {} if origin is None else {key: value for key, value in vars(origin).items() if value is not None}
-    content |= {key: torch.from_numpy(np.asarray(value)) for key, value in known.items()}
+    if patients is not None:
+        content["patients"] = torch.from_numpy(patients)
     with storage.writing(path) as temporary, temporary.open("wb") as file:
         torch.save(content, file)
 
 
-def origin(path: Path | BinaryIO) -> Origin:
-    """Return the data that the model in `path` was fitted on. Raises ValueError if the file is damaged."""
+def patients(path: Path | BinaryIO) -> np.ndarray | None:
+    """Return the hashes of the patients that the model in `path` was fitted on, None if it does not say.
+
+    Raises ValueError if the file is damaged.
+    """
     if not isinstance(path, Path):
         path.seek(0)
     with storage.reading(path, "make it again"):
         content = torch.load(path, map_location="cpu", weights_only=True)
-        known = {key: content[key].numpy() for key in ("prevalence", "patients") if key in content}
-    return Origin(**known)
+        return content["patients"].numpy() if "patients" in content else None
 
 
 def load(path: Path | BinaryIO, device: torch.device | str = "cpu") -> SliceModel:

@@ -37,7 +37,8 @@ FLAGS = {  # by group; each is a field of FitSettings, Augment or Task, or an ar
         "--init-head": dict(
             choices=initial_model.HEADS,
             default=Task.init_head,
-            help="keep the head of --init, its bias moved to the prevalence of the training slices, or start a new one",
+            help="keep the head of --init, its bias moved so that the mean predictions on training slices are their "
+            "prevalence, or start a new one",
         ),
         "--output-stride": dict(
             type=int,

@@ -13,7 +13,6 @@ import shlex
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from ich_kaggle import demo
 from ich_kaggle.common import metric, paths, tables

@@ -5,11 +5,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 
 from ich_kaggle import predict, train
 from ich_kaggle.common import paths, storage, tables
 from ich_kaggle.common.project import Project
-from ich_kaggle.learning import initial_model, slice_model
+from ich_kaggle.learning import inference, initial_model, slice_model, tasks
 
 TINY = ["--arch", "test_resnet", "--weights", "none", "--image-size", "32", "--cache-size", "64", "--batch-size", "8"]
 TINY += ["--epochs", "1", "--workers", "0", "--device", "cpu"]
@@ -45,16 +46,26 @@ def model(work, name: str, k: int = 0) -> slice_model.SliceModel:
     return slice_model.load(paths.fold(work, name, k) / "model.pt")
 
 
-def test_a_kept_head_predicts_the_odds_times_those_of_the_new_prevalence_over_the_old(work):
-    path, new = paths.fold(work, "a", 0) / "model.pt", np.array([0.02, 0.1, 0.1, 0.2, 0.3, 0.5])
-    old = slice_model.origin(path).prevalence
-    other, started = slice_model.load(path), slice_model.SliceModel(slice_model.load(path).config).eval()
-    initial_model.start(started, path, "keep", new)
-    images = slice_model.blank(other.config, 2, 32) + 9
-    with torch.no_grad():
-        moved = (started(images) - other(images)).numpy()
-    odds = [np.clip(p, 1e-3, None) / (1 - np.clip(p, 1e-3, None)) for p in (new, old)]
-    assert moved == pytest.approx(np.tile(np.log(odds[0] / odds[1]), (2, 1)), abs=1e-4)
+def test_the_mean_predictions_of_a_moved_head_are_the_prevalence_and_their_order_stays():
+    rng, network = np.random.default_rng(0), slice_model.SliceModel(slice_model.SliceConfig("test_resnet", 32, 64))
+    logits, before = rng.normal(4, 3, (500, 6)).astype(np.float32), network.head.bias.detach().clone()
+    target = (rng.random((500, 6)) < (0, 0.01, 0.1, 0.3, 0.5, 1)).astype(np.float32)
+    initial_model.move_bias(network, logits, target)
+    moved = (network.head.bias - before).detach().numpy()
+    wanted = np.clip(target.mean(axis=0), 1e-3, 1 - 1e-3)
+    assert expit(logits + moved).mean(axis=0) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_kept_head_starts_at_the_prevalence_of_the_training_slices_of_its_fold(work, caplog):
+    caplog.set_level("INFO")
+    run(work, "--init", "a", "--fold", "0", "--lr", "0", "--freeze", "1")
+    project, started = Project(None, work), model(work, "b")
+    assert torch.equal(started.head.weight, model(work, "a").head.weight)
+    assert "the head is kept" in caplog.text
+    seen = project.slices[project.is_train & (project.fold != 0)]
+    loader = tasks.slice_loader(seen, paths.cache(work, "64"), started.config, batch_size=64, workers=0)
+    mean = expit(inference.predict(started, loader, torch.device("cpu"))).mean(axis=0)
+    assert mean == pytest.approx(np.clip(tables.targets(seen).mean(axis=0), 1e-3, 1), abs=1e-3)
 
 
 def test_fold_k_starts_from_fold_k_of_a_run_with_more_channels_at_another_size(work, caplog):
@@ -62,7 +73,7 @@ def test_fold_k_starts_from_fold_k_of_a_run_with_more_channels_at_another_size(w
     run(work, "--init", "a", "--fold", "1", "--context", "both", "--image-size", "48", "--lr", "0")
     own, other = model(work, "b", 1), model(work, "a", 1)
     assert torch.equal(own.head.weight, other.head.weight)
-    assert "the head is kept, its bias moved to the prevalence" in caplog.text
+    assert "the head is kept" in caplog.text
     first, first_of_a = (next(one.backbone.parameters()) for one in (own, other))
     assert first.shape[1] == 9 and torch.allclose(first[:, :3] * 3, first_of_a, atol=1e-5)
     assert storage.read_json(work / "runs" / "b" / "run.json")["settings"]["init"] == "a"
@@ -96,7 +107,7 @@ def test_scores_after_a_start_of_unknown_origin_are_marked_wherever_they_are_sho
     project = Project(None, work)
     mark = f"possibly leaked: {file} does not say on which patients it was fitted"
     assert project.describe(project.run("b"), [0]).endswith(mark)
-    assert slice_model.origin(paths.fold(work, "b", 0) / "model.pt").patients is None
+    assert slice_model.patients(paths.fold(work, "b", 0) / "model.pt") is None
 
 
 def test_weights_with_a_classifier_of_imagenet_have_seen_no_patient(work, tmp_path):

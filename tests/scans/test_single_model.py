@@ -16,8 +16,7 @@ def test_the_bundle_smooths_by_widths_that_lower_the_loss_of_the_given_slices(tm
     target = np.repeat(bleeds[:, None], 6, axis=1).astype(np.float32)
     probability = np.clip(0.2 + 0.6 * target + rng.normal(0, 0.25, target.shape), 0.02, 0.98)
     model = slice_model.SliceModel(slice_model.SliceConfig("test_resnet", image_size=32, cache_size=32))
-    origin = slice_model.Origin(target.mean(axis=0), np.array([], np.int64))
-    slice_model.save(tmp_path / "model.pt", model, origin)
+    slice_model.save(tmp_path / "model.pt", model, np.array([], np.int64))
     held_out = (target, probability, np.c_[study, position].astype(np.float32))
     smoothed = single_model.export(tmp_path / "p.zip", tmp_path / "model.pt", {"cache_size": 32}, held_out)
     packed = model_bundle.read(tmp_path / "p.zip").packed
