@@ -19,7 +19,11 @@ from ich_kaggle.common import metric, paths, tables
 from ich_kaggle.common.project import Project
 from ich_kaggle.scoring import comparison, patient_bootstrap
 
-STARTS = {"imagenet": "", "phantoms": "--init {init} --lr 0 --epochs 1 --freeze 1", "tuned": "--init {init} {tune}"}
+STARTS = {
+    "imagenet": "",
+    "phantoms": "--init {init} --lr 0 --epochs 1 --freeze 1",
+    "tuned": "--init {init} --lr 1e-4 --epochs 2 --freeze 0",
+}
 SHOWN = {"imagenet": "ImageNet, then these", "phantoms": "phantoms alone", "tuned": "phantoms, then these"}
 
 
@@ -77,15 +81,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path, help="folder or zip of labelled slices, in Kaggle's layout")
     parser.add_argument("--sizes", type=int, nargs="+", default=[], help="numbers of patients of shifted phantoms")
-    parser.add_argument("--tune", default="", help="flags of the training after the phantoms")
     parser.add_argument("--starts", nargs="+", default=list(STARTS), choices=STARTS)
     options = parser.parse_args()
     init = shlex.quote(str(options.init.resolve()))
-    starts = {name: STARTS[name].format(init=init, tune=options.tune) for name in options.starts}
+    starts = {name: STARTS[name].format(init=init) for name in options.starts}
     data = {"real": options.data} if options.data else {}
     for n in options.sizes:
         data[str(n)] = options.folder / str(n) / "input" / paths.SLUG
-        few = f"--patients {n + 1} --test-fraction 0 --slices 24 --seed {100 + n}"
+        few = f"--patients {n + 1} --test-fraction 0 --slices 16 --seed {100 + n}"
         demo.run_step(f"phantom --variety shifted {few} --out {shlex.quote(str(data[str(n)]))} --workers 2")
     for name, place in data.items():
         work = options.folder / name / "work"
