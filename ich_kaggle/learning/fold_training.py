@@ -1,5 +1,6 @@
 """Training of the folds of a run: log, checkpoint and model of each, or a rehearsal of a few steps."""
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -27,7 +28,9 @@ from ich_kaggle.learning import (
     tasks,
 )
 
-SOME = 4096  # slices by which the bias of a kept head is moved
+log = logging.getLogger(__name__)
+
+SOME = 16_384  # slices by which the bias of a kept head is moved
 
 
 @dataclass(frozen=True)
@@ -91,20 +94,24 @@ class Training:
         seen, held_out = project.slices[project.is_train & (project.fold != k)], project.slices[project.fold == k]
         loaders = plan.loaders(seen, held_out, self.cache_dir, project.workers)
         model = tasks.new_model(plan, project.work_dir, tables.targets(seen).mean(axis=0), k)
-        if plan.task.init is not None and plan.task.init_head == "keep":
-            self._move_bias(model, seen)
+        is_kept = plan.task.init is not None and plan.task.init_head == "keep"
+        if is_kept and not self.session.dry_run and not (self.run.fold(k) / "state.pt").exists():
+            log.info(self._move_bias(model, seen))
         before = initial_model.seen_by(project.work_dir, plan.task.weights, plan.task.init, k)
         return Fold(model, seen, held_out, *loaders, before)
 
-    def _move_bias(self, model: slice_model.SliceModel, seen: pd.DataFrame) -> None:
-        """Move the bias of the kept head by the labels of whole patients, drawn until they have SOME slices."""
+    def _move_bias(self, model: slice_model.SliceModel, seen: pd.DataFrame) -> str:
+        """Move the bias of the kept head by the labels of whole patients, drawn until they have SOME slices.
+
+        Returns a line on it.
+        """
         order = np.random.default_rng(self.plan.settings.seed).permutation(seen.patient_id.unique())
         before = seen.groupby("patient_id").size()[order].cumsum().shift(fill_value=0)
         some = seen[seen.patient_id.isin(before.index[before < SOME])]
         n, workers = self.plan.task.batch_size, self.project.workers
         loader = tasks.slice_loader(some, self.cache_dir, self.plan.config, batch_size=n, workers=workers)
-        logits = inference.predict(model.to(self.device), loader, self.device, what="move the bias")
-        initial_model.move_bias(model, logits, tables.targets(some))
+        logits = inference.predict(model.to(self.device), loader, self.device, what="match the prevalence")
+        return initial_model.move_bias(model, logits, tables.targets(some))
 
     def train(self, chosen: list[int], devices: list[torch.device], before_write: Callable[[], None]) -> None:
         """Train the `chosen` folds on the `devices`, or with --dry-run rehearse it. `before_write` as in fit_folds."""

@@ -89,22 +89,24 @@ def start(model: slice_model.SliceModel, source: Path | io.BytesIO, head: str, p
     return f"{line}; the head is kept"
 
 
-def move_bias(model: slice_model.SliceModel, logits: np.ndarray, target: np.ndarray) -> None:
+def move_bias(model: slice_model.SliceModel, logits: np.ndarray, target: np.ndarray) -> str:
     """Move the biases of the head of `model` so that its mean predictions are the means of the labels.
 
     `logits` and `target` (n, 6) are those of slices that it will be trained on. Other scanners move the logits of all
-    slices, by far more than a few steps of training. (Recalibration in the large: Steyerberg, Clinical Prediction
-    Models, 2nd ed., 15.3.)
+    slices, by far more than a few steps of training do. (Recalibration in the large: Steyerberg, Clinical Prediction
+    Models, 2nd ed., 15.3.) Returns a line on it. Raises ValueError if the logits are not finite.
     """
+    if not np.isfinite(logits).all():
+        raise ValueError("the predictions of --init are not finite: its weights are damaged: give another")
     wanted = np.clip(target.mean(axis=0, dtype=float), RARE, 1 - RARE)
     moves = [
         optimize.brentq(lambda move, one=one, mean=mean: expit(one + move).mean() - mean, -1000, 1000)
-        for one, mean in zip(logits.T.astype(float), wanted, strict=True)
+        for one, mean in zip(logits.T.astype(float).clip(-500, 500), wanted, strict=True)
     ]
     with torch.no_grad():
-        model.head.bias += torch.tensor(
-            moves * model.config.n_targets, dtype=torch.float32, device=model.head.bias.device
-        )
+        model.head.bias += model.head.bias.new_tensor(moves * model.config.n_targets)
+    what = f"the prevalence of {len(target):,} training slices"
+    return f"bias of the head moved by {min(moves):+.2f} to {max(moves):+.2f}, to {what}"
 
 
 def seen_by(work_dir: Path, weights: str, init: str | None, k: int) -> np.ndarray | None:

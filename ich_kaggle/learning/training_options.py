@@ -37,8 +37,8 @@ FLAGS = {  # by group; each is a field of FitSettings, Augment or Task, or an ar
         "--init-head": dict(
             choices=initial_model.HEADS,
             default=Task.init_head,
-            help="keep the head of --init, its bias moved so that the mean predictions on training slices are their "
-            "prevalence, or start a new one",
+            help="keep the head of --init, its bias moved so that the mean predictions on up to 16,384 training slices "
+            "are their prevalence, or start a new one",
         ),
         "--output-stride": dict(
             type=int,

@@ -198,6 +198,8 @@ class Fit:
         return parts | {name: getattr(self, name) for name in self.NUMBERS}
 
     def restore(self, state: dict) -> None:
+        # Older checkpoints hold the average inside a module.
+        state = state | {"ema": {key.removeprefix("module."): value for key, value in state["ema"].items()}}
         for name in self.PARTS:
             getattr(self, name).load_state_dict(state[name])
         for name in self.NUMBERS:

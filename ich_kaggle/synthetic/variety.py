@@ -9,7 +9,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Variety:
-    """As wide as real scans and wider. `replace(Variety(), metal=0)` has no metal; PLAIN is for the competition."""
+    """As wide as real scans. `replace(Variety(), metal=0)` has no metal; PLAIN is for the competition."""
 
     # The scanner
     thickness: Range | None = (0.6, 10)  # mm, drawn by its logarithm; None: as far apart as the slices, at most 6
@@ -77,7 +77,8 @@ PLAIN = Variety(
     mixes=0,
 )
 
-# The scanner of another hospital: thick slices, a sharp kernel, more noise, and more old blood.
+# The scanner of another hospital: thick slices, a sharp kernel, more noise, and more old blood. Variety() has neither
+# that kernel nor that noise.
 SHIFTED = replace(
     PLAIN,
     thickness=(6, 9),

@@ -214,6 +214,8 @@ def main() -> None:
     name = "one thread of a CPU" if is_small else torch.cuda.get_device_name()
     if is_small:
         torch.set_num_threads(1)
+    if options.recipes and is_small:
+        parser.error("--recipes takes a GPU")
     if options.recipes:
         print(f"torch {torch.__version__}, {name}\n\n| recipe | px | batch | img/s | memory | fold |\n|{'---|' * 6}")
         for path in recipes.files():

@@ -24,7 +24,7 @@ STARTS = {
     "phantoms": "--init {init} --lr 0 --epochs 1 --freeze 1",
     "tuned": "--init {init} --lr 1e-4 --epochs 2 --freeze 0",
 }
-SHOWN = {"imagenet": "ImageNet, then these", "phantoms": "phantoms alone", "tuned": "phantoms, then these"}
+SHOWN = {"imagenet": "ImageNet, then these", "phantoms": "phantoms, biases from these", "tuned": "phantoms, then these"}
 
 
 def run(work: Path, data: Path, starts: dict[str, str], n_folds: int) -> list[str]:
@@ -62,7 +62,7 @@ def table(work: Path, names: list[str]) -> str:
         low, high = told["intervals"][name]
         cells = [f"{mean[k]:.4f} ({low:.3f} to {high:.3f})", "-"]
         base = "smooth-imagenet" if name.startswith("smooth-") else "imagenet"
-        if name not in ("constant", base):
+        if base in names and name not in ("constant", base):
             gain = total[:, 1 + names.index(base)] - total[:, k]
             low, high = patient_bootstrap.interval(
                 patient_bootstrap.bootstrap(gain[:, None], size, n_draws=10_000)[:, 0]
@@ -83,6 +83,8 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[], help="numbers of patients of shifted phantoms")
     parser.add_argument("--starts", nargs="+", default=list(STARTS), choices=STARTS)
     options = parser.parse_args()
+    if not (options.data or options.sizes):
+        parser.error("give --data or --sizes")
     init = shlex.quote(str(options.init.resolve()))
     starts = {name: STARTS[name].format(init=init) for name in options.starts}
     data = {"real": options.data} if options.data else {}

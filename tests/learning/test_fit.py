@@ -400,6 +400,19 @@ def test_the_host_never_waits_for_the_device_within_a_step(monkeypatch, settings
     assert waits.found == ["_local_scalar_dense"]
 
 
+def test_a_checkpoint_whose_average_lies_inside_a_module_is_resumed():
+    run, again = (Fit(net(), FitSettings(epochs=1, lr=0.1), 5, CPU) for _ in range(2))
+    run.start_epoch()
+    for batch in data():
+        run.train_step(loss, tuple(batch))
+    run.read()
+    state = run.state()
+    state["ema"] = {f"module.{key}": value for key, value in state["ema"].items()}
+    again.restore(state)
+    pairs = zip(run.averaged().parameters(), again.averaged().parameters(), strict=True)
+    assert again.step == 5 and all(torch.equal(one, other) for one, other in pairs)
+
+
 class Operations(TorchDispatchMode):
     n = 0
 

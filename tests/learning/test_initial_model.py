@@ -10,7 +10,7 @@ from scipy.special import expit
 from ich_kaggle import predict, train
 from ich_kaggle.common import paths, storage, tables
 from ich_kaggle.common.project import Project
-from ich_kaggle.learning import inference, initial_model, slice_model, tasks
+from ich_kaggle.learning import fold_training, inference, initial_model, slice_model, tasks
 
 TINY = ["--arch", "test_resnet", "--weights", "none", "--image-size", "32", "--cache-size", "64", "--batch-size", "8"]
 TINY += ["--epochs", "1", "--workers", "0", "--device", "cpu"]
@@ -46,18 +46,45 @@ def model(work, name: str, k: int = 0) -> slice_model.SliceModel:
     return slice_model.load(paths.fold(work, name, k) / "model.pt")
 
 
-def test_the_mean_predictions_of_a_moved_head_are_the_prevalence_and_their_order_stays():
-    rng, network = np.random.default_rng(0), slice_model.SliceModel(slice_model.SliceConfig("test_resnet", 32, 64))
+@pytest.mark.parametrize("n_targets", [1, 3])
+def test_the_mean_predictions_of_a_moved_head_are_the_prevalence(n_targets):
+    config = slice_model.SliceConfig("test_resnet", 32, 64, offsets=tuple(range(n_targets)), n_targets=n_targets)
+    rng, network = np.random.default_rng(0), slice_model.SliceModel(config)
     logits, before = rng.normal(4, 3, (500, 6)).astype(np.float32), network.head.bias.detach().clone()
     target = (rng.random((500, 6)) < (0, 0.01, 0.1, 0.3, 0.5, 1)).astype(np.float32)
     initial_model.move_bias(network, logits, target)
-    moved = (network.head.bias - before).detach().numpy()
+    moved = (network.head.bias - before).detach().numpy().reshape(n_targets, 6)
+    assert (moved == moved[0]).all()
+    moved = moved[0]
     wanted = np.clip(target.mean(axis=0), 1e-3, 1 - 1e-3)
     assert expit(logits + moved).mean(axis=0) == pytest.approx(wanted, abs=1e-5)
 
 
+def test_predictions_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="the predictions of --init are not finite"):
+        initial_model.move_bias(None, np.full((4, 6), np.nan), np.zeros((4, 6)))
+
+
+def shift_bias(path, by: float) -> None:
+    content = torch.load(path, weights_only=True)
+    content["weights"]["backbone.fc.bias"] += by
+    torch.save(content | {"prevalence": torch.zeros(6)}, path)  # as older models have it
+
+
+def test_a_bias_is_moved_by_whole_patients_of_the_training(work, monkeypatch):
+    loaded, load = [], tasks.slice_loader
+    monkeypatch.setattr(fold_training, "SOME", 10)
+    monkeypatch.setattr(tasks, "slice_loader", lambda table, *a, **k: loaded.append(table) or load(table, *a, **k))
+    run(work, "--init", "a", "--fold", "0")
+    (_, _, some), project = loaded, Project(None, work)  # after those of training and validation
+    every = project.slices[project.is_train & project.slices.patient_id.isin(some.patient_id)]
+    assert 10 <= len(some) < 30 and sorted(some.slice_id) == sorted(every.slice_id)
+    assert not set(some.patient_id) & set(project.slices.patient_id[project.fold == 0])
+
+
 def test_a_kept_head_starts_at_the_prevalence_of_the_training_slices_of_its_fold(work, caplog):
     caplog.set_level("INFO")
+    shift_bias(paths.fold(work, "a", 0) / "model.pt", 3.0)
     run(work, "--init", "a", "--fold", "0", "--lr", "0", "--freeze", "1")
     project, started = Project(None, work), model(work, "b")
     assert torch.equal(started.head.weight, model(work, "a").head.weight)

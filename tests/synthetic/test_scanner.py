@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -75,3 +77,17 @@ def test_noise_has_the_strength_that_was_asked_for():
 
 def test_the_same_seed_draws_the_same_slice():
     assert all((a == b).all() for a, b in zip(scan(head(), [0.0])[0], scan(head(), [0.0])[0], strict=True))
+
+
+def test_hardening_brightens_the_brain_at_the_skull_and_the_offset_all_of_it():
+    drawn = head()
+    fields = f.Fields(drawn, STILL, 20.0)
+    inside = fields.inside.max(0)
+    rim, middle = (np.kron(part, np.ones((STILL.zoom,) * 2, bool)) for part in (abs(inside + 5) < 1, inside < -30))
+    plain, hard, moved = (
+        scan(drawn, [20.0], replace(STILL, **change))[0][0]
+        for change in ({"hardening": 0}, {"hardening": 20, "reach": 5}, {"hardening": 0, "offset": 3})
+    )
+    assert (hard - plain)[rim].mean() == pytest.approx(20 / np.e, rel=0.2)
+    assert abs((hard - plain)[middle]).max() < 0.1
+    assert (moved - plain)[middle] == pytest.approx(3, abs=0.01)

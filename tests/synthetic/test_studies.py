@@ -59,13 +59,13 @@ def test_any_draw_of_the_widest_variety_is_a_scan(seed):
 
 
 def test_the_scanner_stays_in_its_ranges():
-    variety = Variety(thickness=(0.6, 10), field=(190, 290), noise=(1.3, 9), kernel=(0.3, 0.9))
+    variety = Variety(thickness=(0.6, 10), field=(190, 290), noise=(1, 6), kernel=(0.3, 0.9))
     rng = np.random.default_rng(0)
     found = [studies.prescribe(rng, head_of(), (100, 100), 30, variety)[0] for _ in range(60)]
     for low, high, values in (
         (0.6, 10, [g.thickness for g in found]),
         (1.9, 2.9, [g.pixel for g in found]),
-        (1.3, 9, [g.noise for g in found]),
+        (1, 6, [g.noise for g in found]),
         (0.3, 0.9, [g.kernel for g in found]),
     ):
         assert low <= min(values) < low + 0.3 * (high - low) and high - 0.5 * (high - low) < max(values) <= high
@@ -120,3 +120,15 @@ def test_a_sharp_kernel_overshoots_at_the_skull():
     head = head_of(0)
     soft, sharp = (scans(head, still(head, sharpness=s), [40.0])[0] for s in (0, 1.5))
     assert sharp.max() > soft.max() + 100 and sharp.min() < soft.min() - 50
+
+
+def test_what_does_not_vary_draws_no_number():
+    rng = np.random.default_rng(0)
+    before = rng.bit_generator.state
+    assert studies._shade(rng, PLAIN) == {"hardening": 5, "reach": 7, "offset": 0}
+    assert rng.bit_generator.state == before
+    found = [studies._shade(rng, Variety()) for _ in range(200)]
+    for name, low, high in (("hardening", 0, 30), ("reach", 2, 10)):
+        values = [one[name] for one in found]
+        assert low <= min(values) < low + (high - low) / 10 and high >= max(values) > high - (high - low) / 10
+    assert np.std([one["offset"] for one in found]) == pytest.approx(3, rel=0.2)
