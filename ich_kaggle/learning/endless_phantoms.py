@@ -29,12 +29,13 @@ class PhantomStudies(Dataset):
     move: augment.Augment
     seed: int
     part: int = TRAIN
+    variety: Variety = Variety()
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         seed = [self.seed, self.part, *item]
         is_whole = self.part == VALID
         n_slices = PER_STUDY if self.config.offsets == (0,) and not is_whole else LONG
-        drawn = list(studies.draw(seed, size=self.config.cache_size, slices=n_slices, variety=Variety()))
+        drawn = list(studies.draw(seed, size=self.config.cache_size, slices=n_slices, variety=self.variety))
         rng = np.random.default_rng([*seed, 1])  # not the numbers of the head
         chosen = np.arange(len(drawn))
         if not is_whole:

@@ -20,7 +20,6 @@ from ich_kaggle.learning import pretrained, slice_model
 
 HEADS = ("keep", "new")
 CLASSIFIER = re.compile(r"(^|\.)(fc|classifier|head|last_linear|logits)\.weight$")
-RARE = 1e-3  # prevalence of a label that the slices do not have
 N_CLASSES = 1000  # of ImageNet: weights with a classifier of as many were not fitted on patients
 
 
@@ -89,24 +88,34 @@ def start(model: slice_model.SliceModel, source: Path | io.BytesIO, head: str, p
     return f"{line}; the head is kept"
 
 
+def moves(logits: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return by how much `logits` (n, 6) are to be moved so that the mean predictions are the means of `target`: (6,).
+
+    Recalibration in the large: Steyerberg, Clinical Prediction Models, 2nd ed., 15.3. Raises ValueError if the logits
+    are not finite.
+    """
+    if not np.isfinite(logits).all():
+        raise ValueError("the predictions of --init are not finite: its weights are damaged: give another")
+    wanted = np.clip(target.mean(axis=0, dtype=float), slice_model.RARE, 1 - slice_model.RARE)
+    return np.array(
+        [
+            optimize.brentq(lambda move, one=one, mean=mean: expit(one + move).mean() - mean, -1000, 1000)
+            for one, mean in zip(logits.T.astype(float).clip(-500, 500), wanted, strict=True)
+        ]
+    )
+
+
 def move_bias(model: slice_model.SliceModel, logits: np.ndarray, target: np.ndarray) -> str:
     """Move the biases of the head of `model` so that its mean predictions are the means of the labels.
 
     `logits` and `target` (n, 6) are those of slices that it will be trained on. Other scanners move the logits of all
-    slices, by far more than a few steps of training do. (Recalibration in the large: Steyerberg, Clinical Prediction
-    Models, 2nd ed., 15.3.) Returns a line on it. Raises ValueError if the logits are not finite.
+    slices, by far more than a few steps of training do. Returns a line on it. Raises ValueError as `moves`.
     """
-    if not np.isfinite(logits).all():
-        raise ValueError("the predictions of --init are not finite: its weights are damaged: give another")
-    wanted = np.clip(target.mean(axis=0, dtype=float), RARE, 1 - RARE)
-    moves = [
-        optimize.brentq(lambda move, one=one, mean=mean: expit(one + move).mean() - mean, -1000, 1000)
-        for one, mean in zip(logits.T.astype(float).clip(-500, 500), wanted, strict=True)
-    ]
+    found = moves(logits, target)
     with torch.no_grad():
-        model.head.bias += model.head.bias.new_tensor(moves * model.config.n_targets)
+        model.head.bias += model.head.bias.new_tensor(np.tile(found, model.config.n_targets))
     what = f"the prevalence of {len(target):,} training slices"
-    return f"bias of the head moved by {min(moves):+.2f} to {max(moves):+.2f}, to {what}"
+    return f"bias of the head moved by {found.min():+.2f} to {found.max():+.2f}, to {what}"
 
 
 def seen_by(work_dir: Path, weights: str, init: str | None, k: int) -> np.ndarray | None:

@@ -20,6 +20,7 @@ from ich_kaggle.common import cli, storage, windows, zip_reader
 from ich_kaggle.common.labels import LABELS
 
 CHUNK = 65536  # slices whose embeddings are in memory at a time
+RARE = 1e-3  # prevalence taken for a label that the slices do not have
 STRIDE = 32  # px of the image per pixel of the last feature map, without dilation
 
 
@@ -175,8 +176,8 @@ def start_at_prevalence(model: SliceModel, prevalence: np.ndarray) -> None:
 
 
 def logit(probability: np.ndarray) -> np.ndarray:
-    """Return the logit of `probability`, which is kept 0.001 away from 0 and 1."""
-    probability = np.clip(probability, 1e-3, 1 - 1e-3)
+    """Return the logit of `probability`, which is kept RARE away from 0 and 1."""
+    probability = np.clip(probability, RARE, 1 - RARE)
     return np.log(probability / (1 - probability))
 
 

@@ -3,6 +3,8 @@
 Patients are drawn from a pool of phantoms, a network is trained on them with the recipe, and 40 others score it. The
 last columns are the mean difference to the constant prevalence, its standard error over the draws, and the worst one.
 Example: python tests/benchmarks/bench_few_patients.py /tmp/few --rows "" "--freeze 0" --sizes 16 24 --draws 5
+         python tests/benchmarks/bench_few_patients.py /tmp/tuned --variety shifted --size 256 \\
+         --rows "--init work/pretrained/cpu.zip --freeze 0 --lr 1e-4 --epochs 2"
 """
 
 import argparse
@@ -20,30 +22,34 @@ from ich_kaggle import folds, phantom, train
 from ich_kaggle.common import cli, metric, tables
 from ich_kaggle.common.project import Project
 from ich_kaggle.dicom import picture_cache
-from ich_kaggle.learning import fit, inference, tasks, training_options
+from ich_kaggle.learning import fit, inference, initial_model, tasks, training_options
+from ich_kaggle.synthetic.variety import VARIETIES
 
 POOL, OTHERS = 168, 40  # patients to draw from, and of those, to score
 
 
-def plan_of(flags: str, seed: int) -> tasks.Plan:
+def plan_of(flags: str, seed: int, cache_size: int) -> tasks.Plan:
     """Return the plan of `train` with the recipe and these flags, on the cache of the pool."""
-    argv = ["--recipe", "cpu", "--cache-size", "128", "--seed", str(seed), *shlex.split(flags)]
+    argv = ["--recipe", "cpu", "--cache-size", str(cache_size), "--seed", str(seed), *shlex.split(flags)]
     found, known = vars(cli.parse(train.build_parser(), argv)), argparse.ArgumentParser()
     training_options.add(known)
     settings = {key: found[key] for key in vars(known.parse_args([]))}
     return training_options.plan_of(settings.pop("arch"), settings)
 
 
-def losses(flags: str, n_patients: int, seed: int, project: Project, cache: Path) -> dict:
+def losses(flags: str, n_patients: int, seed: int, size: int, project: Project) -> dict:
     """Return the log losses of a network trained on `n_patients` drawn by `seed`, and of their prevalence."""
     table = project.slices[project.is_train].reset_index(drop=True)
     drawn = np.random.default_rng([seed, n_patients]).permutation(table.patient_id.unique())
     seen = table[table.patient_id.isin(drawn[:n_patients])].reset_index(drop=True)
     held_out = table[table.patient_id.isin(drawn[-OTHERS:])].reset_index(drop=True)
-    plan, device = plan_of(flags, seed), torch.device("cpu")
+    plan, device, cache = plan_of(flags, seed, size), torch.device("cpu"), picture_cache.ensure(project, size)
     loader, valid = plan.loaders(seen, held_out, cache, 0)
     prevalence, target = tables.targets(seen).mean(axis=0), tables.targets(held_out)
     model = tasks.new_model(plan, project.work_dir, prevalence, 0)
+    if plan.task.init is not None:
+        own = tasks.slice_loader(seen, cache, plan.config, batch_size=plan.task.batch_size, workers=0)
+        initial_model.move_bias(model, inference.predict(model, own, device), tables.targets(seen))
     with tempfile.TemporaryDirectory() as folder:
         how = dict(settings=plan.settings, validate=lambda model: {}, device=device)
         list(fit.fit(model, loader, plan.loss, **how, checkpoint=fit.Checkpoint(Path(folder) / "state.pt")))
@@ -59,24 +65,27 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[16, 24], help="numbers of patients")
     parser.add_argument("--draws", type=int, default=4)
     parser.add_argument("--first", type=int, default=0, help="number of the first draw")
+    parser.add_argument("--variety", default="plain", choices=VARIETIES)
+    parser.add_argument("--size", type=int, default=128, help="px of the phantoms and of the cache")
     options = parser.parse_args()
     data, work = options.folder / "phantom", options.folder / "work"
     if not data.exists():
         few = ["--patients", str(POOL + 2), "--test-fraction", str(2 / (POOL + 2))]
-        phantom.main(["--out", str(data), "--slices", "20", "--size", "128", "--seed", "11", *few, "--workers", "1"])
+        kind = ["--variety", options.variety, "--size", str(options.size), "--workers", "1"]
+        phantom.main(["--out", str(data), "--slices", "20", "--seed", "11", *few, *kind])
     folds.main(["--data-dir", str(data), "--work-dir", str(work), "--workers", "1"])
     project = Project(data, work, 1)
-    cache, found = picture_cache.ensure(project, 128), []
+    found = []
     seeds = range(options.first, options.first + options.draws)
     for seed, n_patients, flags in itertools.product(seeds, options.sizes, options.rows):
-        found.append(losses(flags, n_patients, seed, project, cache))
+        found.append(losses(flags, n_patients, seed, options.size, project))
         print(found[-1], flush=True)
     table = pd.DataFrame(found)
     table["difference"] = table.loss - table.constant
     groups = table.drop(columns="seed").groupby(["row", "patients"], sort=False)
     mean, spread = groups.mean(), groups.difference
     mean["error"], mean["worst"] = spread.std() / np.sqrt(spread.size()), spread.max()
-    print(mean.round(4).to_markdown())
+    print(mean.round(4).to_string())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,159 @@
+"""Ablations of the variety of phantoms: which of its switches lower the loss on patients, and on another scanner?
+
+Networks of the recipe `cpu` see phantoms alone, with one group of switches as narrow as in PLAIN (or at 0) in each row.
+They are scored on the labelled slices of the work folder `--real` and on 40 phantoms of a shifted scanner; the biases
+of the head are moved by the labels of all other patients. Means over the seeds; the intervals of the differences to the
+first row are 95 % over patients. Networks are kept in the folder, so that rows and seeds may be added, also by several
+commands side by side.
+Example: python -m ich_kaggle.cache --cache-size 256 --data-dir rsna_sample.zip --work-dir /tmp/real
+         python tests/benchmarks/bench_variety.py /tmp/variety --real /tmp/real --seeds 0 1
+"""
+
+import argparse
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.special import expit
+
+from ich_kaggle import pretrain
+from ich_kaggle.common import cli, storage, tables
+from ich_kaggle.common.project import Project
+from ich_kaggle.dicom import picture_cache
+from ich_kaggle.learning import augment, endless_phantoms, fit, inference, initial_model, tasks, training_options
+from ich_kaggle.scoring import comparison
+from ich_kaggle.synthetic.variety import PLAIN, SHIFTED, Variety
+
+SWITCHES = {  # fields that are narrowed together
+    "all": "",
+    "thickness": "thickness",
+    "tilt, field, place": "tilt field position turn",
+    "kernels": "kernel sharpness",
+    "noise": "noise",
+    "beam hardening": "hardening reach",
+    "calibration": "offset",
+    "motion": "motion",
+    "metal": "metal",
+    "age, calcifications": "age calcified",
+    "infarcts, edema, hydrocephalus": "infarcts edema hydrocephalus",
+    "operations": "operated",
+    "contrast": "contrast",
+    "old and dense blood, levels": "density old levels",
+    "thin and trace blood": "thin trace",
+    "mixes": "mixes",
+}
+OFF = {"motion": 0.0, "infarcts": 0.0, "old": 0.0, "calcified": 0.0}  # where PLAIN has some
+N_SHIFTED, OTHER_SEED = 40, 1_000_003
+
+
+def narrowed(row: str) -> Variety:
+    """Return the variety of a row; `plain` is PLAIN."""
+    if row == "plain":
+        return PLAIN
+    return replace(Variety(), **{name: OFF.get(name, getattr(PLAIN, name)) for name in SWITCHES[row].split()})
+
+
+def plan_of(seed: int) -> tasks.Plan:
+    """Return the plan of `pretrain` with the recipe, of one epoch."""
+    found, known = (
+        vars(cli.parse(pretrain.build_parser(), ["--recipe", "cpu", "--image-size", "80", "--seed", str(seed)])),
+        argparse.ArgumentParser(),
+    )
+    training_options.add(known)
+    settings = {key: found[key] for key in vars(known.parse_args([]))}
+    plan = training_options.plan_of(settings.pop("arch"), settings)
+    return replace(plan, settings=replace(plan.settings, epochs=1, freeze=0))
+
+
+def learned(row: str, seed: int, n_slices: int, work_dir: Path):
+    """Return a network that has seen `n_slices` phantoms of a row."""
+    plan = plan_of(seed)
+    studies = endless_phantoms.PhantomStudies(plan.config, plan.move, seed, variety=narrowed(row))
+    loader = endless_phantoms.loader(studies, n_slices, plan.task.batch_size, 0)
+    model = tasks.new_model(plan, work_dir, np.full(6, 0.2), 0)
+    with tempfile.TemporaryDirectory() as folder:
+        how = dict(settings=plan.settings, validate=lambda model: {}, device=torch.device("cpu"))
+        list(fit.fit(model, loader, plan.loss, **how, checkpoint=fit.Checkpoint(Path(folder) / "state.pt")))
+    return model
+
+
+def shifted(config) -> tuple:
+    """Return the loader, targets and patients of phantoms of a shifted scanner."""
+    studies = endless_phantoms.PhantomStudies(config, augment.NONE, OTHER_SEED, endless_phantoms.VALID, SHIFTED)
+    drawn = endless_phantoms.joined([studies[0, i] for i in range(N_SHIFTED)])
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*drawn), batch_size=64)
+    return loader, drawn[1].numpy(), drawn[2][:, 0].numpy().astype(int)
+
+
+def real(config, project: Project) -> tuple:
+    """Return the loader, targets and patients of the labelled slices of a work folder."""
+    table = project.slices[project.slices.split == "train"].reset_index(drop=True)
+    cache = picture_cache.ensure(project, config.cache_size)
+    loader = tasks.slice_loader(table, cache, config, batch_size=64, workers=0)
+    return loader, tables.targets(table), np.unique(table.patient_id, return_inverse=True)[1]
+
+
+def matched(logits: np.ndarray, target: np.ndarray, patient: np.ndarray) -> np.ndarray:
+    """Return probabilities (n, 6) whose biases are moved by the labels of all other patients."""
+    found = np.empty(logits.shape)
+    for one in np.unique(patient):
+        own = patient == one
+        found[own] = expit(logits[own] + initial_model.moves(logits[~own], target[~own]))
+    return found
+
+
+def table(found: dict[str, list[np.ndarray]], target: np.ndarray, patient: np.ndarray) -> dict[str, str]:
+    """Return the cell of each row: the loss, the difference to the first row, and its interval."""
+    size = np.bincount(patient)
+    losses = {row: comparison.patient_losses(target, probabilities, patient) for row, probabilities in found.items()}
+    total = np.stack([one.mean(axis=1) for one in losses.values()], axis=1)
+    compared = comparison.compare(list(found), total, size, n_draws=10_000, seed=0)
+    first, cells = next(iter(found)), {}
+    for row, one in losses.items():
+        seeds = one.sum(axis=0) / size.sum()
+        cells[row] = f"{seeds.mean():.4f} ({', '.join(f'{seed:.3f}' for seed in seeds)})"
+        if row != first:
+            gain, low, high = compared["differences"][f"{first} - {row}"]
+            cells[row] += f" | {-gain:+.4f} ({-high:+.4f} to {-low:+.4f})"
+        else:
+            cells[row] += " | "
+    return cells
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--real", type=Path, required=True, help="work folder")
+    parser.add_argument("--rows", nargs="+", default=[*SWITCHES, "plain"], choices=[*SWITCHES, "plain"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--slices", type=int, default=6_000)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    config = plan_of(0).config
+    sets = [real(config, Project(None, options.real, 1)), shifted(config)]
+    logits = {}
+    for seed in options.seeds:
+        for row in options.rows:
+            path = options.folder / f"{row.replace(', ', '-').replace(' ', '_')}-{options.slices}-{seed}.npz"
+            if not path.exists():
+                model = learned(row, seed, options.slices, options.real)
+                made = [inference.predict(model, loader, torch.device("cpu"), what=row) for loader, *_ in sets]
+                with storage.writing(path) as temporary, temporary.open("wb") as file:
+                    np.savez(file, *made)
+            logits.setdefault(row, []).append(list(np.load(path).values()))
+    for k, name in enumerate(("real", "shifted")):
+        _, target, patient = sets[k]
+        found = {row: [matched(one[k], target, patient) for one in of_row] for row, of_row in logits.items()}
+        print(
+            f"\n{name}: {patient.max() + 1} patients, {len(target)} slices\n\n| row | log loss (seeds) | difference |"
+        )
+        print(
+            "|---|---|---|", *(f"| {row} | {cell} |" for row, cell in table(found, target, patient).items()), sep="\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
