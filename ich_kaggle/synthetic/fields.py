@@ -14,6 +14,7 @@ from ich_kaggle.synthetic.gantry import Gantry
 from ich_kaggle.synthetic.shapes import Points, ball, both, step, tube, union
 
 Window = tuple[slice, slice]
+LOW = -45.0  # mm, the height at which the neck begins
 
 
 class Fields:
@@ -22,8 +23,8 @@ class Fields:
     Only the part of the slice around the head is kept, `window` (rows and columns of the coarse grid).
     `p` and `mirror` are coordinates, in `mirror` with both halves folded onto the left one; `vault` and `inside` are
     the distances to the outer and inner surface of the skull, `cavity` that to the space of the brain, `brain` that
-    to the brain, `stem` that to the brain stem; `floor` is the height of the base of the skull, `tent` the height
-    above the tentorium.
+    to the brain, `stem` that to the brain stem, `neck` that to the skin of jaw and neck; `floor` is the height of the
+    base of the skull, `tent` the height above the tentorium.
     """
 
     def __init__(self, head: Head, gantry: Gantry, z: float, window: Window | None = None):
@@ -44,6 +45,7 @@ class Fields:
         self.cavity = both(self.inside, (self.floor - z) * 0.8, -self.ridges)
         self.stem = _stem(self.p) if self.lowest < 15 else self.nothing
         self.tent = _tentorium(self.mirror) if self.lowest < 15 else self.nothing
+        self.neck = _neck(self.mirror) if head.neck and self.lowest < LOW else self.nothing
         self.brain = self.cavity + head.gap * (1 + 0.25 * self.bumps(30))
 
     def bumps(self, wavelength: float) -> np.ndarray:
@@ -94,6 +96,8 @@ def around(head: Head, gantry: Gantry, z: float) -> Window | None:
     every = slice(None, None, 4)
     x, y, z = _coordinates(gantry, z, every, every)[:3]
     hit = _vault(head, x, y, z)[0] < head.scalp + 20
+    if head.neck and z.min() < LOW:
+        hit |= _neck((np.abs(x), y, z))[0] < 20
     found = span(hit)
     return found and tuple(slice(4 * s.start, 4 * s.stop) for s in found)
 
@@ -136,6 +140,12 @@ def _ridges(f: Fields) -> np.ndarray:
         return f.nothing
     petrous = tube(f.mirror, (12, -2, -42), (60, 27, -38), 7, 10)
     return union(petrous, tube(f.mirror, (0, -16, -31), (0, 12, -64), 6, 5))
+
+
+def _neck(mirror: Points) -> np.ndarray:
+    """Return the signed distance to the skin of jaw and neck."""
+    jaw = ball(mirror, (0, -26, -88), (62, 68, 62))
+    return both(union(jaw, ball(mirror, (0, 22, -120), (57, 54, 400))), mirror[2] - LOW)
 
 
 def _stem(p: Points) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 
 from ich_kaggle.synthetic.anatomy import Head, Operation
 from ich_kaggle.synthetic.canvas import AIR, Canvas, within
-from ich_kaggle.synthetic.fields import Fields
+from ich_kaggle.synthetic.fields import LOW, Fields
 from ich_kaggle.synthetic.shapes import ball, both, tube, union
 
 FAT, MUSCLE, SKIN, DIPLOE = -95, 52, 40, 700  # HU
@@ -12,21 +12,26 @@ FAT, MUSCLE, SKIN, DIPLOE = -95, 52, 40, 700  # HU
 
 def scalp(canvas: Canvas, f: Fields, head: Head) -> None:
     x, y, z = (v[0] for v in f.mirror)
-    skin = f.vault - head.scalp
+    skin, deep = f.vault - head.scalp, f.vault
     if head.lump is not None:
-        skin -= 7 * np.exp(-(np.maximum(ball([v[0] for v in f.p], head.lump, 1), 0) ** 2) / 500)
+        far = np.maximum(ball([v[0] for v in f.p], head.lump, 1), 0)
+        skin -= 7 * np.exp(-(far**2) / 500)
     if f.lowest < 25:
         skin -= 2.5 * np.exp(-(((x - 70) / 20) ** 2) - ((y + 20) / 30) ** 2 - ((z + 25) / 25) ** 2)
         _paint_ears(canvas, f, head)
+    if head.neck and f.lowest < LOW:
+        skin, deep = union(skin, f.neck), union(deep, f.neck + 6)
     canvas.paint(skin, SKIN)
-    canvas.paint(both(skin + 1.8, 2 - f.vault), FAT)
-    muscle = f.vault - 2
+    canvas.paint(both(skin + 1.8, 2 - deep), FAT)
+    if head.bruise:
+        canvas.paint(both(skin + 2.5, 1 - f.vault, far - 30), head.bruise, soft=2)
+    muscle = deep - 2
     if f.lowest < 10:
-        muscle = union(muscle, 0.45 * skin + 0.55 * f.vault + 0.9 + 99 * (z > 10))
+        muscle = union(muscle, 0.45 * skin + 0.55 * deep + 0.9 + 99 * (z > 10))
     canvas.paint(muscle, MUSCLE)
     if f.lowest < 10:
-        between = np.abs(f.bumps(28))  # the muscles are planes and lumps of fat
-        canvas.paint(both(f.vault, f.p[2] - f.floor + 8, union(11 - 7 * between, 5 * between - 1)), FAT)
+        between = np.abs(f.bumps(45 if head.neck else 28))  # the muscles are planes and lumps of fat
+        canvas.paint(both(deep, f.p[2] - f.floor + 8, union(11 - 7 * between, 5 * between - 1)), FAT)
 
 
 @within((0, -130, -80), (100, 40, -14))
@@ -49,7 +54,7 @@ def _opening(f: Fields, operation: Operation) -> np.ndarray:
     return operation.width / 2 - np.abs(from_center) if operation.width else -from_center
 
 
-def face(canvas: Canvas, f: Fields) -> None:
+def face(canvas: Canvas, f: Fields, head: Head) -> None:
     """Paint the base of the skull, sinuses and orbits."""
     if f.lowest > 12:
         return
@@ -61,8 +66,9 @@ def face(canvas: Canvas, f: Fields) -> None:
         tube(f.mirror, (44, -72, -36), (64, -42, -44), 3.5, 3),
         tube(f.mirror, (50, -22, -50), (48, -32, -90), 4, 5),
         both(ball(f.mirror, (32, -60, -32), (18.2, 26, 17.2)), f.vault + 4),
-        both(np.abs(np.sqrt(x**2 + (y - 28) ** 2) - 18) - 4, z + 68),
     )
+    if not head.neck:
+        bone = union(bone, both(np.abs(np.sqrt(x**2 + (y - 28) ** 2) - 18) - 4, z + 68))
     canvas.paint(both(bone, 5 - f.stem, -f.cavity), 850 + 260 * grain)
     cells = union(
         ball(f.mirror, (7, -64, -36), (8, 20, 15)),

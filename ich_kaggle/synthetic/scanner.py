@@ -3,13 +3,13 @@
 import cv2
 import numpy as np
 
-from ich_kaggle.synthetic import brain_painting, head_painting
+from ich_kaggle.synthetic import brain_painting, head_painting, neck_painting
 from ich_kaggle.synthetic.anatomy import Head
 from ich_kaggle.synthetic.brain_painting import COVERED
 from ich_kaggle.synthetic.canvas import Canvas
 from ich_kaggle.synthetic.fields import Fields, around
 from ich_kaggle.synthetic.gantry import Gantry
-from ich_kaggle.synthetic.shapes import ball, both
+from ich_kaggle.synthetic.shapes import ball, both, union
 
 
 def scan(head: Head, gantry: Gantry, z: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -24,7 +24,7 @@ def scan(head: Head, gantry: Gantry, z: float, rng: np.random.Generator) -> tupl
         _paint(part, fields, head)
         _beam_hardening(part, fields, gantry)
         _metal(part, fields, head)
-        _base_streaks(part, fields, rng)
+        _base_streaks(part, fields, gantry, rng)
         _move(part, gantry, rng)
     _acquire(canvas, gantry, rng)
     return canvas.hu, canvas.blood
@@ -43,7 +43,8 @@ def _paint(canvas: Canvas, f: Fields, head: Head) -> None:
             brain_painting.spot(canvas, f, spot)
         canvas.blood[window] *= share > COVERED
     head_painting.skull(canvas, f, head)
-    head_painting.face(canvas, f)
+    head_painting.face(canvas, f, head)
+    neck_painting.neck(canvas, f, head)
     if head.operation is not None:
         brain_painting.operation(canvas, f, head)
 
@@ -63,27 +64,28 @@ def _beam_hardening(canvas: Canvas, f: Fields, gantry: Gantry) -> None:
     depth = np.minimum(f.inside[0], 0) / np.float32(gantry.reach)
     shade = np.float32(gantry.hardening) * np.exp(depth) * (f.inside[0] < 1) - np.float32(1 - gantry.offset)
     if f.lowest < 0:
-        shade -= 9 * np.exp(-(((y - 12) / 9) ** 2) - ((z + 38) / 9) ** 2 - (x / 40) ** 4)
+        shade -= np.float32(3 * gantry.streaks) * np.exp(-(((y - 12) / 9) ** 2) - ((z + 38) / 9) ** 2 - (x / 40) ** 4)
     canvas.add(shade)
 
 
 def _metal(canvas: Canvas, f: Fields, head: Head) -> None:
-    """Paint a clip or a coil with bright and dark streaks through it."""
-    if head.metal is None or abs(f.p[2].mean() - head.metal[2]) > 9:
-        return
-    x, y, z = (v[0] - np.float32(c) for v, c in zip(f.p, head.metal, strict=True))
-    angle, phase = np.arctan2(y, x), head.metal[0]
-    streaks = np.sin(5 * angle + phase) * np.sin(11 * angle - phase) + np.sin(29 * angle + 3 * phase) / 2
-    canvas.add(90 * streaks * np.exp(-np.hypot(x, y) / 25 - z**2 / 30) * (f.vault[0] < 4))
-    canvas.paint(ball(f.p, head.metal, 2.5), 3000)
+    """Paint a clip, a coil or a filling with bright and dark streaks through it."""
+    for place in head.metal:
+        if abs(f.p[2].mean() - place[2]) > 9:
+            continue
+        x, y, z = (v[0] - np.float32(c) for v, c in zip(f.p, place, strict=True))
+        angle, phase = np.arctan2(y, x), place[0]
+        streaks = np.sin(5 * angle + phase) * np.sin(11 * angle - phase) + np.sin(29 * angle + 3 * phase) / 2
+        canvas.add(90 * streaks * np.exp(-np.hypot(x, y) / 25 - z**2 / 30) * (union(f.vault, f.neck)[0] < 4))
+        canvas.paint(ball(f.p, place, 2.5), 3000)
 
 
-def _base_streaks(canvas: Canvas, f: Fields, rng: np.random.Generator) -> None:
+def _base_streaks(canvas: Canvas, f: Fields, gantry: Gantry, rng: np.random.Generator) -> None:
     """Add the streaks of dense bone at the base."""
     if f.lowest > 5:
         return
     streaks = cv2.GaussianBlur(rng.standard_normal(f.vault.shape[1:], np.float32), (0, 0), sigmaX=14, sigmaY=0.8)
-    canvas.add(streaks / streaks.std() * 3 * np.exp(-(((f.p[2][0] + 38) / 14) ** 2)) * (f.vault[0] < 4))
+    canvas.add(streaks / streaks.std() * gantry.streaks * np.exp(-(((f.p[2][0] + 38) / 14) ** 2)) * (f.vault[0] < 4))
 
 
 def _move(canvas: Canvas, gantry: Gantry, rng: np.random.Generator) -> None:

@@ -79,7 +79,8 @@ def prescribe(
     rng: np.random.Generator, head: Head, shape: tuple[int, int], slices: int, variety: Variety = PLAIN
 ) -> tuple[Gantry, np.ndarray]:
     """Return a random gantry, and the table positions (mm) of a study from the base of the skull to above its top."""
-    low, high = rng.uniform(-70, -52), head.half[2] + head.scalp + rng.uniform(0, 12)
+    begins = (-150, -75) if variety.neck and rng.random() < variety.neck else (-70, -52)
+    low, high = rng.uniform(*begins), head.half[2] + head.scalp + rng.uniform(0, 12)
     n = (high - low) / 2.5 if rng.random() < 0.08 else slices * rng.uniform(0.8, 1.15)
     depths = np.linspace(low, high, int(np.clip(round(n), 3, 2 * slices)))
     thickness = np.exp(rng.uniform(*np.log(variety.thickness))) if variety.thickness else min(depths[1] - depths[0], 6)
@@ -111,6 +112,6 @@ def draw_gantry(
 
 def _shade(rng: np.random.Generator, variety: Variety) -> dict[str, float]:
     """Return the random shade of a gantry. What does not vary draws no number: PLAIN stays as it is."""
-    ranges = {"hardening": variety.hardening, "reach": variety.reach}
+    ranges = {name: getattr(variety, name) for name in ("hardening", "reach", "streaks")}
     drawn = {name: rng.uniform(low, high) if low < high else low for name, (low, high) in ranges.items()}
     return drawn | {"offset": rng.normal(0, variety.offset) if variety.offset else 0.0}
