@@ -48,7 +48,9 @@ def test_nobody_bleeds_at_prevalence_0():
 @pytest.mark.parametrize("seed", range(12))
 def test_any_draw_of_the_widest_variety_is_a_scan(seed):
     first = LABELS[seed % ANY]
-    always = dict.fromkeys(("metal", "operated", "drains", "air", "levels", "edema", "infarcts", "motion"), 1.0)
+    always = dict.fromkeys(
+        ("metal", "operated", "drains", "air", "levels", "edema", "infarcts", "motion", "neck", "fillings"), 1.0
+    )
     variety = Variety(**always, hydrocephalus=seed % 2, contrast=seed % 2)
     rng = np.random.default_rng(seed)
     head = studies.draw_head(rng, first, variety)
@@ -74,19 +76,71 @@ def test_the_scanner_stays_in_its_ranges():
 def test_what_is_switched_off_is_in_no_patient_and_what_is_on_in_all():
     for seed in range(8):
         off, on = head_of(seed), head_of(seed, metal=1, operated=1, drains=1, air=1, contrast=1)
-        assert off.metal is None and off.operation is None and off.sinus < 63
-        assert on.metal is not None and on.operation.drain is not None and on.operation.air > 0 and on.sinus >= 90
+        assert off.metal == [] and off.operation is None and off.sinus < 63
+        assert len(on.metal) == 1 and on.operation.drain is not None and on.operation.air > 0 and on.sinus >= 90
 
 
 def test_metal_is_denser_than_bone_and_streaks_through_the_brain():
     head = head_of(2, metal=1)
-    gantry, z = still(head), float(head.metal[2])
+    gantry, z = still(head), float(head.metal[0][2])
     with_metal = scans(head, gantry, [z])[0]
-    head.metal = None
+    head.metal = []
     without = scans(head, gantry, [z])[0]
     brain = fields.Fields(head, gantry, z).cavity.max(0) < -8
     brain = np.kron(brain, np.ones((gantry.zoom,) * 2, bool))[:128, :128]
     assert with_metal.max() > without.max() and (with_metal - without)[brain].std() > 3
+
+
+def pixel_at(gantry, x, y):
+    """Return the row and column of a point, in mm from the middle of a head that lies straight."""
+    return tuple(round(mm / gantry.pixel + (n - 1) / 2) for mm, n in zip((y, x), gantry.shape, strict=True))
+
+
+def test_a_neck_has_a_cord_in_a_canal_of_bone_an_airway_and_no_brain():
+    head = head_of(4, "subdural", neck=1)
+    gantry = still(head)
+    hu, blood = scanner.scan(head, gantry, -135.0, np.random.default_rng(0))  # the middle of a vertebra
+    assert 20 < hu[pixel_at(gantry, 0, 27)] < 45 and hu[pixel_at(gantry, 0, 7)] > 150
+    assert hu[pixel_at(gantry, 0, -18)] < -300 and -150 < hu[pixel_at(gantry, 40, 30)] < 80
+    assert not blood.any()
+    before = scans(head_of(4, "subdural"), gantry, [-135.0])[0]
+    assert before[pixel_at(gantry, 40, 30)] < -500  # the head alone does not reach as far down
+
+
+def test_the_share_of_scans_that_begin_at_the_neck():
+    def starts(share):
+        variety, rng = replace(PLAIN, neck=share), np.random.default_rng(0)
+        return np.array([studies.prescribe(rng, head_of(), (64, 64), 30, variety)[1][0] for _ in range(40)])
+
+    assert starts(1).max() <= -75 and starts(0).min() > -75 and 0.2 < (starts(0.5) <= -75).mean() < 0.8
+
+
+def test_fillings_are_metal_in_the_teeth():
+    assert [len(head_of(seed, neck=1, fillings=1).metal) for seed in range(3)] == [2, 2, 2]
+    head = head_of(0, neck=1, fillings=1)
+    assert scans(head, still(head), [head.metal[0][2]]).max() > 2000
+
+
+def test_streaks_of_the_base_grow_with_their_strength():
+    head, window = head_of(0), (slice(56, 72), slice(48, 80))
+    smooth, plain, strong = (scans(head, still(head, streaks=s), [-38.0])[0][window] for s in (0, 3, 12))
+    assert (strong - smooth).std() == pytest.approx(4 * (plain - smooth).std(), rel=1e-3)
+    assert (strong - smooth).std() > 5
+
+
+def test_dense_calcifications_are_three_times_as_bright():
+    plain, dense = ([hu for *_, hu in head_of(2, dense=share).spots] for share in (0, 1))
+    assert len(plain) > 1 and np.allclose(dense, 3 * np.array(plain))
+
+
+def test_blood_in_a_swollen_scalp_has_no_label():
+    seed = next(seed for seed in range(40) if head_of(seed).lump is not None)
+    head, plain = head_of(seed, bruised=1), head_of(seed)
+    gantry, z = still(head), float(head.lump[2])
+    hu, blood = scanner.scan(head, gantry, z, np.random.default_rng(0))
+    brighter = hu - scans(plain, gantry, [z])[0] > 15
+    outside = np.kron(fields.Fields(head, gantry, z).vault.min(0) > -2, np.ones((gantry.zoom,) * 2, bool))
+    assert brighter.sum() > 20 and outside[:128, :128][brighter].all() and not blood.any()
 
 
 def test_air_of_an_operation_lies_at_the_front_of_a_patient_on_the_back():
@@ -125,10 +179,10 @@ def test_a_sharp_kernel_overshoots_at_the_skull():
 def test_what_does_not_vary_draws_no_number():
     rng = np.random.default_rng(0)
     before = rng.bit_generator.state
-    assert studies._shade(rng, PLAIN) == {"hardening": 5, "reach": 7, "offset": 0}
+    assert studies._shade(rng, PLAIN) == {"hardening": 5, "reach": 7, "streaks": 3, "offset": 0}
     assert rng.bit_generator.state == before
     found = [studies._shade(rng, Variety()) for _ in range(200)]
-    for name, low, high in (("hardening", 0, 30), ("reach", 2, 10)):
+    for name, low, high in (("hardening", 0, 30), ("reach", 2, 10), ("streaks", 1, 12)):
         values = [one[name] for one in found]
         assert low <= min(values) < low + (high - low) / 10 and high >= max(values) > high - (high - low) / 10
     assert np.std([one["offset"] for one in found]) == pytest.approx(3, rel=0.2)
