@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ich_kaggle.synthetic.shapes import Texture
-from ich_kaggle.synthetic.variety import PLAIN, Variety
+from ich_kaggle.synthetic.variety import PLAIN, Variety, chance
 
 
 class Head:
@@ -36,7 +36,7 @@ class Head:
         self.gap = 0.5 + 1.6 * self.atrophy * rng.uniform(0.5, 1.2)  # mm of CSF over the brain
         self.shift, self.shift_z = 0.0, 0.0  # mm of midline shift, largest at shift_z
         self.spots = _calcifications(rng) if rng.random() < variety.calcified else []
-        if _chance(rng, variety.dense):
+        if chance(rng, variety.dense):
             self.spots = [(center, radii, 3 * hu) for center, radii, hu in self.spots]
         self.strokes = _old_strokes(rng) if rng.random() < variety.infarcts * (1 + 2.5 * self.atrophy) else []
         if rng.random() < variety.edema:
@@ -46,15 +46,10 @@ class Head:
         self.operation = _operation(rng, self, variety) if rng.random() < variety.operated else None
         self.metal = [rng.uniform((-30, -40, -25), (30, 30, 20))] if rng.random() < variety.metal else []
         self.neck = variety.neck > 0  # whether jaw and neck are drawn
-        if _chance(rng, variety.fillings):
+        if chance(rng, variety.fillings):
             self.metal += [(side * 25, -62, rng.uniform(-92, -78)) for side in (-1, 1)]
-        self.bruise = rng.uniform(50, 75) if self.lump is not None and _chance(rng, variety.bruised) else 0.0  # HU
+        self.bruise = rng.uniform(50, 75) if self.lump is not None and chance(rng, variety.bruised) else 0.0  # HU
         self.bleeds = []  # of hemorrhages.Bleed
-
-
-def _chance(rng: np.random.Generator, share: float) -> bool:
-    """Return true with chance `share`. Where that is 0 no number is drawn: PLAIN stays as it is."""
-    return share > 0 and rng.random() < share
 
 
 def _calcifications(rng: np.random.Generator) -> list[tuple]:

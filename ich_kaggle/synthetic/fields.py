@@ -14,7 +14,7 @@ from ich_kaggle.synthetic.gantry import Gantry
 from ich_kaggle.synthetic.shapes import Points, ball, both, step, tube, union
 
 Window = tuple[slice, slice]
-LOW = -45.0  # mm, the height at which the neck begins
+LOW = -45.0  # mm, height below which skin of jaw and neck is added to that of the head
 
 
 class Fields:

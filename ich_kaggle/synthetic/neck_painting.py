@@ -4,19 +4,20 @@ import numpy as np
 
 from ich_kaggle.synthetic.anatomy import Head
 from ich_kaggle.synthetic.canvas import AIR, Canvas
-from ich_kaggle.synthetic.fields import LOW, Fields
+from ich_kaggle.synthetic.fields import Fields
 from ich_kaggle.synthetic.shapes import both, tube, union
 
 CORD, CSF, BONE = 34, 12, 700  # HU
+BASE = -65.0  # mm, height of the lowest bone of the skull
 VERTEBRA = 18.0  # mm, height with its disc
 
 
 def neck(canvas: Canvas, f: Fields, head: Head) -> None:
     """Paint spine, airway, jaw and teeth over muscles and fat."""
-    if not head.neck or f.lowest > LOW - 20:
+    if not head.neck or f.lowest > BASE:
         return
     x, y, z = f.mirror
-    below = z - LOW + 20
+    below = z - BASE
     _paint_spine(canvas, f, below)
     canvas.paint(both(tube(f.mirror, (0, -14, -60), (0, -20, -160), 7, 9), below), AIR)
     around = np.sqrt(x**2 + ((y + 32) / 1.25) ** 2)

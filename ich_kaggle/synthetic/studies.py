@@ -9,7 +9,7 @@ from ich_kaggle.common.labels import ANY, LABELS
 from ich_kaggle.synthetic import hemorrhages, scanner
 from ich_kaggle.synthetic.anatomy import Head
 from ich_kaggle.synthetic.gantry import Gantry, turn
-from ich_kaggle.synthetic.variety import PLAIN, Variety
+from ich_kaggle.synthetic.variety import PLAIN, Variety, chance
 
 SMALLEST = 12.0  # mm2: a slice with a smaller area of blood of a kind does not have its label
 
@@ -79,7 +79,7 @@ def prescribe(
     rng: np.random.Generator, head: Head, shape: tuple[int, int], slices: int, variety: Variety = PLAIN
 ) -> tuple[Gantry, np.ndarray]:
     """Return a random gantry, and the table positions (mm) of a study from the base of the skull to above its top."""
-    begins = (-150, -75) if variety.neck and rng.random() < variety.neck else (-70, -52)
+    begins = (-150, -75) if chance(rng, variety.neck) else (-70, -52)
     low, high = rng.uniform(*begins), head.half[2] + head.scalp + rng.uniform(0, 12)
     n = (high - low) / 2.5 if rng.random() < 0.08 else slices * rng.uniform(0.8, 1.15)
     depths = np.linspace(low, high, int(np.clip(round(n), 3, 2 * slices)))

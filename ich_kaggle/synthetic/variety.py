@@ -7,6 +7,11 @@ import numpy as np
 Range = tuple[float, float]
 
 
+def chance(rng: np.random.Generator, share: float) -> bool:
+    """Return true with chance `share`. Where that is 0 no number is drawn: PLAIN stays as it was without the switch."""
+    return share > 0 and rng.random() < share
+
+
 @dataclass(frozen=True)
 class Variety:
     """As wide as real scans. `replace(Variety(), metal=0)` has no metal; PLAIN is for the competition."""
