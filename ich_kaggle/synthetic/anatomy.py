@@ -46,8 +46,8 @@ class Head:
         self.operation = _operation(rng, self, variety) if rng.random() < variety.operated else None
         self.metal = [rng.uniform((-30, -40, -25), (30, 30, 20))] if rng.random() < variety.metal else []
         self.neck = variety.neck > 0  # whether jaw and neck are drawn
-        if chance(rng, variety.fillings):
-            self.metal += [(side * 25, -62, rng.uniform(-92, -78)) for side in (-1, 1)]
+        if self.neck and chance(rng, variety.fillings):
+            self.metal += [_filling(rng, self.half[0] / 71) for _ in range(rng.integers(1, 4))]
         self.bruise = rng.uniform(50, 75) if self.lump is not None and chance(rng, variety.bruised) else 0.0  # HU
         self.bleeds = []  # of hemorrhages.Bleed
 
@@ -78,6 +78,12 @@ def _old_strokes(rng: np.random.Generator, radii: tuple = (4, 16), hu: tuple = (
         (rng.uniform((-52, -60, -40), (52, 65, 55)), rng.uniform(*radii, 3), rng.uniform(*hu))
         for _ in range(rng.integers(1, 3))
     ]
+
+
+def _filling(rng: np.random.Generator, size: float) -> tuple[float, float, float]:
+    """Return a place on the arch of the teeth of a head `size` times as wide as the average."""
+    x = rng.uniform(-30, 30)
+    return x * size, (-32 - 1.25 * np.sqrt(36**2 - x**2)) * size, rng.uniform(-94, -79)
 
 
 class Operation(NamedTuple):

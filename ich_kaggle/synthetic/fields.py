@@ -45,7 +45,7 @@ class Fields:
         self.cavity = both(self.inside, (self.floor - z) * 0.8, -self.ridges)
         self.stem = _stem(self.p) if self.lowest < 15 else self.nothing
         self.tent = _tentorium(self.mirror) if self.lowest < 15 else self.nothing
-        self.neck = _neck(self.mirror) if head.neck and self.lowest < LOW else self.nothing
+        self.neck = _neck(self.mirror, head) if head.neck and self.lowest < LOW else self.nothing
         self.brain = self.cavity + head.gap * (1 + 0.25 * self.bumps(30))
 
     def bumps(self, wavelength: float) -> np.ndarray:
@@ -97,7 +97,7 @@ def around(head: Head, gantry: Gantry, z: float) -> Window | None:
     x, y, z = _coordinates(gantry, z, every, every)[:3]
     hit = _vault(head, x, y, z)[0] < head.scalp + 20
     if head.neck and z.min() < LOW:
-        hit |= _neck((np.abs(x), y, z))[0] < 20
+        hit |= _neck((np.abs(x), y, z), head)[0] < 20
     found = span(hit)
     return found and tuple(slice(4 * s.start, 4 * s.stop) for s in found)
 
@@ -142,10 +142,12 @@ def _ridges(f: Fields) -> np.ndarray:
     return union(petrous, tube(f.mirror, (0, -16, -31), (0, 12, -64), 6, 5))
 
 
-def _neck(mirror: Points) -> np.ndarray:
+def _neck(mirror: Points, head: Head) -> np.ndarray:
     """Return the signed distance to the skin of jaw and neck."""
-    jaw = ball(mirror, (0, -26, -88), (62, 68, 62))
-    return both(union(jaw, ball(mirror, (0, 22, -120), (57, 54, 400))), mirror[2] - LOW)
+    size = np.float32(head.half[0] / 71)
+    jaw = ball(mirror, (0, -28 * size, -90), size * np.float32((63, 70, 66)))
+    throat = ball(mirror, (0, 22 * size, -120), (57 * size, 54 * size, 400))
+    return both(union(jaw, throat), mirror[2] - LOW)
 
 
 def _stem(p: Points) -> np.ndarray:

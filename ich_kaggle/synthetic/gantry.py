@@ -27,7 +27,7 @@ class Gantry:
     kernel: float  # mm, standard deviation of the reconstruction's blur
     holder: float  # mm, radius of the head holder; 0 without one
     sharpness: float = 0  # strength of the kernel's enhancement of edges
-    streaks: float = 3  # HU, of the dense bone at the base of the skull
+    streaks: float = 3  # HU, standard deviation of those of dense bone at the base of the skull
     motion: float = 0.06  # share of slices in which the head moved
     hardening: float = 5  # HU, by which beam hardening brightens the brain at the skull
     reach: float = 7  # mm, in which that falls to a third

@@ -19,18 +19,18 @@ def scalp(canvas: Canvas, f: Fields, head: Head) -> None:
     if f.lowest < 25:
         skin -= 2.5 * np.exp(-(((x - 70) / 20) ** 2) - ((y + 20) / 30) ** 2 - ((z + 25) / 25) ** 2)
         _paint_ears(canvas, f, head)
-    if head.neck and f.lowest < LOW:
+    if is_low := head.neck and f.lowest < LOW:
         skin, deep = union(skin, f.neck), union(deep, f.neck + 6)
     canvas.paint(skin, SKIN)
     canvas.paint(both(skin + 1.8, 2 - deep), FAT)
     if head.bruise:
-        canvas.paint(both(skin + 2.5, 1 - f.vault, far - 30), head.bruise, soft=2)
+        canvas.paint(both(skin + 2.5 + head.scalp * (far / 30) ** 2, 1 - f.vault), head.bruise, soft=2)
     muscle = deep - 2
     if f.lowest < 10:
         muscle = union(muscle, 0.45 * skin + 0.55 * deep + 0.9 + 99 * (z > 10))
     canvas.paint(muscle, MUSCLE)
     if f.lowest < 10:
-        between = np.abs(f.bumps(45 if head.neck else 28))  # the muscles are planes and lumps of fat
+        between = np.abs(f.bumps(45 if is_low else 28))  # the muscles are planes and lumps of fat, large in a neck
         canvas.paint(both(deep, f.p[2] - f.floor + 8, union(11 - 7 * between, 5 * between - 1)), FAT)
 
 

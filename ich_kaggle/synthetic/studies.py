@@ -40,7 +40,7 @@ def draw(
     prevalence: float = 0.5,
     variety: Variety = PLAIN,
 ) -> Iterator[Slice]:
-    """Yield the slices of one patient, from the base of the skull up.
+    """Yield the slices of one patient, from the base of the skull, or the neck, up.
 
     The same `seed` gives the same patient. With chance `prevalence` it has blood, of kinds as common as in a synthetic
     competition. A study has about `slices` slices. `Variety()` randomises scanner, patient and blood widely.
@@ -78,7 +78,9 @@ def pixels_of(blood: np.ndarray) -> np.ndarray:
 def prescribe(
     rng: np.random.Generator, head: Head, shape: tuple[int, int], slices: int, variety: Variety = PLAIN
 ) -> tuple[Gantry, np.ndarray]:
-    """Return a random gantry, and the table positions (mm) of a study from the base of the skull to above its top."""
+    """Return a random gantry, and the table positions (mm) of a study, from the base of the skull, or the neck,
+    to above its top.
+    """
     begins = (-150, -75) if chance(rng, variety.neck) else (-70, -52)
     low, high = rng.uniform(*begins), head.half[2] + head.scalp + rng.uniform(0, 12)
     n = (high - low) / 2.5 if rng.random() < 0.08 else slices * rng.uniform(0.8, 1.15)
