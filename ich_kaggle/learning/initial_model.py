@@ -89,13 +89,11 @@ def start(model: slice_model.SliceModel, source: Path | io.BytesIO, head: str, p
 
 
 def moves(logits: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Return by how much `logits` (n, 6) are to be moved so that the mean predictions are the means of `target`: (6,).
+    """Return what to add to `logits` (n, 6) so that the mean predictions are the means of `target` (n, 6): (6,).
 
-    Recalibration in the large: Steyerberg, Clinical Prediction Models, 2nd ed., 15.3. Raises ValueError if the logits
-    are not finite.
+    The means are kept slice_model.RARE away from 0 and 1. (Recalibration in the large: Steyerberg, Clinical Prediction
+    Models, 2nd ed., 15.3.)
     """
-    if not np.isfinite(logits).all():
-        raise ValueError("the predictions of --init are not finite: its weights are damaged: give another")
     wanted = np.clip(target.mean(axis=0, dtype=float), slice_model.RARE, 1 - slice_model.RARE)
     return np.array(
         [
@@ -109,8 +107,11 @@ def move_bias(model: slice_model.SliceModel, logits: np.ndarray, target: np.ndar
     """Move the biases of the head of `model` so that its mean predictions are the means of the labels.
 
     `logits` and `target` (n, 6) are those of slices that it will be trained on. Other scanners move the logits of all
-    slices, by far more than a few steps of training do. Returns a line on it. Raises ValueError as `moves`.
+    slices, by far more than a few steps of training do. Returns a line on it. Raises ValueError if the logits are not
+    finite.
     """
+    if not np.isfinite(logits).all():
+        raise ValueError("the predictions of --init are not finite: its weights are damaged: give another")
     found = moves(logits, target)
     with torch.no_grad():
         model.head.bias += model.head.bias.new_tensor(np.tile(found, model.config.n_targets))

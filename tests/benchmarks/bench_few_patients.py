@@ -37,17 +37,17 @@ def plan_of(flags: str, seed: int, cache_size: int) -> tasks.Plan:
     return training_options.plan_of(settings.pop("arch"), settings)
 
 
-def losses(flags: str, n_patients: int, seed: int, size: int, project: Project) -> dict:
+def losses(flags: str, n_patients: int, seed: int, size: int, project: Project, cache: Path) -> dict:
     """Return the log losses of a network trained on `n_patients` drawn by `seed`, and of their prevalence."""
     table = project.slices[project.is_train].reset_index(drop=True)
     drawn = np.random.default_rng([seed, n_patients]).permutation(table.patient_id.unique())
     seen = table[table.patient_id.isin(drawn[:n_patients])].reset_index(drop=True)
     held_out = table[table.patient_id.isin(drawn[-OTHERS:])].reset_index(drop=True)
-    plan, device, cache = plan_of(flags, seed, size), torch.device("cpu"), picture_cache.ensure(project, size)
+    plan, device = plan_of(flags, seed, size), torch.device("cpu")
     loader, valid = plan.loaders(seen, held_out, cache, 0)
     prevalence, target = tables.targets(seen).mean(axis=0), tables.targets(held_out)
     model = tasks.new_model(plan, project.work_dir, prevalence, 0)
-    if plan.task.init is not None:
+    if plan.task.init is not None and plan.task.init_head == "keep":
         own = tasks.slice_loader(seen, cache, plan.config, batch_size=plan.task.batch_size, workers=0)
         initial_model.move_bias(model, inference.predict(model, own, device), tables.targets(seen))
     with tempfile.TemporaryDirectory() as folder:
@@ -68,17 +68,18 @@ def main() -> None:
     parser.add_argument("--variety", default="plain", choices=VARIETIES)
     parser.add_argument("--size", type=int, default=128, help="px of the phantoms and of the cache")
     options = parser.parse_args()
-    data, work = options.folder / "phantom", options.folder / "work"
+    folder = options.folder / f"{options.variety}-{options.size}"
+    data, work = folder / "phantom", folder / "work"
     if not data.exists():
         few = ["--patients", str(POOL + 2), "--test-fraction", str(2 / (POOL + 2))]
         kind = ["--variety", options.variety, "--size", str(options.size), "--workers", "1"]
         phantom.main(["--out", str(data), "--slices", "20", "--seed", "11", *few, *kind])
     folds.main(["--data-dir", str(data), "--work-dir", str(work), "--workers", "1"])
     project = Project(data, work, 1)
-    found = []
+    cache, found = picture_cache.ensure(project, options.size), []
     seeds = range(options.first, options.first + options.draws)
     for seed, n_patients, flags in itertools.product(seeds, options.sizes, options.rows):
-        found.append(losses(flags, n_patients, seed, options.size, project))
+        found.append(losses(flags, n_patients, seed, options.size, project, cache))
         print(found[-1], flush=True)
     table = pd.DataFrame(found)
     table["difference"] = table.loss - table.constant

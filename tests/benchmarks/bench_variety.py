@@ -1,10 +1,10 @@
 """Ablations of the variety of phantoms: which of its switches lower the loss on patients, and on another scanner?
 
-Networks of the recipe `cpu` see phantoms alone, with one group of switches as narrow as in PLAIN (or at 0) in each row.
-They are scored on the labelled slices of the work folder `--real` and on 40 phantoms of a shifted scanner; the biases
-of the head are moved by the labels of all other patients. Means over the seeds; the intervals of the differences to the
-first row are 95 % over patients. Networks are kept in the folder, so that rows and seeds may be added, also by several
-commands side by side.
+Networks of the recipe `cpu` see phantoms alone; in each row one group of switches is as narrow as in PLAIN, or at 0.
+They are scored on the labelled slices of the work folder `--real`, and on 40 phantoms of SHIFTED, which has no necks,
+fillings, bruises or dense calcifications. The biases of the head are moved by the labels of all other patients. Losses
+are means over the seeds; the intervals of the differences to the first row are 95 % over patients. Networks are kept in
+the folder, so that rows and seeds may be added, also by several commands side by side.
 Example: python -m ich_kaggle.cache --cache-size 256 --data-dir rsna_sample.zip --work-dir /tmp/real
          python tests/benchmarks/bench_variety.py /tmp/variety --real /tmp/real --seeds 0 1
 """
@@ -47,7 +47,7 @@ SWITCHES = {  # fields that are narrowed together
     "motion, metal": "motion metal",
     "everything": "",
 }
-OFF = {"motion": 0.0, "infarcts": 0.0, "old": 0.0, "calcified": 0.0}  # where PLAIN has some
+OFF = {"motion": 0.0, "infarcts": 0.0, "old": 0.0, "calcified": 0.0}  # PLAIN, the row "everything", has some of these
 N_SHIFTED, OTHER_SEED = 40, 1_000_003
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from ich_kaggle.common.labels import ANY, LABELS
 from ich_kaggle.synthetic import fields, scanner, studies
-from ich_kaggle.synthetic.variety import PLAIN, Variety
+from ich_kaggle.synthetic.variety import PLAIN, Variety, chance
 
 
 def head_of(seed=0, first=None, **changes):
@@ -88,7 +88,7 @@ def test_metal_is_denser_than_bone_and_streaks_through_the_brain():
     without = scans(head, gantry, [z])[0]
     brain = fields.Fields(head, gantry, z).cavity.max(0) < -8
     brain = np.kron(brain, np.ones((gantry.zoom,) * 2, bool))[:128, :128]
-    assert with_metal.max() > without.max() and (with_metal - without)[brain].std() > 3
+    assert with_metal.max() > 2500 > without.max() and (with_metal - without)[brain].std() > 3
 
 
 def pixel_at(gantry, x, y):
@@ -98,13 +98,34 @@ def pixel_at(gantry, x, y):
 
 def test_a_neck_has_a_cord_in_a_canal_of_bone_an_airway_and_no_brain():
     head = head_of(4, "subdural", neck=1)
+    head.half[0] = 71  # the places below are those of the average head
     gantry = still(head)
     hu, blood = scanner.scan(head, gantry, -135.0, np.random.default_rng(0))  # the middle of a vertebra
-    assert 20 < hu[pixel_at(gantry, 0, 27)] < 45 and hu[pixel_at(gantry, 0, 7)] > 150
+    assert 20 < hu[pixel_at(gantry, 0, 27)] < 45 and not blood.any()
+    bone = [hu[pixel_at(gantry, x, y)] for x, y in ((0, 7), (0, 39), (11, 27), (21, 17), (0, 50))]
+    assert min(bone) > 120  # body, arch behind and beside the canal, side, spine
     assert hu[pixel_at(gantry, 0, -18)] < -300 and -150 < hu[pixel_at(gantry, 40, 30)] < 80
-    assert not blood.any()
     before = scans(head_of(4, "subdural"), gantry, [-135.0])[0]
     assert before[pixel_at(gantry, 40, 30)] < -500  # the head alone does not reach as far down
+    assert scans(head, gantry, [-150.0])[0][pixel_at(gantry, 0, 66)] > -200
+
+
+def test_jaw_and_teeth_lie_before_the_airway():
+    head = head_of(4, neck=1)
+    head.half[0] = 71
+    jaw, teeth = scans(head, still(head), [-104.0, -86.0])
+    row, column = pixel_at(still(head), 0, -32)
+    assert jaw[: row - 20, column].max() > 900 and teeth[: row - 15, column].max() > 900
+    assert jaw[row + 20 :, column + 17 :].max() < 300  # open to the back, beside the spine
+
+
+def test_the_window_of_a_slice_holds_all_of_its_neck():
+    head = head_of(4, neck=1)
+    gantry = replace(still(head), pixel=2.2)  # wide enough for all of it
+    inside = np.sign(scans(head, gantry, [-150.0])[0] + 500)
+    whole = fields.Fields(head, gantry, -150.0).neck.max(0) < -3
+    whole = np.kron(whole, np.ones((gantry.zoom,) * 2, bool))[:128, :128]
+    assert whole.sum() > 500 and (inside[whole] < 0).mean() < 0.1  # but for the airway
 
 
 def test_the_share_of_scans_that_begin_at_the_neck():
@@ -116,16 +137,34 @@ def test_the_share_of_scans_that_begin_at_the_neck():
 
 
 def test_fillings_are_metal_in_the_teeth():
-    assert [len(head_of(seed, neck=1, fillings=1).metal) for seed in range(3)] == [2, 2, 2]
     head = head_of(0, neck=1, fillings=1)
-    assert scans(head, still(head), [head.metal[0][2]]).max() > 2000
+    x, y, z = head.metal[0]
+    gantry = still(head)
+    assert scans(head, gantry, [z])[0].max() > 2700
+    assert np.hypot(x, (y + 32 * head.half[0] / 71) / 1.25) == pytest.approx(36 * head.half[0] / 71)
+    head.metal = []
+    assert scans(head, gantry, [z])[0].max() < 2600
+    assert head_of(0, fillings=1).metal == []  # no teeth without a neck
 
 
 def test_streaks_of_the_base_grow_with_their_strength():
-    head, window = head_of(0), (slice(56, 72), slice(48, 80))
-    smooth, plain, strong = (scans(head, still(head, streaks=s), [-38.0])[0][window] for s in (0, 3, 12))
-    assert (strong - smooth).std() == pytest.approx(4 * (plain - smooth).std(), rel=1e-3)
-    assert (strong - smooth).std() > 5
+    head = head_of(0)
+    smooth, plain, strong = (scans(head, still(head, streaks=s), [-38.0])[0] for s in (0, 3, 12))
+    window = (slice(56, 72), slice(48, 80))
+    assert (strong - smooth)[window].std() == pytest.approx(4 * (plain - smooth)[window].std(), rel=1e-3)
+    assert (strong - smooth)[window].std() > 5
+
+
+def test_the_band_between_the_petrous_bones_darkens_with_the_streaks():
+    head, seeds = head_of(0), range(16)
+    row, column = pixel_at(still(head), 0, 12)
+
+    def band(streaks):
+        gantry = still(head, streaks=streaks)
+        found = [scanner.scan(head, gantry, -38.0, np.random.default_rng(seed))[0] for seed in seeds]
+        return np.mean(found, axis=0)[row - 2 : row + 3, column - 12 : column + 12].mean()
+
+    assert band(0) - band(12) > 15
 
 
 def test_dense_calcifications_are_three_times_as_bright():
@@ -133,14 +172,20 @@ def test_dense_calcifications_are_three_times_as_bright():
     assert len(plain) > 1 and np.allclose(dense, 3 * np.array(plain))
 
 
-def test_blood_in_a_swollen_scalp_has_no_label():
-    seed = next(seed for seed in range(40) if head_of(seed).lump is not None)
-    head, plain = head_of(seed, bruised=1), head_of(seed)
+def test_blood_in_a_swollen_scalp_has_no_label_and_stays_there():
+    seed = next(seed for seed in range(40) if head_of(seed, "epidural").lump is not None)
+    head = head_of(seed, "epidural", bruised=1)
     gantry, z = still(head), float(head.lump[2])
     hu, blood = scanner.scan(head, gantry, z, np.random.default_rng(0))
-    brighter = hu - scans(plain, gantry, [z])[0] > 15
-    outside = np.kron(fields.Fields(head, gantry, z).vault.min(0) > -2, np.ones((gantry.zoom,) * 2, bool))
-    assert brighter.sum() > 20 and outside[:128, :128][brighter].all() and not blood.any()
+    head.bruise = 0
+    before, marked = scanner.scan(head, gantry, z, np.random.default_rng(0))
+    brighter = hu - before > 15
+    found = fields.Fields(head, gantry, z)
+    far = np.sqrt(sum((v[0] - c) ** 2 for v, c in zip(found.p, head.lump, strict=True)))
+    outside, near = (
+        np.kron(part, np.ones((gantry.zoom,) * 2, bool))[:128, :128] for part in (found.vault.min(0) > -4, far < 45)
+    )
+    assert brighter.sum() > 20 and outside[brighter].all() and near[brighter].all() and (blood == marked).all()
 
 
 def test_air_of_an_operation_lies_at_the_front_of_a_patient_on_the_back():
@@ -181,6 +226,7 @@ def test_what_does_not_vary_draws_no_number():
     before = rng.bit_generator.state
     assert studies._shade(rng, PLAIN) == {"hardening": 5, "reach": 7, "streaks": 3, "offset": 0}
     assert rng.bit_generator.state == before
+    assert not chance(rng, 0) and rng.bit_generator.state == before and chance(rng, 1)
     found = [studies._shade(rng, Variety()) for _ in range(200)]
     for name, low, high in (("hardening", 0, 30), ("reach", 2, 10), ("streaks", 1, 12)):
         values = [one[name] for one in found]
