@@ -22,7 +22,7 @@ from ich_kaggle import folds, phantom, train
 from ich_kaggle.common import cli, metric, tables
 from ich_kaggle.common.project import Project
 from ich_kaggle.dicom import picture_cache
-from ich_kaggle.learning import fit, inference, initial_model, tasks, training_options
+from ich_kaggle.learning import fit, inference, initial_model, slice_model, tasks, training_options
 from ich_kaggle.synthetic.variety import VARIETIES
 
 POOL, OTHERS = 168, 40  # patients to draw from, and of those, to score
@@ -54,7 +54,9 @@ def losses(flags: str, n_patients: int, seed: int, size: int, project: Project, 
         how = dict(settings=plan.settings, validate=lambda model: {}, device=device)
         list(fit.fit(model, loader, plan.loss, **how, checkpoint=fit.Checkpoint(Path(folder) / "state.pt")))
     found = metric.log_loss(target, expit(inference.predict(model, valid, device).astype(float)))
-    constant = metric.log_loss(target, np.broadcast_to(np.clip(prevalence, 1e-3, 1 - 1e-3), target.shape))
+    constant = metric.log_loss(
+        target, np.broadcast_to(np.clip(prevalence, slice_model.RARE, 1 - slice_model.RARE), target.shape)
+    )
     return {"row": flags, "patients": n_patients, "seed": seed, "loss": found, "constant": constant}
 
 

@@ -14,15 +14,15 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import bench_few_patients
 import numpy as np
 import torch
 from scipy.special import expit
 
-from ich_kaggle import pretrain
-from ich_kaggle.common import cli, storage, tables
+from ich_kaggle.common import storage, tables
 from ich_kaggle.common.project import Project
 from ich_kaggle.dicom import picture_cache
-from ich_kaggle.learning import augment, endless_phantoms, fit, inference, initial_model, tasks, training_options
+from ich_kaggle.learning import augment, endless_phantoms, fit, inference, initial_model, tasks
 from ich_kaggle.scoring import comparison
 from ich_kaggle.synthetic.variety import PLAIN, SHIFTED, Variety
 
@@ -59,14 +59,8 @@ def narrowed(row: str) -> Variety:
 
 
 def plan_of(seed: int) -> tasks.Plan:
-    """Return the plan of `pretrain` with the recipe, of one epoch."""
-    found, known = (
-        vars(cli.parse(pretrain.build_parser(), ["--recipe", "cpu", "--image-size", "80", "--seed", str(seed)])),
-        argparse.ArgumentParser(),
-    )
-    training_options.add(known)
-    settings = {key: found[key] for key in vars(known.parse_args([]))}
-    plan = training_options.plan_of(settings.pop("arch"), settings)
+    """Return the plan of one epoch of the recipe at 80 px."""
+    plan = bench_few_patients.plan_of("--image-size 80", seed, 256)
     return replace(plan, settings=replace(plan.settings, epochs=1, freeze=0))
 
 
