@@ -69,7 +69,7 @@ def pretrain(project: Project, folder: Path, settings: dict, plan: tasks.Plan, d
     probability = expit(inference.predict(model, valid, device, what="validate").astype(float))
     bundle = bundle_of(folder)
     smoothed = single_model.export(bundle, folder / "model.pt", settings, (target, probability, place))
-    (folder / "state.pt").unlink()
+    storage.remove(folder / "state.pt")
     constant = np.broadcast_to(target.mean(axis=0), target.shape)
     losses = [metric.log_loss(target, one) for one in (probability, smoothed, constant)]
     told = "log loss {:.4f}, smoothed (widths fitted on the same) {:.4f}, of the prevalence {:.4f}".format(*losses)

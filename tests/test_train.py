@@ -300,6 +300,20 @@ def test_tensorboard_gets_each_epoch_once_of_a_run_gone_on_from(work, monkeypatc
     assert told == [0, 1]
 
 
+def test_the_state_that_a_killed_process_was_writing_goes_with_the_last_one(work, monkeypatch):
+    """Killed in the last write of the state, and again between the next write and its sweep."""
+    save, left = slice_model.save, f".state.pt.{2**31 - 1}.0123456789abcdef"  # no process has this number
+    monkeypatch.setattr(slice_model, "save", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(work)
+    monkeypatch.setattr(slice_model, "save", save)
+    folder = work / "runs" / "a" / "fold0"
+    for _ in range(2):  # a fold to be finished, and a finished one
+        (folder / left).touch()
+        run(work)
+        assert {path.name for path in folder.iterdir()} == LEFT
+
+
 KILLED = [*TINY, "--checkpoint-every", "0", "--accumulate", "2"]
 
 

@@ -76,6 +76,13 @@ def _sweep(path: Path) -> None:
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
+def remove(path: Path) -> None:
+    """Remove the file `path`, if it exists, and what processes left that were killed while they wrote it."""
+    if path.exists():  # asked first: on a read-only disk nothing can be removed
+        path.unlink(missing_ok=True)
+    _sweep(path)
+
+
 @contextlib.contextmanager
 def replacing(folder: Path, maker: str | None) -> Iterator[Path]:
     """Yield a new folder, of this user alone, that takes the place of `folder` on success, and is removed otherwise.

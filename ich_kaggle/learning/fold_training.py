@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from ich_kaggle.common import cli, metric, runs, tables
+from ich_kaggle.common import cli, metric, runs, storage, tables
 from ich_kaggle.common.project import Project
 from ich_kaggle.learning import (
     datasets,
@@ -156,8 +156,7 @@ class Training:
         """Return whether fold `k` has a model, and if so say it."""
         if is_finished := (path := self.run.fold(k) / "model.pt").exists():
             cli.say(f"{path}{cli.THERE}")
-            if (state := path.with_name("state.pt")).exists():  # left by a process killed between the two steps
-                state.unlink(missing_ok=True)  # asked first: on a read-only disk nothing can be removed
+            storage.remove(path.with_name("state.pt"))  # left by a process killed between the two steps
         return is_finished
 
     def _fit_fold(self, fold: Fold, folder: Path, before_write: Callable[[], None]) -> None:
@@ -180,7 +179,7 @@ class Training:
             if is_first:
                 before_write()  # the settings are still those of the run
                 slice_model.save(folder / "model.pt", slice_model.for_prediction(fold.model), fold.patients)
-                checkpoint.path.unlink(missing_ok=True)
+                storage.remove(checkpoint.path)
         n_patients = fold.held_out.patient_id.nunique()
         cli.say(f"{folder}: log loss {rows[-1]['valid_loss']:.4f} on {n_patients} held-out patients")
 

@@ -95,8 +95,8 @@ def by_network(
     path, device = folder / "model.pt", devices.pick_device(device)
     if not path.exists():
         sequence_models.save(path, fit_networks(inputs, fitted, folder, options, device, tell), reads)
-    for state in folder.glob("state*.pt"):
-        state.unlink()
+    for seed in _seeds(options):
+        storage.remove(folder / f"state{seed}.pt")
     networks = sequence_models.load(path, reads, device)
     return ask_networks(networks, series_loader(inputs, ~fitted, options["batch_size"]), device)
 

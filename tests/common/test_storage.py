@@ -57,6 +57,14 @@ def test_what_a_killed_process_left_of_a_file_goes_when_that_is_written_and_noth
     assert (tmp_path / "file.txt").read_text() == "whole"
 
 
+def test_a_file_is_removed_with_what_a_killed_process_left_of_it(tmp_path, gone):
+    for name in ("state.pt", f".state.pt.{gone}.0123456789abcdef", f".model.pt.{gone}.0123456789abcdef"):
+        (tmp_path / name).touch()
+    for _ in range(2):
+        storage.remove(tmp_path / "state.pt")
+        assert [path.name for path in tmp_path.iterdir()] == [f".model.pt.{gone}.0123456789abcdef"]
+
+
 def test_a_temporary_file_has_another_name_each_time_and_is_never_a_link(tmp_path, monkeypatch):
     names = set()
     for _ in range(5):
