@@ -71,7 +71,7 @@ def _beam_hardening(canvas: Canvas, f: Fields, gantry: Gantry) -> None:
 def _metal(canvas: Canvas, f: Fields, head: Head) -> None:
     """Paint a clip, a coil or a filling with bright and dark streaks through it."""
     for place in head.metal:
-        if abs(f.p[2].mean() - place[2]) > 9:
+        if not f.lowest - 9 < place[2] < f.highest + 9:
             continue
         x, y, z = (v[0] - np.float32(c) for v, c in zip(f.p, place, strict=True))
         angle, phase = np.arctan2(y, x), place[0]

@@ -14,7 +14,7 @@ def chance(rng: np.random.Generator, share: float) -> bool:
 
 @dataclass(frozen=True)
 class Variety:
-    """As wide as real scans. `replace(Variety(), metal=0)` has no metal; PLAIN is for the competition."""
+    """As wide as real scans. `replace(Variety(), metal=0, fillings=0)` has no metal; PLAIN is for the competition."""
 
     # The scanner
     thickness: Range | None = (0.6, 10)  # mm, drawn by its logarithm; None: as far apart as the slices, at most 6
@@ -28,17 +28,15 @@ class Variety:
     hardening: Range = (0, 30)  # HU, by which beam hardening brightens the brain at the skull
     reach: Range = (2, 10)  # mm, in which that falls to a third
     offset: float = 3  # HU, standard deviation of the calibration
-    streaks: Range = (
-        1,
-        12,
-    )  # HU, standard deviation at the base of the skull; a band there is darker by three times it
+    # HU, standard deviation at the base of the skull; a band there is darker by three times it
+    streaks: Range = (1, 12)
     neck: float = 0.2  # share of scans that begin below the skull; above 0 all heads have a jaw and a neck
     motion: float = 0.08  # share of slices
     metal: float = 0.08  # share of patients, as are all below, with clips or coils and their streaks
-    fillings: float = 0.3  # with metal in the teeth
+    fillings: float = 0.3  # with metal in the teeth; none where neck is 0
     # The patient without blood
     age: Range = (1, 99)
-    calcified: float = 1.0  # factor of the number of calcifications
+    calcified: float = 1.0  # with a chance of calcifications
     dense: float = 0.3  # whose calcifications are three times as bright
     bruised: float = 0.5  # of the swollen scalps, with blood in them
     infarcts: float = 0.2  # old ones, more with age
