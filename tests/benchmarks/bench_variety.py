@@ -1,10 +1,11 @@
 """Ablations of the variety of phantoms: which of its switches lower the loss on patients, and on another scanner?
 
 Networks of the recipe `cpu`, but at 80 px and with one epoch of `--slices` phantoms, see phantoms alone; in each row
-one group of switches is as narrow as in PLAIN, or at 0. They are scored on the labelled slices of the work folder `--real`, and on 40 phantoms of SHIFTED, which has no necks,
-fillings, bruises or dense calcifications. The biases of the head are moved by the labels of all other patients. Losses
-are means over the seeds; the intervals of the differences to the first row are 95 % over patients. Networks are kept in
-the folder, so that rows and seeds may be added, also by several commands side by side.
+one group of switches is as narrow as in PLAIN, or at 0. They are scored on the labelled slices of the work folder
+`--real`, and on 40 phantoms of SHIFTED, which has no necks, fillings, bruises or dense calcifications. The biases of
+the head are moved by the labels of all other patients. Losses are means over the seeds; the intervals of the
+differences to the first row are 95 % over patients. Networks are kept in the folder, so that rows and seeds may be
+added, also by several commands side by side.
 Example: python -m ich_kaggle.cache --cache-size 256 --data-dir rsna_sample.zip --work-dir /tmp/real
          python tests/benchmarks/bench_variety.py /tmp/variety --real /tmp/real --seeds 0 1
 """
