@@ -10,7 +10,7 @@ from ich_kaggle.common import windows
 from ich_kaggle.learning import augment, datasets, neighbours
 from ich_kaggle.learning.slice_model import SliceConfig
 from ich_kaggle.synthetic import studies
-from ich_kaggle.synthetic.variety import Variety
+from ich_kaggle.synthetic.variety import VARIETIES, Variety
 
 PER_STUDY = 8  # slices of a batch that share a head: drawing a head takes as long as drawing several slices
 LONG = 32  # slices per study where slices have neighbours
@@ -29,7 +29,7 @@ class PhantomStudies(Dataset):
     move: augment.Augment
     seed: int
     part: int = TRAIN
-    variety: Variety = Variety()
+    variety: Variety = VARIETIES["wide"]
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         seed = [self.seed, self.part, *item]
@@ -67,8 +67,10 @@ def loader(dataset: PhantomStudies, n_slices: int, batch_size: int, workers: int
     return datasets.in_processes(dataset, datasets.Batches(n_studies, per_batch, dataset.seed), workers, joined)
 
 
-def validation(config: SliceConfig, seed: int, n_studies: int, workers: int) -> DataLoader:
+def validation(
+    config: SliceConfig, seed: int, n_studies: int, workers: int, variety: Variety = VARIETIES["wide"]
+) -> DataLoader:
     """Return a loader of `n_studies` studies that no training draws, held in memory, the tensors of its dataset."""
-    dataset = PhantomStudies(config, augment.NONE, seed, VALID)
+    dataset = PhantomStudies(config, augment.NONE, seed, VALID, variety)
     drawn = joined(list(datasets.in_processes(dataset, datasets.Batches(n_studies, 1), workers, joined)))
     return DataLoader(TensorDataset(*drawn), batch_size=8 * PER_STUDY)

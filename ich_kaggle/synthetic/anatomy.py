@@ -47,9 +47,14 @@ class Head:
         self.metal = [rng.uniform((-30, -40, -25), (30, 30, 20))] if rng.random() < variety.metal else []
         self.neck = variety.neck > 0  # whether jaw and neck are drawn
         if self.neck and chance(rng, variety.fillings):
-            self.metal += [_filling(rng, self.half[0] / 71) for _ in range(rng.integers(1, 4))]
+            self.metal += [_filling(rng, self.width) for _ in range(rng.integers(1, 4))]
         self.bruise = rng.uniform(50, 75) if self.lump is not None and chance(rng, variety.bruised) else 0.0  # HU
         self.bleeds = []  # of hemorrhages.Bleed
+
+    @property
+    def width(self) -> np.float32:
+        """The width of the head as a multiple of the average, by which jaw and neck are wider too."""
+        return self.half[0] / 71
 
 
 def _calcifications(rng: np.random.Generator) -> list[tuple]:
@@ -80,10 +85,10 @@ def _old_strokes(rng: np.random.Generator, radii: tuple = (4, 16), hu: tuple = (
     ]
 
 
-def _filling(rng: np.random.Generator, size: float) -> tuple[float, float, float]:
-    """Return a place on the arch of the teeth of a head `size` times as wide as the average."""
+def _filling(rng: np.random.Generator, width: float) -> tuple[float, float, float]:
+    """Return a place on the arch of the teeth of a head `width` times as wide as the average."""
     x = rng.uniform(-30, 30)
-    return x * size, (-32 - 1.25 * np.sqrt(36**2 - x**2)) * size, rng.uniform(-94, -79)
+    return x * width, (-32 - 1.25 * np.sqrt(36**2 - x**2)) * width, rng.uniform(-94, -79)
 
 
 class Operation(NamedTuple):

@@ -144,7 +144,7 @@ def _ridges(f: Fields) -> np.ndarray:
 
 def _neck(mirror: Points, head: Head) -> np.ndarray:
     """Return the signed distance to the skin of jaw and neck."""
-    size = np.float32(head.half[0] / 71)
+    size = head.width
     jaw = ball(mirror, (0, -28 * size, -90), size * np.float32((63, 70, 66)))
     throat = ball(mirror, (0, 22 * size, -120), (57 * size, 54 * size, 400))
     return both(union(jaw, throat), mirror[2] - LOW)

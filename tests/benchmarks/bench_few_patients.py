@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.special import expit
+from torch.utils.data import DataLoader
 
 from ich_kaggle import folds, phantom, train
 from ich_kaggle.common import cli, metric, tables
@@ -37,6 +38,13 @@ def plan_of(flags: str, seed: int, cache_size: int) -> tasks.Plan:
     return training_options.plan_of(settings.pop("arch"), settings)
 
 
+def train_in_memory(model: slice_model.SliceModel, loader: DataLoader, plan: tasks.Plan) -> None:
+    """Train `model` on the CPU, without validation, and keep no file."""
+    with tempfile.TemporaryDirectory() as folder:
+        how = dict(settings=plan.settings, validate=lambda model: {}, device=torch.device("cpu"))
+        list(fit.fit(model, loader, plan.loss, **how, checkpoint=fit.Checkpoint(Path(folder) / "state.pt")))
+
+
 def losses(flags: str, n_patients: int, seed: int, size: int, project: Project, cache: Path) -> dict:
     """Return the log losses of a network trained on `n_patients` drawn by `seed`, and of their prevalence."""
     table = project.slices[project.is_train].reset_index(drop=True)
@@ -50,9 +58,7 @@ def losses(flags: str, n_patients: int, seed: int, size: int, project: Project, 
     if plan.task.init is not None and plan.task.init_head == "keep":
         own = tasks.slice_loader(seen, cache, plan.config, batch_size=plan.task.batch_size, workers=0)
         initial_model.move_bias(model, inference.predict(model, own, device), tables.targets(seen))
-    with tempfile.TemporaryDirectory() as folder:
-        how = dict(settings=plan.settings, validate=lambda model: {}, device=device)
-        list(fit.fit(model, loader, plan.loss, **how, checkpoint=fit.Checkpoint(Path(folder) / "state.pt")))
+    train_in_memory(model, loader, plan)
     found = metric.log_loss(target, expit(inference.predict(model, valid, device).astype(float)))
     constant = metric.log_loss(
         target, np.broadcast_to(np.clip(prevalence, slice_model.RARE, 1 - slice_model.RARE), target.shape)

@@ -11,7 +11,6 @@ Example: python -m ich_kaggle.cache --cache-size 256 --data-dir rsna_sample.zip 
 """
 
 import argparse
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from scipy.special import expit
 from ich_kaggle.common import storage, tables
 from ich_kaggle.common.project import Project
 from ich_kaggle.dicom import picture_cache
-from ich_kaggle.learning import augment, endless_phantoms, fit, inference, initial_model, tasks
+from ich_kaggle.learning import endless_phantoms, inference, initial_model, tasks
 from ich_kaggle.scoring import comparison
 from ich_kaggle.synthetic.variety import PLAIN, SHIFTED, Variety
 
@@ -71,18 +70,15 @@ def learned(row: str, seed: int, n_slices: int, work_dir: Path):
     studies = endless_phantoms.PhantomStudies(plan.config, plan.move, seed, variety=narrowed(row))
     loader = endless_phantoms.loader(studies, n_slices, plan.task.batch_size, 0)
     model = tasks.new_model(plan, work_dir, np.full(6, 0.2), 0)
-    with tempfile.TemporaryDirectory() as folder:
-        how = dict(settings=plan.settings, validate=lambda model: {}, device=torch.device("cpu"))
-        list(fit.fit(model, loader, plan.loss, **how, checkpoint=fit.Checkpoint(Path(folder) / "state.pt")))
+    bench_few_patients.train_in_memory(model, loader, plan)
     return model
 
 
 def shifted(config) -> tuple:
     """Return the loader, targets and patients of phantoms of a shifted scanner."""
-    studies = endless_phantoms.PhantomStudies(config, augment.NONE, OTHER_SEED, endless_phantoms.VALID, SHIFTED)
-    drawn = endless_phantoms.joined([studies[0, i] for i in range(N_SHIFTED)])
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*drawn), batch_size=64)
-    return loader, drawn[1].numpy(), drawn[2][:, 0].numpy().astype(int)
+    loader = endless_phantoms.validation(config, OTHER_SEED, N_SHIFTED, 0, SHIFTED)
+    _, target, place = (part.numpy() for part in loader.dataset.tensors)
+    return loader, target, place[:, 0].astype(int)
 
 
 def real(config, project: Project) -> tuple:
