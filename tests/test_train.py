@@ -182,7 +182,7 @@ def test_a_dry_run_tells_time_and_memory_and_leaves_nothing(work, capsys):
     assert not (work / "runs").exists()
 
 
-def test_a_dry_run_measures_the_costliest_step_and_counts_the_folds_that_are_open(work, capsys, monkeypatch):
+def test_a_dry_run_times_the_whole_network_and_the_head_and_counts_open_folds(work, capsys, monkeypatch):
     flags = ["--freeze", "1", "--accumulate", "9"]
     run(work, *flags)
     updated = []
@@ -190,8 +190,9 @@ def test_a_dry_run_measures_the_costliest_step_and_counts_the_folds_that_are_ope
     monkeypatch.setattr(profiling, "LONGEST", 0.0)  # after the first batch
     monkeypatch.setattr(fit.Fit, "_update", lambda fit: updated.append(fit.is_frozen) or update(fit))
     train.main([*TINY, "--work-dir", str(work), "--run", "a", *flags, "--dry-run"])
-    assert updated == [False]
-    assert "folds to fit: 2" in capsys.readouterr().out
+    assert updated == [False, True]
+    told = capsys.readouterr().out
+    assert "while only the head learns" in told and "folds to fit: 2" in told
 
 
 def test_a_dry_run_says_how_long_loading_takes_where_that_is_slower_than_training(work, capsys, monkeypatch):

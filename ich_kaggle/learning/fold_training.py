@@ -191,25 +191,35 @@ class Training:
 
 def rehearse(fold: Fold, plan: tasks.Plan, device: torch.device) -> str:
     """Return time and memory of the training of `fold`, measured on its first steps of training and validation."""
-    # The most expensive step: the whole network learns, and every batch is a step of the optimizer.
-    settings, loader = replace(plan.settings, freeze=0, accumulate=1), fold.loader
-    run = fit.Fit(fold.model, settings, len(loader), device)
-    run.start_epoch()
-    n_queued = loader.num_workers * (loader.prefetch_factor or 0)
+    loader = fold.loader
+    n_batches, n_queued = len(loader), loader.num_workers * (loader.prefetch_factor or 0)
     cli.say(f"dry run: timing training, then validation, for up to {profiling.LONGEST:.0f} s each")
 
-    def take(batch: tuple) -> None:
-        fit.careful_step(run, plan.loss, batch)
-        run.read()  # waits for the device
+    def timed(freeze: int) -> tuple[fit.Fit, float]:
+        """Return the fit, and the seconds per batch of its first epoch; every batch is a step of the optimizer."""
+        run = fit.Fit(fold.model, replace(plan.settings, freeze=freeze, accumulate=1), n_batches, device)
+        run.start_epoch()
 
-    step = profiling.seconds_per_batch(datasets.batches(loader), take, n_queued)
+        def take(batch: tuple) -> None:
+            fit.careful_step(run, plan.loss, batch)
+            run.read()  # waits for the device
+
+        return run, profiling.seconds_per_batch(datasets.batches(loader), take, n_queued)
+
+    run, step = timed(freeze=0)  # the whole network: the most memory
     outputs = inference.outputs(run.averaged(), fold.valid_loader, device)
-    valid = profiling.seconds_per_batch(outputs, lambda _: None, n_queued)
-    epoch, size = step * len(loader) + valid * len(fold.valid_loader), len(loader.batch_sampler.rows()) / len(loader)
+    valid = profiling.seconds_per_batch(outputs, lambda _: None, n_queued) * len(fold.valid_loader)
     memory, checkpoint = profiling.peak_memory(device), profiling.size_on_disk(run.write)
+    epochs, size = plan.settings.epochs, len(loader.batch_sampler.rows()) / n_batches
+    frozen, n_frozen, epoch = "", min(plan.settings.freeze, epochs), step * n_batches + valid
+    total = (epochs - n_frozen) * epoch
+    if n_frozen:
+        quick = timed(freeze=n_frozen)[1] * n_batches + valid
+        total += n_frozen * quick
+        frozen = f", {profiling.duration(quick)} while only the head learns"
     return (
         f"dry run: {step:.2f} s per step of {size:.0f} slices, {size / step:.0f} img/s; {profiling.duration(epoch)} "
-        f"per epoch, {profiling.duration(epoch * settings.epochs)} per fold of {settings.epochs} epochs; "
+        f"per epoch{frozen}, {profiling.duration(total)} per fold of {epochs} epochs; "
         f"{memory / 1e9:.1f} GB of memory, {checkpoint / 1e6:.0f} MB per checkpoint"
     )
 
