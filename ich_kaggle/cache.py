@@ -25,6 +25,8 @@ def command(project: Project, *, backend: str, scheduler: str | None, **options)
 def cache(project: Project, *, cache_size: int, crop: str, study: str | None, verify: bool, overwrite: bool) -> None:
     """Complete a cache, or `verify` the checksums of one; `study` is drawn on a contact sheet."""
     folder = picture_cache.folder_of(project.work_dir, cache_size, crop)
+    if overwrite and verify:
+        raise ValueError("--overwrite removes the cache, --verify reads it: give one of them")
     if overwrite and folder.exists():
         with locks.locked(folder):
             shutil.rmtree(folder)

@@ -9,7 +9,8 @@ that the blend was fitted to; `nested` scores are on folds that neither the fit 
 Reads:   work/runs/<run>/fold<k>/ oof.parquet, test.parquet (predicted first if they are missing)
 Writes:  work/ensemble/<name>/ weights.json, oof.parquet, nested.parquet, test.parquet
          with --export only FILE, a bundle for python -m ich_kaggle.scan: the models of every run with a
-         weight and of the runs that these read, the blend, and the thresholds
+         weight and of the runs that these read, the blend, the thresholds, and hashes of the ids of the
+         patients that they were fitted on, from which short ids can be guessed
 Example: python -m ich_kaggle.ensemble --runs cpu resnet50
          python -m ich_kaggle.ensemble --name cpu+resnet50 --export model.zip
 """

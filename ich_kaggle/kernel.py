@@ -52,7 +52,10 @@ def gather(
         if not path.is_file():
             raise FileNotFoundError(f"{flag} {path}: no such file")
     if file:
-        return {}, {path.name: path for path in file}
+        files = {path.name: path for path in file}
+        if len(files) < len(set(file)):
+            raise ValueError(f"--file {' '.join(map(str, file))}: two have the same name: rename one")
+        return {}, files
     chosen = packing.choose_ensemble(work_dir, ensemble, "--ensemble")
     manifest, files = packing.gather(work_dir, chosen, packing.kept(chosen, NEGLIGIBLE))
     for path in extra:
@@ -231,12 +234,13 @@ def kernel(
 
 
 def build_parser():
-    parser = cli.command(__doc__, "--work-dir", "--dry-run")
+    parser = cli.command(__doc__, "--work-dir")
     add = parser.add_argument
     add("action", choices=ACTIONS, metavar="ACTION", help=", ".join(ACTIONS))
     add("name", nargs="?", metavar="NAME", help="a folder in kernels/; with weights a dataset")
     add("--user", default=os.environ.get("KAGGLE_USERNAME", ""), help="your name at Kaggle (default: $KAGGLE_USERNAME)")
     add("--kernels-dir", type=Path, default=Path("kernels"), help="folder of the sources")
+    add("--dry-run", action="store_true", help="build and check, and push nothing")
     add = parser.add_argument_group("weights, predict").add_argument
     add("--ensemble", help="folder in work/ensemble whose models are packed (default: the only one)")
     add("--extra", type=Path, nargs="+", default=[], help="more files for the dataset, such as wheels")

@@ -64,7 +64,7 @@ def pretrain(project: Project, folder: Path, settings: dict, plan: tasks.Plan, d
     )
     for found in rows:
         fit.write_log(folder / "log.csv", found)
-    before = initial_model.seen_by(project.work_dir, plan.task.weights, plan.task.init, 0)
+    before = initial_model.seen_by(project.work_dir, config.arch, plan.task.weights, plan.task.init, 0)
     slice_model.save(folder / "model.pt", model, before)
     probability = expit(inference.predict(model, valid, device, what="validate").astype(float))
     bundle = bundle_of(folder)

@@ -24,7 +24,7 @@ from ich_kaggle.scans import reader, slices
 
 
 def build_parser():
-    parser = cli.command(__doc__, "--device", "--workers", "--overwrite", "--dry-run")
+    parser = cli.command(__doc__, "--device", "--workers", "--overwrite")
     add = parser.add_argument
     add("--dicom", dest="path", type=Path, metavar="PATH", required=True, help="folder, zip or file of DICOM")
     add("--models", dest="bundle", type=Path, metavar="FILE", required=True, help="bundle of an exported ensemble")
@@ -32,6 +32,7 @@ def build_parser():
     add("--threshold-rule", dest="rule", default="f1", help="rule of the thresholds, one of those in the bundle")
     add("--series", nargs="+", default=[], metavar="UID", help="series to read in their studies, whatever their part")
     add("--any-body-part", action="store_true", help="also read series that are not of a head")
+    add("--dry-run", action="store_true", help="print the choice of series, and stop")
     add("--report", action="store_true", help="also write a page that shows the slices with their predictions")
     add("--batch-size", type=cli.POSITIVE, help="slices per step (default: 64, fewer on a CPU)")
     return parser

@@ -74,7 +74,7 @@ def recorded(options) -> dict:
 
 
 def build_parser():
-    flags = ("--data-dir", "--work-dir", "--recipe", "--fold", "--lr", "--seed", "--device", "--workers", "--overwrite")
+    flags = ("--data-dir", "--work-dir", "--fold", "--lr", "--seed", "--device", "--workers", "--overwrite")
     parser = cli.command(__doc__, *flags, lr=1e-3)
     add = parser.add_argument
     add("--run", help="name of a folder in work/runs (default: the model and the runs that it reads)")

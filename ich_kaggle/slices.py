@@ -1,7 +1,7 @@
 """Scan every DICOM header and the label table into the slice table, one sorted row per slice.
 
-The order is patient, study, series, position along the slice normal, slice id. A training slice that cannot be read is
-left out; a test slice that cannot be read is an error.
+Training slices come before test slices, each in the order patient, study, series, position along the slice normal,
+slice id. A training slice that cannot be read is left out; a test slice that cannot be read is an error.
 
 Reads:   stage_2_train.csv, stage_2_sample_submission.csv, the headers in stage_2_train/ and stage_2_test/
 Writes:  work/slices.parquet  (one row per slice: ids, position, split, path, six labels, header facts)

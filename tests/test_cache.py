@@ -296,6 +296,14 @@ def test_verify_names_what_is_damaged_and_the_next_run_mends_it(data_dir, work, 
     assert tree(folder) == whole
 
 
+def test_verify_and_overwrite_together_are_refused_and_the_cache_stays(data_dir, work):
+    cache.main(command(data_dir, work))
+    before = sorted((work / "cache").rglob("*"))
+    with pytest.raises(SystemExit, match="--overwrite removes the cache, --verify reads it: give one of them"):
+        cache.main(command(data_dir, work, "--verify", "--overwrite"))
+    assert sorted((work / "cache").rglob("*")) == before
+
+
 def test_verify_without_a_cache_names_the_command_that_makes_it(data_dir, work):
     with pytest.raises(SystemExit) as stopped:
         cache.main(command(data_dir, work, "--verify"))

@@ -92,6 +92,17 @@ def test_what_is_there_is_not_fetched_again(get, server, capsys):
     assert f"data/{paths.TRAIN_CSV} exists: nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_phantom_does_not_pass_for_the_real_data(get, server, tmp_path, monkeypatch, whole):
+    folder = tmp_path / paths.SLUG
+    folder.mkdir()
+    for name in ("phantom.json", paths.SAMPLE_CSV, paths.TRAIN_CSV):
+        (folder / name).touch()
+    with pytest.raises(FileExistsError, match=f"{paths.SLUG} holds a phantom"):
+        get(paths.SLUG, whole=whole)
+    assert server.calls(FILE) == server.calls(ALL) == 0
+
+
 def test_a_table_that_kaggle_sends_zipped_is_unzipped(get, server):
     server.data_files[paths.TRAIN_CSV] = zipped(paths.TRAIN_CSV, TRAIN)
     assert get()[paths.TRAIN_CSV] == TRAIN

@@ -175,7 +175,7 @@ def test_the_comparison_of_train_and_test_is_written(work_dir, capsys):
     run(work_dir, "--run", "fine", "--shift")
     assert "9 train and 3 test patients: too few" in capsys.readouterr().out
     features = json.loads((folder_of(work_dir) / "shift.json").read_text())["features"]
-    assert {"tilt", "slices", "mean any"} <= {row["feature"] for row in features}
+    assert {"tilt", "slices", "predicted any"} <= {row["feature"] for row in features}
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,16 @@ def test_from_takes_what_repeats_wrote_and_repeats_leave_the_folds_alone(work_di
     assert tables.folds_settings(work_dir)["from"] == storage.file_hash(tmp_path / "repeat.csv")
 
 
+@pytest.mark.parametrize("column", ["patient_id", "slice_id"])
+def test_from_takes_ids_of_any_form(tmp_path, column):
+    train = table_of(8).assign(slice_id=lambda t: [f"1.2.{row}" for row in range(len(t))])
+    train["patient_id"] = train.patient_id.str.replace("ID_", "MRN")
+    given = train[[column]].assign(fold=pd.factorize(train.patient_id)[0] % 2)
+    given.to_csv(tmp_path / "folds.csv", index=False)
+    found = patient_folds.adopt(tmp_path / "folds.csv", train)
+    assert sorted(found.patient_id) == sorted(train.patient_id.unique()) and set(found.fold) == {0, 1}
+
+
 def train_of(work_dir) -> pd.DataFrame:
     table = tables.read_slices(work_dir)
     return table[table.split == "train"]

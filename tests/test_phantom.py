@@ -273,6 +273,18 @@ def test_a_folder_that_no_phantom_made_is_never_touched(tmp_path):
     assert (tmp_path / "thesis.txt").exists()
 
 
+def test_a_zip_that_the_phantom_did_not_write_is_never_touched(tmp_path):
+    out, archive = tmp_path / "data", tmp_path / "data.zip"
+    make(out, patients=2)
+    archive.write_text("a download of hours")
+    make(out, patients=3, overwrite=True)
+    (out / "phantom.json").write_text("damaged")
+    make(out, patients=2, overwrite=True)
+    with pytest.raises(FileExistsError, match=r"data.zip exists already: give another --out"):
+        make(out, patients=2, zip=True, overwrite=True)
+    assert archive.read_text() == "a download of hours"
+
+
 def test_an_interrupted_phantom_does_not_look_finished_and_is_made_anew(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt

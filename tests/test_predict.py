@@ -85,7 +85,9 @@ def test_other_views_over_the_same_predictions_are_refused_with_both_named(train
 
 
 def test_a_fold_without_a_model_is_named_with_the_command_that_makes_it(trained):
-    assert "fold 2 is not finished: run python -m ich_kaggle.train --run a --fold 2" in refused(trained, "--fold", "2")
+    missing = "fold 2 is not finished: run python -m ich_kaggle.train --run a --fold 2"
+    assert missing in refused(trained, "--fold", "2")
+    assert missing in refused(trained, "--fold", "0", "2")  # though fold 0 is finished
 
 
 def test_a_model_fitted_on_other_folds_is_refused(trained):

@@ -40,13 +40,16 @@ def within(low: float, high: float = math.inf, kind: type = float) -> Callable[[
     """Return the `type` of a flag whose value is a finite number from `low` to `high`, inclusive."""
 
     def read(text: str) -> float:
-        if not low <= (value := kind(text)) <= high or value == math.inf:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {'' if kind is float else 'whole '}number") from None
+        if not low <= value <= high or value == math.inf:
             raise argparse.ArgumentTypeError(
                 f"{text} is not {low} " + ("or more" if high == math.inf else f"to {high}")
             )
         return value
 
-    read.__name__ = kind.__name__  # argparse names it: "invalid int value"
     return read
 
 
@@ -96,8 +99,7 @@ FLAGS = {
         choices=("loky", "dask"), default="loky", help="loky: worker processes on this machine; dask: a Dask cluster"
     ),
     "--scheduler": dict(help="address of the Dask scheduler, as tcp://host:8786 (default: a cluster on this machine)"),
-    "--overwrite": dict(action="store_true", help="remove results (of the chosen folds) and make them again"),
-    "--dry-run": dict(action="store_true", help="stop before anything that cannot be undone"),
+    "--overwrite": dict(action="store_true", help="remove earlier results and make them again"),
 }
 
 
@@ -120,7 +122,8 @@ def command(doc: str, *flags: str, **defaults) -> argparse.ArgumentParser:
     prog = None if spec is None else _prog(spec.name)
     parser = argparse.ArgumentParser(prog=prog, description=doc, formatter_class=_Help, allow_abbrev=False)
     for flag in flags:
-        parser.add_argument(flag, **FLAGS[flag])
+        of_folds = ", of the chosen folds" if flag == "--overwrite" and "--fold" in flags else ""
+        parser.add_argument(flag, **{**FLAGS[flag], "help": FLAGS[flag]["help"] + of_folds})
     debug = "show the traceback of an error"
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=debug)  # `run` reads it
     parser.set_defaults(**defaults)

@@ -18,6 +18,7 @@ from ich_kaggle.common.zip_reader import Member
 
 SLUG = "rsna-intracranial-hemorrhage-detection"
 TRAIN_CSV = "stage_2_train.csv"
+PHANTOM = "phantom.json"  # in a folder of a synthetic competition
 SAMPLE_CSV = "stage_2_sample_submission.csv"
 PACKED = (".gz", ".zip")  # in which Kaggle takes a submission
 MOST_TABLE = 1 << 30  # bytes; the labels take 119 MB
@@ -263,16 +264,19 @@ def fold(work_dir: str | Path, run_name: str, k: int) -> Path:
     return run(work_dir, run_name) / f"fold{k}"
 
 
-def run_folds(work_dir: str | Path, run_name: str) -> dict[int, Path]:
-    """Return the folders of a run's folds by number, in order; folders with other names, as copies, do not count."""
-    folders = run(work_dir, run_name).glob("fold*")
+def folds_of(folder: Path) -> dict[int, Path]:
+    """Return the folders of the folds of a run by number, in order; folders with other names, as copies, do not count.
+
+    `folder` is that of the run.
+    """
+    folders = folder.glob("fold*")
     return dict(sorted((int(one.name[4:]), one) for one in folders if one.name[4:].isdecimal()))
 
 
 def run_names(work_dir: str | Path) -> list[str]:
     """Return the names of the runs with at least one fold folder, sorted."""
     names = sorted(folder.name for folder in (Path(work_dir) / "runs").glob("*"))
-    return [name for name in names if FILE_NAME.fullmatch(name) and run_folds(work_dir, name)]
+    return [name for name in names if FILE_NAME.fullmatch(name) and folds_of(Path(work_dir) / "runs" / name)]
 
 
 def ensemble(work_dir: str | Path, name: str) -> Path:

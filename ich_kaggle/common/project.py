@@ -97,14 +97,16 @@ class Project:
         return names[0]
 
     def finished(self, run: Run, wanted: list[int] | None = None) -> list[int]:
-        """Return those finished folds of `run` that are `wanted`, None for all.
+        """Return the `wanted` folds of `run`, None for all that are finished.
 
-        Raises FileNotFoundError with the command that trains one where there is none.
+        Raises FileNotFoundError with the command that trains a wanted one that is not finished, or any if none is.
         """
-        found = [k for k in self.chosen(wanted) if k in run.finished]
-        if not found:
-            lacking = "no finished fold" if wanted is None else f"fold {' '.join(map(str, wanted))} is not finished"
-            raise FileNotFoundError(f"{run.folder}: {lacking}: run {run.resume((wanted or self.folds)[0])}")
+        chosen = self.chosen(wanted)
+        found = [k for k in chosen if k in run.finished]
+        if not found or (wanted is not None and found != chosen):
+            lacking = next(k for k in chosen if k not in found)
+            what = "no finished fold" if wanted is None else f"fold {lacking} is not finished"
+            raise FileNotFoundError(f"{run.folder}: {what}: run {run.resume(lacking)}")
         return found
 
     def check_same(self, run: Run) -> None:

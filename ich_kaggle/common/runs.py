@@ -75,7 +75,7 @@ class Run:
         return self._folds_with(*BEGUN)
 
     def _folds_with(self, *files: str) -> list[int]:
-        folders = paths.run_folds(self.work_dir, self.name).items()
+        folders = paths.folds_of(self.folder).items()
         return [k for k, folder in folders if any(next(folder.glob(file), None) for file in files)]
 
     def resume(self, k: int) -> str:

@@ -94,7 +94,10 @@ def replacing(folder: Path, maker: str | None) -> Iterator[Path]:
         check_made_by(folder, maker)
     folder = folder.resolve()
     _sweep(folder)
-    new, old = _temporary(folder), _temporary(folder)
+    new, old = _temporary(folder), folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():  # a process was killed between the two renames below
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
     new.mkdir(mode=0o700, parents=True)
     try:
         if maker is not None:
@@ -158,6 +161,14 @@ def reading(path: Path | BinaryIO, advice: str = "") -> Iterator[None]:
         kind, reason = type(error).__name__, str(error).strip().partition("\n")[0]
         reason = reason if reason and isinstance(error, (ValueError, OSError)) else f"{kind} {reason}".strip()
         raise ValueError(f"{path}: damaged ({cli.printable(reason, 200)}): {advice}") from error
+
+
+def not_whole(path: Path | BinaryIO, what: str, error: Exception, command: str) -> str:
+    """Return a line on the `error` of loading `path`: a file that `command` writes, or a member of a bundle."""
+    reason = cli.printable(f"{type(error).__name__} {error}".strip().partition("\n")[0], 200)
+    if isinstance(path, Path):
+        return f"{path}: not a whole {what} ({reason}): remove it and run python -m ich_kaggle.{command}"
+    return f"a {what} of the bundle can't be loaded ({reason}): get it again, or another version of timm"
 
 
 def write_json(path: str | Path, content: dict) -> None:

@@ -85,7 +85,10 @@ def read(path: Path, member: Member, limit: int = -1) -> bytes:
         if head[:4] != b"PK\3\4":
             raise ValueError(f"{path}: {member.path} is not at byte {member.offset}: {AGAIN}")
         file.seek(int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little"), 1)
-        packed = file.read(member.packed if limit < 0 else min(member.packed, limit + SLACK))
+        wanted = member.packed if limit < 0 else min(member.packed, limit + SLACK)
+        packed = file.read(wanted)
+        while len(packed) < wanted and (more := file.read(wanted - len(packed))):  # one call reads up to 2 GB
+            packed += more
     zlib, is_stored = _zlib(), head[8:10] == b"\0\0"
     try:
         if limit >= 0:

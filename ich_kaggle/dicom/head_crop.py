@@ -47,7 +47,7 @@ def head_box(stack: np.ndarray, shape: tuple[int, int], step: int, spacing: floa
     `stack` (n, h, w) is True where the `grid` of its slices, in order, is above TISSUE; `shape` is their (rows,
     columns), `spacing` in mm. The box is the whole slice if there is no tissue.
     """
-    if not (head := _largest(_without_shells(stack, round(SHELL / (step * spacing))))).any():
+    if not (head := largest(_without_shells(stack, round(SHELL / (step * spacing))))).any():
         return Box(0, 0, *shape)
     margin = round(MARGIN / spacing)
     (top, bottom), (left, right) = (_span(head.any(axis=(0, axis)), step, margin) for axis in (2, 1))
@@ -62,7 +62,8 @@ def _without_shells(stack: np.ndarray, radius: int) -> np.ndarray:
     return ndimage.binary_opening(stack, (x * x + y * y <= radius * radius)[None])
 
 
-def _largest(stack: np.ndarray) -> np.ndarray:
+def largest(stack: np.ndarray) -> np.ndarray:
+    """Return the largest connected piece of `stack`, bool of any shape; nothing where there is none."""
     pieces, n = ndimage.label(stack)
     return pieces == 1 + np.bincount(pieces.ravel())[1:].argmax() if n else stack
 

@@ -181,6 +181,14 @@ def make(project: Project, cache_size: int, crop: str) -> tuple[Path, bool]:
     return folder, True
 
 
+def whole(project: Project) -> dict[Path, dict]:
+    """Return the folders of the complete caches of the slices, each with its settings."""
+    wanted = {"slices": cache_index.sources_hash(project.slices), "n_slices": len(project.slices)}
+    found = paths.cache(project.work_dir, "any").parent.glob("*/cache.json")
+    states = {path.parent: storage.read_json(path) for path in sorted(found)}
+    return {folder: state for folder, state in states.items() if wanted.items() <= state.items()}
+
+
 def note_defects(work_dir: str | Path, table: pd.DataFrame, folder: str | Path) -> None:
     """Add the blank and constant slices of the cache to work/defects.csv."""
     work_dir, folder = Path(work_dir), Path(folder)

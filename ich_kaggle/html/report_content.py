@@ -11,7 +11,7 @@ from ich_kaggle import __version__
 from ich_kaggle.common import cli, metric, parallel, paths, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
-from ich_kaggle.dicom import cache_index, head_crop, pixels, png, slice_image, slice_table
+from ich_kaggle.dicom import cache_index, head_crop, picture_cache, pixels, png, slice_image, slice_table
 from ich_kaggle.html import app, report_scores, report_studies
 from ich_kaggle.kaggle_api import submission_log
 from ich_kaggle.scoring import ensembling, evaluation, patient_bootstrap
@@ -61,10 +61,7 @@ def find_cache(project: Project, name: str | None) -> tuple[Path | None, dict]:
 
     Only complete caches of the slices count; without one, the folder is None. Raises ValueError if `name` is none.
     """
-    folder = paths.cache(project.work_dir, "any").parent
-    wanted = {"slices": cache_index.sources_hash(project.slices), "n_slices": len(project.slices)}
-    states = {path.parent: storage.read_json(path) for path in folder.glob("*/cache.json")}
-    whole = {folder: state for folder, state in states.items() if wanted.items() <= state.items()}
+    folder, whole = paths.cache(project.work_dir, "any").parent, picture_cache.whole(project)
     if name is not None and folder / name not in whole:
         raise ValueError(f"{folder / name}: no complete cache of the slices: run python -m ich_kaggle.cache")
     best = max(whole, key=lambda one: (whole[one]["image_size"], whole[one]["crop"] == "none"), default=None)

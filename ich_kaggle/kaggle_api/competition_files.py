@@ -36,7 +36,10 @@ def everything(kaggle: client.Connection, path: Path) -> None:
 
 
 def exists(path: Path) -> bool:
-    """Return whether `path` exists, and say so."""
+    """Return whether `path` exists, and say so. Raises FileExistsError if a phantom is there, not the real data."""
+    folder = path.with_suffix("") if path.suffix == ".zip" else path.parent
+    if (folder / paths.PHANTOM).exists():
+        raise FileExistsError(f"{folder} holds a phantom, which would pass for the real data: remove it, or rename it")
     if path.exists():
         cli.say(f"{path}{cli.THERE}")
     return path.exists()

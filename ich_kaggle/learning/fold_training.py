@@ -97,7 +97,7 @@ class Training:
         is_kept = plan.task.init is not None and plan.task.init_head == "keep"
         if is_kept and not self.session.dry_run and not (self.run.fold(k) / "state.pt").exists():
             log.info(self._move_bias(model, seen))
-        before = initial_model.seen_by(project.work_dir, plan.task.weights, plan.task.init, k)
+        before = initial_model.seen_by(project.work_dir, plan.config.arch, plan.task.weights, plan.task.init, k)
         return Fold(model, seen, held_out, *loaders, before)
 
     def _move_bias(self, model: slice_model.SliceModel, seen: pd.DataFrame) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ich_kaggle.common import locks, storage, zip_reader
+from ich_kaggle.common import locks, paths, storage, zip_reader
 from ich_kaggle.common.runs import Run
 
 
@@ -37,8 +37,7 @@ def take(source: Path, run: Run) -> list[int]:
     ours = run.record if run.begun else {}
     if theirs | ours != ours:
         storage.write_json(run.path, theirs | ours)
-    found = {int(one.name[4:]): one for one in source.glob("fold*") if one.name[4:].isdecimal()}
-    return [k for k in sorted(found) if _take_fold(found[k], run.fold(k))]
+    return [k for k, folder in paths.folds_of(source).items() if _take_fold(folder, run.fold(k))]
 
 
 def _take_fold(source: Path, target: Path) -> bool:

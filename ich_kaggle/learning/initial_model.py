@@ -23,20 +23,28 @@ CLASSIFIER = re.compile(r"(^|\.)(fc|classifier|head|last_linear|logits)\.weight$
 N_CLASSES = 1000  # of ImageNet: weights with a classifier of as many were not fitted on patients
 
 
+def _source(work_dir: Path, init: str) -> Run | Path:
+    """Return the run `init`, or else the file. Raises FileNotFoundError if there is neither."""
+    if paths.FILE_NAME.fullmatch(init) and (run := Run(work_dir, init)).path.exists():
+        return run
+    if not Path(init).is_file():
+        raise FileNotFoundError(f"--init {init}: neither a run in {work_dir / 'runs'} nor a file")
+    return Path(init)
+
+
 def find(work_dir: Path, init: str, k: int) -> Path | io.BytesIO:
     """Return the model that fold `k` starts from: that fold's of the run `init`, or the file or bundle `init`.
 
     Raises FileNotFoundError if it does not exist.
     """
-    if Path(init).is_file():
-        return _of_bundle(Path(init), k) if _is_bundle(Path(init)) else Path(init)
-    if paths.FILE_NAME.fullmatch(init) and (run := Run(work_dir, init)).begun:
-        if run.is_second_level:
-            raise ValueError(f"--init {init} is a second level, not a slice model: give another run")
-        if not (path := run.fold(k) / "model.pt").exists():
-            raise FileNotFoundError(f"--init {init}: {path} is missing: run {run.resume(k)}")
-        return path
-    raise FileNotFoundError(f"--init {init}: neither a run in {work_dir / 'runs'} nor a file")
+    source = _source(work_dir, init)
+    if isinstance(source, Path):
+        return _of_bundle(source, k) if _is_bundle(source) else source
+    if source.is_second_level:
+        raise ValueError(f"--init {init} is a second level, not a slice model: give another run")
+    if not (path := source.fold(k) / "model.pt").exists():
+        raise FileNotFoundError(f"--init {init}: {path} is missing: run {source.resume(k)}")
+    return path
 
 
 def _is_bundle(path: Path) -> bool:
@@ -60,11 +68,10 @@ def identity(work_dir: Path, init: str | None) -> str | None:
 
     Raises FileNotFoundError if it is neither.
     """
-    if init is None or (paths.FILE_NAME.fullmatch(init) and Run(work_dir, init).path.exists()):
-        return init
-    if not Path(init).is_file():
-        raise FileNotFoundError(f"--init {init}: neither a run in {work_dir / 'runs'} nor a file")
-    return storage.file_hash(Path(init))
+    if init is None:
+        return None
+    source = _source(work_dir, init)
+    return storage.file_hash(source) if isinstance(source, Path) else init
 
 
 def start(model: slice_model.SliceModel, source: Path | io.BytesIO, head: str, prevalence: np.ndarray) -> str:
@@ -119,27 +126,28 @@ def move_bias(model: slice_model.SliceModel, logits: np.ndarray, target: np.ndar
     return f"bias of the head moved by {found.min():+.2f} to {found.max():+.2f}, to {what}"
 
 
-def seen_by(work_dir: Path, weights: str, init: str | None, k: int) -> np.ndarray | None:
+def seen_by(work_dir: Path, arch: str, weights: str, init: str | None, k: int) -> np.ndarray | None:
     """Return the hashes of the patients on which the start of fold `k` was fitted; None if it does not say."""
     if init is not None:
         return slice_model.patients(find(work_dir, init, k))
-    if weights in ("none", "imagenet"):
+    path = None if weights == "none" else pretrained.local(arch, weights, work_dir / "weights")
+    if path is None or pretrained.LITE0_PACKAGE in path.parts:
         return np.empty(0, np.int64)
-    path = Path(weights)
     found = [len(value) for name, value in pretrained.read(path).items() if CLASSIFIER.search(name)]
     if max(found, default=0) >= N_CLASSES:
         return np.empty(0, np.int64)
     return None if path.suffix == ".safetensors" else slice_model.patients(path)
 
 
-def check(work_dir: Path, weights: str, init: str | None, held_out: dict[int, np.ndarray]) -> str:
+def check(work_dir: Path, arch: str, weights: str, init: str | None, held_out: dict[int, np.ndarray]) -> str:
     """Return a line if the start of a fold does not say on which patients it was fitted; empty if all do.
 
     `held_out` are the ids of the patients of each fold. Raises ValueError naming a fold whose start has seen them.
     """
     doubts = ""
     for k, patient_ids in held_out.items():
-        seen, source = seen_by(work_dir, weights, init, k), init or weights
+        seen = seen_by(work_dir, arch, weights, init, k)
+        source = init or pretrained.local(arch, weights, work_dir / "weights") or weights
         if seen is None:
             doubts = f"{source} does not say on which patients it was fitted"
         elif n := int(np.isin(slice_model.patient_hashes(patient_ids), seen).sum()):

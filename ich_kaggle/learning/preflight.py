@@ -66,7 +66,7 @@ def check_start(plan: tasks.Plan, project: Project, chosen: list[int]) -> str:
         source = initial_model.find(work_dir, task.init, k)
         initial_model.start(model, source, task.init_head, np.full(len(LABELS), 0.5))
     held_out = {k: project.slices.patient_id[project.fold == k].unique() for k in chosen}
-    return initial_model.check(work_dir, task.weights, task.init, held_out)
+    return initial_model.check(work_dir, plan.config.arch, task.weights, task.init, held_out)
 
 
 def check_shared_memory(per_slice: int, task: tasks.Task, workers: int) -> None:

@@ -37,7 +37,7 @@ def load(backbone: nn.Module, arch: str, source: str, folder: Path) -> str:
     """
     if source == "none":
         return "weights: from scratch"
-    path = _local(arch, source, folder)
+    path = local(arch, source, folder)
     if path is None:
         return fill(backbone, _download(arch, folder), f"timm's {arch}", arch)
     if LITE0_PACKAGE in path.parts:
@@ -47,11 +47,11 @@ def load(backbone: nn.Module, arch: str, source: str, folder: Path) -> str:
 
 def check(backbone: nn.Module, arch: str, source: str, folder: Path) -> None:
     """Raise the errors that `load` would raise, without a download: only their existence in the hub is checked."""
-    if source == "none" or _local(arch, source, folder) or _check_hub(arch, folder).is_cached:
+    if source == "none" or local(arch, source, folder) or _check_hub(arch, folder).is_cached:
         load(backbone, arch, source, folder)
 
 
-def _local(arch: str, source: str, folder: Path) -> Path | None:
+def local(arch: str, source: str, folder: Path) -> Path | None:
     """Return the file of the weights `source`, or None if they must come from the hub."""
     if source != "imagenet":
         return Path(source)

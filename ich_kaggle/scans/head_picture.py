@@ -49,11 +49,11 @@ def shows(words: np.ndarray, code: pixels.Encoding, spacing: float) -> tuple[boo
     step = head_crop.step_of(spacing)
     side, hu = step * spacing, pixels.hu_table(code)[words].astype(np.float32)
     tissue = _opened(head_crop.grid(hu, step) > head_crop.TISSUE, round(SHELL / side))
-    section = ndimage.binary_fill_holes(_largest(tissue))
+    section = ndimage.binary_fill_holes(head_crop.largest(tissue))
     bone = head_crop.grid(cv2.dilate(hu, np.ones((step, step))), step) > BONE  # thin bone lies between the samples
     closed = np.pad(bone & section, 8)
     closed = ndimage.binary_closing(closed, _disk(round(GAP / side)))
-    inside = _largest(ndimage.binary_fill_holes(closed))[8:-8, 8:-8]
+    inside = head_crop.largest(ndimage.binary_fill_holes(closed))[8:-8, 8:-8]
     is_ring = inside.sum() > 1.5 * (bone & inside).sum()  # filled, unlike a vertebra
     cm2 = (side / 10) ** 2
     area, share = inside.sum() * cm2, inside.sum() / max(1, section.sum())
@@ -69,8 +69,3 @@ def _disk(radius: int) -> np.ndarray:
 
 def _opened(image: np.ndarray, radius: int) -> np.ndarray:
     return ndimage.binary_opening(image, _disk(radius)) if radius else image
-
-
-def _largest(image: np.ndarray) -> np.ndarray:
-    pieces, n = ndimage.label(image)
-    return pieces == 1 + np.bincount(pieces.ravel())[1:].argmax() if n else image

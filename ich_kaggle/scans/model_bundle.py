@@ -76,6 +76,8 @@ def check(packed: dict, path: Path, again: str) -> None:
                 raise ValueError(f"{run} is not as its options say")
             before.append(run)
         _check_blend(packed)
+        if "thresholds" in packed:  # a kernel's dataset has none
+            _check_reading(packed)
     except (LookupError, TypeError, ValueError, AttributeError, StopIteration, RecursionError) as error:
         raise ValueError(f"{path}: what it lists does not fit together ({error!r}): {again}") from error
 
@@ -104,6 +106,22 @@ def _check_blend(packed: dict) -> None:
             raise ValueError("a number of the blend is none")
     if pipeline["space"] not in ("probability", "logit"):
         raise ValueError(f"the space is {pipeline['space']}")
+
+
+def _check_reading(packed: dict) -> None:
+    """Raise an error if a bundle lacks a number or a view that `scan` needs."""
+    from ich_kaggle.learning.augment import VIEWS  # imports torch, which takes seconds: for bundles only
+
+    if unknown := [views for views in packed["views"].values() if not all(view in VIEWS for view in list(views))]:
+        raise ValueError(f"the views are {unknown[0]}")
+    for level in ("slices", "studies_max"):
+        known = [packed["thresholds"][level][label] for label in LABELS]
+        if not known[0] or any(one.keys() != known[0].keys() for one in known):
+            raise ValueError(f"the labels have thresholds of different rules for {level}")
+        if not all(isinstance(value, int | float) for one in known for value in one.values()):
+            raise ValueError(f"a threshold for {level} is no number")
+    if np.array(packed["aggregate"], float).shape != (len(LABELS), 3) or not isinstance(packed["spacing"], int | float):
+        raise ValueError(f"the aggregate is {packed['aggregate']}, the spacing {packed['spacing']}")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ich_kaggle.dicom import frames, tags
 
 GZIP, ZIP = b"\x1f\x8b", b"PK\3\4"
 DEEPEST = 3  # zips in zips
-LARGEST_ZIP = 1 << 34  # bytes of a zip in a zip
+LARGEST_ZIP = 1 << 32  # bytes of a zip in a zip, which is held in memory
 TAR, ISO = slice(257, 262), slice(32769, 32774)  # bytes that hold "ustar", "CD001"
 ARCHIVES = {  # what a file begins with
     b"7z\xbc\xaf'": "a 7z archive: unpack it first",

@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 
 from ich_kaggle.common import provenance, runs, storage
-from ich_kaggle.learning import predictions
+from ich_kaggle.learning import predictions, slice_model
 from ich_kaggle.scans import model_bundle
 from ich_kaggle.scoring import blending, evaluation, nested_choice, study_level
 from ich_kaggle.second_level import smoothing
 
 SPACING = 5.0  # mm: usual between slices of a head
-FITTED_ON = "The model was fitted on phantoms and scored on phantoms; nothing is known of it on patients."
+PHANTOMS = "The model was fitted on phantoms and scored on phantoms; nothing is known of it on patients."
+FURTHER = "The model was fitted on patients, or may have been, then on phantoms, and scored on phantoms alone."
 
 
 def export(path: Path, model: Path, options: dict, held_out: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
@@ -27,10 +28,12 @@ def export(path: Path, model: Path, options: dict, held_out: tuple[np.ndarray, n
     smoothed = blending.raise_any(smoothing.smooth_labels(probability, position, study, widths))
     data = nested_choice.prepare(target, [smoothed], np.zeros(len(study), int), study)
     of_studies = study_level.of_studies(study, target, smoothed)
+    seen = slice_model.patients(model)
+    fitted_on = PHANTOMS if seen is not None and len(seen) == 0 else FURTHER
     name, asked = path.stem, evaluation.Asked()
     level, made_with = f"smooth-{name}", {"versions": runs.versions(), "commit": provenance.git_commit()}
     entry = {"fold": 0, "file": f"{name}.fold0.pt", "hash": storage.file_hash(model)}
-    packed = model_bundle.head(FITTED_ON) | {"ensemble": name, "runs": {level: 1.0}, "spacing": SPACING}
+    packed = model_bundle.head(fitted_on) | {"ensemble": name, "runs": {level: 1.0}, "spacing": SPACING}
     packed["models"] = {name: [entry], level: [{"fold": 0, "widths": widths.tolist(), "reads": {}}]}
     packed["options"] = {name: options, level: {"model": "smooth", "on": [name], "features": "oof"}}
     packed["pictures"] = {name: {"size": options["cache_size"], "crop": "none"}}

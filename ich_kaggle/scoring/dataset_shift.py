@@ -9,19 +9,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ich_kaggle.common import paths, storage
+from ich_kaggle.common import paths
 from ich_kaggle.common.labels import LABELS
-from ich_kaggle.dicom import png
+from ich_kaggle.common.project import Project
+from ich_kaggle.dicom import picture_cache, png
 
 HEADER = ("tilt", "rows", "columns", "row_spacing", "column_spacing")
 FEWEST = 10  # patients of each split needed in each half
 LEVEL = 0.05
+PREDICTED = "predicted "  # before a label: the name of a feature
 
 
-def find_cache(work_dir: Path) -> Path | None:
-    """Return the folder of the smallest complete cache, or None."""
-    states = sorted(paths.cache(work_dir, "any").parent.glob("*/cache.json"), key=lambda path: (len(str(path)), path))
-    return next((path.parent for path in states if "n_slices" in storage.read_json(path)), None)
+def smallest_cache(project: Project) -> Path | None:
+    """Return the folder of the complete cache with the fewest px, uncropped first, or None."""
+    whole = picture_cache.whole(project)
+    return min(whole, key=lambda one: (whole[one]["image_size"], whole[one]["crop"] != "none"), default=None)
 
 
 def features(table: pd.DataFrame, probability: np.ndarray, cache_dir: Path | None) -> pd.DataFrame:
@@ -31,7 +33,7 @@ def features(table: pd.DataFrame, probability: np.ndarray, cache_dir: Path | Non
     """
     keys = ["split", "patient_id", "study_id"]
     known = table[[*keys, "position", *(column for column in HEADER if column in table)]].copy()
-    known[[f"mean {label}" for label in LABELS]] = probability
+    known[[f"{PREDICTED}{label}" for label in LABELS]] = probability
     grouped = known.groupby(keys)
     out = grouped.mean().drop(columns="position")
     out.insert(0, "slices", grouped.size())

@@ -86,10 +86,16 @@ def read_ensemble(project: Project, name: str, wanted: list[int] | None) -> Pred
 
 
 def nested(project: Project, name: str, folds: list[int]) -> np.ndarray:
-    """Return the nested predictions of an ensemble: float32 (n_train, 6), NaN outside of `folds`."""
+    """Return the nested predictions of an ensemble: float32 (n_train, 6), NaN outside of `folds`.
+
+    Raises ValueError if it has none of them.
+    """
     path = storage.require(paths.ensemble(project.work_dir, name) / "nested.parquet", f"--name {name}")
     probability = tables.read_predictions(path, project.slices.slice_id[project.is_train].to_numpy(), partial=True)
     is_wanted = np.isin(project.fold[project.is_train], folds)
+    if np.isnan(probability[is_wanted, 0]).all():
+        asked = ", ".join(map(str, folds))
+        raise ValueError(f"{path} has no predictions of fold {asked}: train more folds, or choose another --fold")
     return blending.raise_any(np.where(is_wanted[:, None], probability, np.float32(np.nan)))
 
 
@@ -217,10 +223,11 @@ def show_shift(project: Project, found: Predictions, seed: int) -> None:
     """Write and print the differences between test and training studies."""
     probability, path = with_test(project, found), found.folder / "evaluation" / "shift.json"
     known = ~np.isnan(probability[:, 0])
-    of_study = dataset_shift.features(
-        project.slices[known], probability[known], dataset_shift.find_cache(project.work_dir)
-    )
-    test, rows = dataset_shift.two_sample(of_study, seed), dataset_shift.differences(of_study)
+    cache_dir = dataset_shift.smallest_cache(project)
+    of_study = dataset_shift.features(project.slices[known], probability[known], cache_dir)
+    # Predictions of test slices are means over folds, those of training slices of one: a classifier sees that.
+    scans = of_study[[name for name in of_study if not name.startswith(dataset_shift.PREDICTED)]]
+    test, rows = dataset_shift.two_sample(scans, seed), dataset_shift.differences(of_study)
     storage.write_json(path, plain({**test, "features": rows, "seed": seed}))
     cli.say(f"{path}\n{dataset_shift.describe(test, rows)}")
 

@@ -84,8 +84,10 @@ def adopt(path: Path, train: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"{path}: row {empty[0] + 2} has no fold")
     of_patient = dict(zip(train.patient_id, train.patient_id, strict=True))
     patient_of = of_patient | dict(zip(train.slice_id, train.patient_id, strict=True))
-    columns = [given[column].str.extract(r"(ID_[0-9a-f]+)", expand=False) for column in given if column != "fold"]
-    patient = max((column.map(patient_of) for column in columns), key=lambda found: found.notna().sum())
+    columns = [given[column].str.strip() for column in given if column != "fold"]
+    # An id may be part of a file's name, or of a row of the competition's tables.
+    inside = [column.where(column.isin(patient_of), column.str.extract(r"(ID_[0-9a-f]+)")[0]) for column in columns]
+    patient = max((column.map(patient_of) for column in inside), key=lambda found: found.notna().sum())
     known = pd.DataFrame({"patient_id": patient, "fold": given.fold})[patient.notna()].drop_duplicates()
     if known.empty:
         raise ValueError(f"{path}: it has no id of a training patient or slice")

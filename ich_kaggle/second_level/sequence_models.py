@@ -203,7 +203,6 @@ def load(
         for model, weights in zip(models, content["weights"], strict=True):
             model.load_state_dict(weights)
     except Exception as error:  # damaged bytes raise errors of every type
-        kind, again = type(error).__name__, "remove it and run python -m ich_kaggle.sequence"
-        raise ValueError(f"{path}: not a whole sequence model ({kind}): {again}") from error
+        raise ValueError(storage.not_whole(path, "sequence model", error, "sequence")) from error
     storage.same_settings(path, found, reads, remedy)
     return [model.to(device).eval() for model in models]

@@ -14,7 +14,7 @@ from ich_kaggle.common.labels import ANY, LABELS
 from ich_kaggle.synthetic import patients
 from ich_kaggle.synthetic.patients import Settings
 
-SETTINGS, TRUTH = "phantom.json", "truth.parquet"
+SETTINGS, TRUTH = paths.PHANTOM, "truth.parquet"
 
 
 def make(out: Path, settings: Settings, *, workers: int = 1, overwrite: bool = False) -> None:
@@ -48,8 +48,13 @@ def _exists(out: Path, wanted: dict, overwrite: bool) -> bool:
         if out.exists() and not (out.is_dir() and all(f.name.startswith(f".{SETTINGS}.") for f in out.iterdir())):
             raise FileExistsError(f"{out} exists and is no phantom: give another --out")
         return False
-    found = {"zip": True} if overwrite else storage.read_json(mark)  # a damaged mark is overwritten too
-    if "n_slices" in found:
+    try:
+        found = storage.read_json(mark)
+    except ValueError:
+        if not overwrite:
+            raise
+        found = {}  # it does not say that the zip is its own
+    if "n_slices" in found and not overwrite:
         found = {"variety": "plain"} | found  # older ones do not say it
         storage.same_settings(mark, found, wanted, "give another --out, or --overwrite")
         return True

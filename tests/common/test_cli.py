@@ -32,7 +32,7 @@ def test_a_recipe_sets_defaults_and_the_run_name_and_a_flag_wins_over_it(parser,
     "text, message",
     [
         ("learning_rate = 1", "mine.toml: unrecognized arguments: --learning_rate=1"),
-        ('lr = "fast"', "mine.toml: argument --lr: invalid float value: 'fast'"),
+        ('lr = "fast"', "mine.toml: argument --lr: 'fast' is no number"),
         ("overwrite = 1", "mine.toml: argument --overwrite: ignored explicit argument '1'"),
         ("debug = true", "mine.toml: a recipe cannot set debug = True"),
         ("lr = ", "not a TOML recipe"),
@@ -126,7 +126,7 @@ def test_the_usage_line_can_be_typed(module):
         (["--batch-size", "0"], "argument --batch-size: 0 is not 1 or more"),
         (["--folds", "1"], "argument --folds: 1 is not 2 or more"),
         (["--image-size", "-3"], "argument --image-size: -3 is not 8 to 4096"),
-        (["--epochs", "x"], "argument --epochs: invalid int value: 'x'"),
+        (["--epochs", "x"], "argument --epochs: 'x' is no whole number"),
     ],
 )
 def test_a_number_that_cannot_be_is_refused_with_those_that_can(capsys, flags, told):

@@ -100,6 +100,29 @@ def test_a_folder_is_replaced_by_the_command_that_made_it(tmp_path, gone):
     assert (tmp_path / "page").stat().st_mode & 0o777 == 0o700  # pages may hold patients' ids
 
 
+def test_a_process_killed_between_the_renames_loses_nothing(tmp_path, monkeypatch):
+    folder, rename = tmp_path / "page", Path.rename
+
+    def killed(path: Path, target: Path) -> None:
+        if target == folder:
+            raise KeyboardInterrupt
+        rename(path, target)
+
+    with storage.replacing(folder, "report") as new:
+        (new / "first").touch()
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", killed)
+        with storage.replacing(folder, "report") as new:
+            (new / "second").touch()
+    assert not folder.exists()
+    with pytest.raises(RuntimeError), storage.replacing(folder, "report"):
+        raise RuntimeError  # the next attempt fails as well
+    assert (folder / "first").exists()
+    with storage.replacing(folder, "report") as new:
+        (new / "third").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["page"] and (folder / "third").exists()
+
+
 @pytest.mark.parametrize("made", ["by hand", "by another command", "a file", "a link to nothing"])
 def test_a_folder_that_the_command_did_not_make_is_refused_and_left_alone(tmp_path, made):
     folder = tmp_path / "docs"

@@ -1,3 +1,4 @@
+import io
 import zipfile
 
 import numpy as np
@@ -23,6 +24,16 @@ def path(tmp_path, request):
 
 def test_every_member_is_read_by_its_offset_as_zipfile_reads_it(path):
     members = zip_reader.directory(path)
+    assert {name: zip_reader.read(path, member) for name, member in members.items()} == CONTENT
+
+
+def test_a_member_that_one_call_does_not_read_whole_is_read_on(path, monkeypatch):
+    class Short(io.FileIO):  # as the system for more than 2 GB
+        def read(self, size: int = -1) -> bytes:
+            return super().read(min(size, 1000))
+
+    members = zip_reader.directory(path)
+    monkeypatch.setattr(zip_reader.Path, "open", lambda path, *_, **__: Short(path))
     assert {name: zip_reader.read(path, member) for name, member in members.items()} == CONTENT
 
 

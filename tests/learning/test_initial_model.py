@@ -1,6 +1,7 @@
 """The start of a fold from another model: its weights and head, and no patient that it will be scored on."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,7 +140,22 @@ def test_scores_after_a_start_of_unknown_origin_are_marked_wherever_they_are_sho
 
 def test_weights_with_a_classifier_of_imagenet_have_seen_no_patient(work, tmp_path):
     torch.save({**model(work, "a").backbone.state_dict(), "fc.weight": torch.zeros(1000, 4)}, tmp_path / "x.pth")
-    assert len(initial_model.seen_by(work, str(tmp_path / "x.pth"), None, 0)) == 0
+    assert len(initial_model.seen_by(work, "test_resnet", str(tmp_path / "x.pth"), None, 0)) == 0
+
+
+def test_weights_in_the_place_of_imagenets_are_looked_at_too(work):
+    assert len(initial_model.seen_by(work, "test_resnet", "imagenet", None, 0)) == 0  # of the hub
+    path = work / "weights" / "test_resnet.pth"
+    path.parent.mkdir()
+    torch.save({**model(work, "a").backbone.state_dict(), "fc.weight": torch.zeros(6, 4)}, path)
+    assert initial_model.seen_by(work, "test_resnet", "imagenet", None, 0) is None
+
+
+def test_a_run_goes_before_a_file_of_the_same_name(work, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a").write_bytes(b"of another project")
+    assert initial_model.find(work, "a", 0) == paths.fold(work, "a", 0) / "model.pt"
+    assert initial_model.identity(work, "a") == "a"
 
 
 @pytest.mark.parametrize(

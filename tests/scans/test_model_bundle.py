@@ -228,6 +228,13 @@ def test_a_missing_member_is_named(bundle, tmp_path):
         (("thresholds", "slices", "any", "f1"), 2, "f1 is 2, not 0 to 1"),
         (("aggregate", 0, 0), float("nan"), "aggregate is nan, not -1e\\+06 to 1e\\+06"),
         (("views", "a"), ["identity"] * 1000, "a is not as its options say"),
+        (("views", "a"), ["upside down"], "the views are .*upside down"),
+        (("views", "a"), "identity", "the views are identity"),
+        (("spacing",), None, "the spacing None"),
+        (("aggregate",), [[0.0, 1.0, 0.0]], "the aggregate is"),
+        (("thresholds", "studies_max", "any"), {}, "thresholds of different rules for studies_max"),
+        (("thresholds", "slices", "any", "f1"), None, "a threshold for slices is no number"),
+        (("thresholds", "slices"), {}, "KeyError"),
     ],
 )
 def test_a_number_out_of_bounds_is_named(bundle, keys, value, message):

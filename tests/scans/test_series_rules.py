@@ -165,3 +165,24 @@ def test_a_vague_part_is_settled_by_the_nearest_description_that_tells(part):
     assert settled() == settled("5MM", "", "CT HEAD AND NECK") == (False, "")
     assert settled("5MM", "Routine Head", "CT CHEST") == (True, "")
     assert settled("HELICAL CHEST 5MM", "HEAD") == (False, "SeriesDescription is HELICAL CHEST 5MM: not a head")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Computertomographie", "Computerised Tomography", "Notfallabteilung", "INCIDENTAL FINDING", "Fall, betrunken"],
+)
+def test_words_that_hold_the_name_of_an_organ_say_nothing(text):
+    assert series_rules.body_part("", {"StudyDescription": text}) == (False, "")
+    assert series_rules.sharpness("", text) == series_rules.UNKNOWN
+
+
+@pytest.mark.parametrize("text", ["CT UTERUS", "LUNGE nativ", "Thorax Lunge", "CT DENTAL", "OVARIAN", "CT NIERE"])
+def test_organs_are_still_no_heads(text):
+    assert series_rules.body_part("", {"StudyDescription": text}) == (False, f"StudyDescription is {text}: not a head")
+
+
+@pytest.mark.parametrize(
+    "text, is_told", [("CT HEAD PERFORMED AT OSH", False), ("CT PERF HEAD", True), ("PERFUSIE", True)]
+)
+def test_perfusion_is_contrast_and_performed_is_not(text, is_told):
+    assert bool(series_rules.contrast("", {"StudyDescription": text})) == is_told

@@ -24,3 +24,7 @@ def test_the_bundle_smooths_by_widths_that_lower_the_loss_of_the_given_slices(tm
     expected = smoothing.smooth_labels(probability, position, study, np.array(level["widths"]))
     assert min(level["widths"]) > 0 and np.allclose(smoothed, blending.raise_any(expected))
     assert torch.load(tmp_path / "model.pt", weights_only=True) and packed["runs"] == {"smooth-p": 1.0}
+    assert packed["intended_use"].endswith(single_model.PHANTOMS)
+    slice_model.save(tmp_path / "model.pt", model, slice_model.patient_hashes(["one"]))  # started from such a model
+    single_model.export(tmp_path / "q.zip", tmp_path / "model.pt", {"cache_size": 32}, held_out)
+    assert model_bundle.read(tmp_path / "q.zip").packed["intended_use"].endswith(single_model.FURTHER)

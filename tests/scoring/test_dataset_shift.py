@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 
 from ich_kaggle.common import paths, storage
+from ich_kaggle.common.project import Project
 from ich_kaggle.dicom import png
 from ich_kaggle.scoring import dataset_shift
 
@@ -78,12 +79,21 @@ def test_holms_p_values_are_never_below_the_raw_ones_and_keep_their_order():
     assert adjusted == sorted(adjusted) and max(adjusted) <= 1
 
 
-def test_only_a_whole_cache_is_used(tmp_path):
-    assert dataset_shift.find_cache(tmp_path) is None
-    storage.write_json(paths.cache(tmp_path, "256") / "cache.json", {"image_size": 256})
-    assert dataset_shift.find_cache(tmp_path) is None
-    storage.write_json(paths.cache(tmp_path, "256") / "cache.json", {"image_size": 256, "n_slices": 3})
-    assert dataset_shift.find_cache(tmp_path) == paths.cache(tmp_path, "256")
+def test_the_smallest_whole_cache_of_these_slices_is_used(work):
+    project, whole = Project(None, work), paths.cache(work, "64")
+    state = storage.read_json(whole / "cache.json")
+    others = {
+        "32": {"image_size": 32, "n_slices": None},  # not finished
+        "48": {"image_size": 48, "slices": "0" * 12},  # of other slices
+        "256": {"image_size": 256},
+    }
+    for name, other in others.items():
+        storage.write_json(paths.cache(work, name) / "cache.json", state | other)
+    assert dataset_shift.smallest_cache(project) == whole
+    (whole / "cache.json").unlink()
+    assert dataset_shift.smallest_cache(project) == paths.cache(work, "256")
+    (paths.cache(work, "256") / "cache.json").unlink()
+    assert dataset_shift.smallest_cache(project) is None
 
 
 @pytest.mark.parametrize("column", ["tilt", "rows"])
