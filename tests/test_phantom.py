@@ -280,9 +280,13 @@ def test_a_zip_that_the_phantom_did_not_write_is_never_touched(tmp_path):
     make(out, patients=3, overwrite=True)
     (out / "phantom.json").write_text("damaged")
     make(out, patients=2, overwrite=True)
-    with pytest.raises(FileExistsError, match=r"data.zip exists already: give another --out"):
+    with pytest.raises(FileExistsError, match=r"data.zip exists already: remove it, or give another --out"):
         make(out, patients=2, zip=True, overwrite=True)
     assert archive.read_text() == "a download of hours"
+    archive.unlink()
+    make(out, patients=2, zip=True, overwrite=True)
+    make(out, patients=2, overwrite=True)
+    assert not archive.exists()  # its own
 
 
 def test_an_interrupted_phantom_does_not_look_finished_and_is_made_anew(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from ich_kaggle.synthetic import patients
 from ich_kaggle.synthetic.patients import Settings
 
 SETTINGS, TRUTH = paths.PHANTOM, "truth.parquet"
+COMMENT = b"a phantom of ich_kaggle"  # in its zip, which lies where the competition's might
 
 
 def make(out: Path, settings: Settings, *, workers: int = 1, overwrite: bool = False) -> None:
@@ -28,7 +29,7 @@ def make(out: Path, settings: Settings, *, workers: int = 1, overwrite: bool = F
             cli.say(f"{out}{cli.THERE}")
             return
         if settings.zip and zip_of(out).exists():
-            raise FileExistsError(f"{zip_of(out)} exists already: give another --out")
+            raise FileExistsError(f"{zip_of(out)} exists already: remove it, or give another --out")
         storage.write_json(out / SETTINGS, wanted)  # without n_slices: begun, not finished
         planned = patients.plan(settings)
         made = Parallel(workers, return_as="generator")(delayed(patients.write)(p, settings, out) for p in planned)
@@ -48,18 +49,13 @@ def _exists(out: Path, wanted: dict, overwrite: bool) -> bool:
         if out.exists() and not (out.is_dir() and all(f.name.startswith(f".{SETTINGS}.") for f in out.iterdir())):
             raise FileExistsError(f"{out} exists and is no phantom: give another --out")
         return False
-    try:
-        found = storage.read_json(mark)
-    except ValueError:
-        if not overwrite:
-            raise
-        found = {}  # it does not say that the zip is its own
-    if "n_slices" in found and not overwrite:
+    found = {} if overwrite else storage.read_json(mark)  # a damaged mark is overwritten too
+    if "n_slices" in found:
         found = {"variety": "plain"} | found  # older ones do not say it
         storage.same_settings(mark, found, wanted, "give another --out, or --overwrite")
         return True
-    if found.get("zip"):
-        zip_of(out).unlink(missing_ok=True)
+    if _is_own(zip_of(out)):
+        zip_of(out).unlink()
     shutil.rmtree(out)
     return False
 
@@ -84,11 +80,20 @@ def zip_of(out: Path) -> Path:
     return out.with_name(out.name + ".zip")
 
 
+def _is_own(path: Path) -> bool:
+    """Return whether `path` is the zip of a phantom, not the competition's."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return archive.comment == COMMENT
+
+
 def _write_zip(out: Path) -> None:
     """Write `out` as a zip in the layout of Kaggle's download: the same bytes for the same files."""
     slices = [f for split in paths.SPLITS for f in sorted((out / f"stage_2_{split}").iterdir())]
     files = [out / paths.SAMPLE_CSV, out / paths.TRAIN_CSV, *slices]
     with storage.writing(zip_of(out)) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.comment = COMMENT
         for file in cli.progress(files, len(files), "zip", " files"):
             info = zipfile.ZipInfo(f"{paths.SLUG}/{file.relative_to(out).as_posix()}", (2019, 11, 4, 0, 0, 0))
             info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
