@@ -265,10 +265,7 @@ def fold(work_dir: str | Path, run_name: str, k: int) -> Path:
 
 
 def folds_of(folder: Path) -> dict[int, Path]:
-    """Return the folders of the folds of a run by number, in order; folders with other names, as copies, do not count.
-
-    `folder` is that of the run.
-    """
+    """Return the folders of the folds of the run in `folder`, by number; others, such as copies, do not count."""
     folders = folder.glob("fold*")
     return dict(sorted((int(one.name[4:]), one) for one in folders if one.name[4:].isdecimal()))
 
