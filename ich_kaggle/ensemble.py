@@ -26,6 +26,7 @@ from ich_kaggle.scoring import ensembling, patient_folds
 
 def ensemble(project: Project, *, export: Path | None, runs: list[str] | None, overwrite: bool, **options) -> None:
     if export is None:
+        project.need_runs()
         patient_folds.ensure(project)
         ensembling.blend_runs(project, runs, overwrite=overwrite, predict=on_demand.predict, **options)
         if runs and (others := [run.name for run in project.runs() if run.finished and run.name not in runs]):

@@ -46,6 +46,8 @@ def evaluate(
 ) -> None:
     asked = evaluation.Asked(**options)
     asked.check()
+    if name is None:
+        project.need_runs()
     patient_folds.ensure(project)
     if name is not None:
         ensembling.refresh(project, name, on_demand.predict)

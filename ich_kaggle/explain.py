@@ -16,6 +16,7 @@ from ich_kaggle.scoring import patient_folds
 
 
 def explain(project: Project, *, run: str | None, fold: list[int] | None, method: str, **how) -> None:
+    project.need_runs()
     patient_folds.ensure(project)
     this = project.run(run or project.only_run())
     chosen = project.finished(this, fold)

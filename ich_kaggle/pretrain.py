@@ -19,6 +19,7 @@ import numpy as np
 from scipy.special import expit
 
 from ich_kaggle.common import cli, locks, metric, paths, storage
+from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.learning import (
     devices,
@@ -26,11 +27,12 @@ from ich_kaggle.learning import (
     fit,
     inference,
     initial_model,
+    preflight,
     slice_model,
     tasks,
     training_options,
 )
-from ich_kaggle.scans import single_model
+from ich_kaggle.scans import model_bundle, single_model
 
 EPOCH = 20_000  # slices between two scores
 N_VALID = 64  # studies that score the model, and fit the smoothing along z
@@ -94,8 +96,14 @@ def command(*, arch: str | None, slices: int, name: str | None, run: str | None 
         if done.exists() and any((folder / name).exists() for name in ("state.pt", "model.pt")):
             storage.same_settings(done, storage.read_json(done), settings, OTHER.format(folder))
         if bundle_of(folder).exists():
+            model_bundle.read(bundle_of(folder))
             cli.say(f"{bundle_of(folder)}{cli.THERE}")
             return
+        preflight.check(plan, device, project)
+        if plan.task.init is not None:
+            source = initial_model.find(project.work_dir, plan.task.init, 0)
+            blank = slice_model.SliceModel(plan.config)
+            initial_model.start(blank, source, plan.task.init_head, np.full(len(LABELS), 0.5))
         storage.write_json(done, settings)
         pretrain(project, folder, settings, plan, device, every)
 

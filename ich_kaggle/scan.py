@@ -9,7 +9,7 @@ Links to folders are followed, each folder once, also where they lead out of the
 StudyInstanceUID name several patients, each patient's are a study of their own: `UID, patient 1`, numbered in the order
 of the PatientIDs. These are not written themselves, but the names of files are.
 
-Reads:   the folder, zip or file of --dicom, and the bundle that `python -m ich_kaggle.ensemble --export` wrote
+Reads:   the folder, zip or file of --dicom, and a bundle: of `ensemble --export`, or work/pretrained/<name>.zip
 Writes:  predictions/  slices.csv, studies.csv (per study the maximum and the aggregate of its slices),
          predictions.json (everything, with its intended use; written last); with --report also report/index.html,
          which shows the slices with their predictions in any browser, offline
@@ -27,7 +27,9 @@ def build_parser():
     parser = cli.command(__doc__, "--device", "--workers", "--overwrite")
     add = parser.add_argument
     add("--dicom", dest="path", type=Path, metavar="PATH", required=True, help="folder, zip or file of DICOM")
-    add("--models", dest="bundle", type=Path, metavar="FILE", required=True, help="bundle of an exported ensemble")
+    add(
+        "--models", dest="bundle", type=Path, metavar="FILE", required=True, help="bundle of an ensemble or of pretrain"
+    )
     add("--out", type=Path, default=Path("predictions"), help="folder of the predictions")
     add("--threshold-rule", dest="rule", default="f1", help="rule of the thresholds, one of those in the bundle")
     add("--series", nargs="+", default=[], metavar="UID", help="series to read in their studies, whatever their part")

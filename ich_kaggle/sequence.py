@@ -58,6 +58,7 @@ def sequence(
     options = {"model": model, "on": on, "features": features} | {key: flags[key] for key in SETTINGS[model]}
     if model in sequence_models.KINDS:
         options["augment"] = asdict(series_dataset.SeriesAugment())
+    project.need_runs()
     patient_folds.ensure(project)
     read = [project.run(one) for one in on]
     fold_fitting.fit_second_level(project, name, read, options, fold, device=device, overwrite=overwrite)

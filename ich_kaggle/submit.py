@@ -27,6 +27,7 @@ def blend(project: Project, name: str | None, run: str | None, fold: list[int] |
     The ensemble `name` is blended anew, with its own settings, if the predictions of its runs have changed.
     """
     if name is None:
+        project.need_runs()
         patient_folds.ensure(project)
         return ensembling.blend_runs(project, None if run is None else [run], fold=fold, predict=on_demand.predict)
     if fold is not None:

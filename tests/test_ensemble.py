@@ -180,16 +180,16 @@ def test_a_run_whose_rows_are_missing_is_named(work_dir, file):
     assert not (folder_of(work_dir) / "weights.json").exists()
 
 
-def test_a_run_that_is_asked_for_and_has_no_fold_is_named_with_the_command_that_makes_one(work_dir):
+def test_a_run_that_is_asked_for_and_has_no_fold_is_named_with_those_that_have(work_dir):
     for k in range(3):
         shutil.rmtree(paths.fold(work_dir, "noisy", k))
-    with pytest.raises(SystemExit, match="no finished fold: run python -m ich_kaggle.train --run noisy --fold 0"):
+    with pytest.raises(SystemExit, match="runs/noisy: no such run: there are fine"):
         run(work_dir, "--runs", "fine", "noisy")
 
 
 def test_without_runs_there_is_nothing_to_blend(work_dir):
     shutil.rmtree(work_dir / "runs")
-    with pytest.raises(SystemExit, match="no run to blend: run python -m ich_kaggle.train"):
+    with pytest.raises(SystemExit, match="no run to read: run python -m ich_kaggle.train"):
         run(work_dir)
 
 

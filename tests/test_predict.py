@@ -93,3 +93,17 @@ def test_a_fold_without_a_model_is_named_with_the_command_that_makes_it(trained)
 def test_a_model_fitted_on_other_folds_is_refused(trained):
     folds.main(["--work-dir", str(trained), "--folds", "3", "--seed", "1", "--workers", "1", "--overwrite"])
     assert "made with folds" in refused(trained)
+
+
+def test_a_work_folder_without_runs_is_refused_before_anything_is_made(trained, tmp_path):
+    run(trained)
+    with pytest.raises(
+        SystemExit, match="typo: no run to read: run python -m ich_kaggle.train --fold 0, or give another"
+    ):
+        predict.main(["--work-dir", str(tmp_path / "typo")])
+    assert not (tmp_path / "typo" / "slices.parquet").exists()
+
+
+def test_a_misspelt_run_is_named_with_those_that_exist(trained):
+    with pytest.raises(SystemExit, match=r"runs/aa: no such run: there are a$"):
+        predict.main(["--work-dir", str(trained), "--run", "aa"])

@@ -12,7 +12,7 @@ import pytest
 from ich_kaggle import scan
 from ich_kaggle.common import storage, tables
 from ich_kaggle.common.labels import LABELS
-from ich_kaggle.scans import chosen_series, results
+from ich_kaggle.scans import chosen_series, reader, results
 
 FILES = ("predictions.json", "slices.csv", "studies.csv")
 
@@ -325,3 +325,11 @@ def test_seven_encodings_of_one_slice_are_one_slice(real_data, model, tmp_path):
         pd.testing.assert_frame_equal(one.drop(columns="file"), found["RLELossless.dcm"].drop(columns="file"))
     run(folder, model, tmp_path / "all", anything)
     assert len(story(tmp_path / "all")["passed_over"]) == 6
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(reader.model_bundle, "read", None)  # nothing may be read before
+    for place in ("file", "file/inside"):
+        with pytest.raises(OSError, match=r"file: can't be written to \(.*\): give another --out"):
+            reader.predict(tmp_path, tmp_path / "bundle.zip", tmp_path / place, rule="f1", wanted=None)

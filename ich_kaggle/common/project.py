@@ -88,6 +88,13 @@ class Project:
         """Return the runs that exist, by name, those without a finished fold as well."""
         return [self.run(name) for name in paths.run_names(self.work_dir)]
 
+    def need_runs(self) -> None:
+        """Raise FileNotFoundError if there is no run: before slice table and folds are made for it."""
+        if not self.runs():
+            raise FileNotFoundError(
+                f"{self.work_dir}: no run to read: run python -m ich_kaggle.train --fold 0, or give another --work-dir"
+            )
+
     def only_run(self) -> str:
         """Return the name of the one slice model that exists. Raises ValueError naming several, or the lack of one."""
         names = [run.name for run in self.runs() if run.finished and not run.is_second_level]
@@ -104,6 +111,8 @@ class Project:
         chosen = self.chosen(wanted)
         found = [k for k in chosen if k in run.finished]
         if not found or (wanted is not None and found != chosen):
+            if not run.begun and (names := [one.name for one in self.runs() if one.begun]):
+                raise FileNotFoundError(f"{run.folder}: no such run: there are {', '.join(names)}")
             lacking = next(k for k in chosen if k not in found)
             what = "no finished fold" if wanted is None else f"fold {lacking} is not finished"
             raise FileNotFoundError(f"{run.folder}: {what}: run {run.resume(lacking)}")

@@ -163,11 +163,11 @@ def reading(path: Path | BinaryIO, advice: str = "") -> Iterator[None]:
         raise ValueError(f"{path}: damaged ({cli.printable(reason, 200)}): {advice}") from error
 
 
-def not_whole(path: Path | BinaryIO, what: str, error: Exception, command: str) -> str:
-    """Return a line on the `error` of loading `path`: a file that `command` writes, or a member of a bundle."""
+def not_whole(path: Path | BinaryIO, what: str, error: Exception) -> str:
+    """Return a line on the `error` of loading `path`: a file of the work folder, or a member of a bundle."""
     reason = cli.printable(f"{type(error).__name__} {error}".strip().partition("\n")[0], 200)
     if isinstance(path, Path):
-        return f"{path}: not a whole {what} ({reason}): remove it and run python -m ich_kaggle.{command}"
+        return f"{path}: not a whole {what} ({reason}): {remedy(path)}"
     return f"a {what} of the bundle can't be loaded ({reason}): get it again, or another version of timm"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from ich_kaggle.common import windows
+from ich_kaggle.common import cli, windows
 from ich_kaggle.learning import augment, datasets, neighbours
 from ich_kaggle.learning.slice_model import SliceConfig
 from ich_kaggle.synthetic import studies
@@ -72,5 +72,6 @@ def validation(
 ) -> DataLoader:
     """Return a loader of `n_studies` studies that no training draws, held in memory, the tensors of its dataset."""
     dataset = PhantomStudies(config, augment.NONE, seed, VALID, variety)
-    drawn = joined(list(datasets.in_processes(dataset, datasets.Batches(n_studies, 1), workers, joined)))
-    return DataLoader(TensorDataset(*drawn), batch_size=8 * PER_STUDY)
+    drawn = datasets.in_processes(dataset, datasets.Batches(n_studies, 1), workers, joined)
+    whole = joined(list(cli.progress(drawn, n_studies, "draw phantoms to score", " studies")))
+    return DataLoader(TensorDataset(*whole), batch_size=8 * PER_STUDY)

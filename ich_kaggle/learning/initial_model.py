@@ -28,7 +28,8 @@ def _source(work_dir: Path, init: str) -> Run | Path:
     if paths.FILE_NAME.fullmatch(init) and (run := Run(work_dir, init)).path.exists():
         return run
     if not Path(init).is_file():
-        raise FileNotFoundError(f"--init {init}: neither a run in {work_dir / 'runs'} nor a file")
+        moved = "a run that began with it is resumed with --init and its new path"
+        raise FileNotFoundError(f"--init {init}: neither a run in {work_dir / 'runs'} nor a file ({moved})")
     return Path(init)
 
 
@@ -60,7 +61,9 @@ def _of_bundle(path: Path, k: int) -> io.BytesIO:
         content = bundle.read(found[0]) if len(found) == 1 else None
     if content is None:
         raise ValueError(f"--init {path}: it has {len(found)} slice models of fold {k}, not one: give a model file")
-    return io.BytesIO(content)
+    found = io.BytesIO(content)
+    found.name = str(path)
+    return found
 
 
 def identity(work_dir: Path, init: str | None) -> str | None:
@@ -79,13 +82,18 @@ def start(model: slice_model.SliceModel, source: Path | io.BytesIO, head: str, p
 
     Returns a line on the loaded weights. Raises ValueError listing weights that do not fit.
     """
-    name = str(source) if isinstance(source, Path) else "the bundle"
+    name = str(source) if isinstance(source, Path) else source.name
     try:
         other = slice_model.load(source)
     except ValueError as error:
         wanted = "give a run, a model.pt or a bundle (weights alone: --weights)"
         raise ValueError(f"--init: {name} is not a slice model ({type(error.__cause__).__name__}): {wanted}") from error
-    line = pretrained.fill(model.backbone, other.backbone.state_dict(), name, model.config.arch)
+    try:
+        line = pretrained.fill(model.backbone, other.backbone.state_dict(), name, model.config.arch).partition(";")[0]
+    except ValueError as error:
+        if (arch := other.config.arch) == model.config.arch:
+            raise
+        raise ValueError(f"--init {name} holds {arch}, not {model.config.arch}: give --arch {arch}") from error
     if head == "new":
         slice_model.start_at_prevalence(model, prevalence)
         return f"{line}; the head is new"

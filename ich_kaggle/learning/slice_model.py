@@ -235,5 +235,5 @@ def load(path: Path | BinaryIO, device: torch.device | str = "cpu") -> SliceMode
         model = SliceModel(SliceConfig(**config))
         model.load_state_dict(content["weights"])
     except Exception as error:  # damaged bytes raise errors of every type
-        raise ValueError(storage.not_whole(path, "model", error, "train")) from error
+        raise ValueError(storage.not_whole(path, "model", error)) from error
     return model.to(device).eval()

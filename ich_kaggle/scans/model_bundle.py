@@ -145,9 +145,9 @@ def _content(path: Path, member: zip_reader.Member) -> bytes:
 
 def read(path: str | Path) -> Bundle:
     """Return the bundle in `path`. Raises ValueError naming its fault; a damaged member is found by its hash."""
-    path, again = Path(path), "make it with python -m ich_kaggle.ensemble --export"
+    path, again = Path(path), "make it with python -m ich_kaggle.ensemble --export, or python -m ich_kaggle.pretrain"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file: give the one that python -m ich_kaggle.ensemble --export makes")
+        raise FileNotFoundError(f"{path} is not a file: {again}")
     members = zip_reader.directory(path)
     if MANIFEST not in members:
         raise ValueError(f"{path}: no {MANIFEST} in it: {again}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,17 @@ def check(out: str | Path, overwrite: bool, report: bool) -> None:
         storage.check_made_by(shown.parent, "report")
     if done.exists() and shown.exists() and not report:
         raise ValueError(f"{shown} shows the predictions to be overwritten: give --report as well, or remove it")
+
+
+def check_writable(out: str | Path) -> None:
+    """Raise OSError if nothing can be written to the folder `out`, or where it will be made."""
+    out = Path(out).absolute()
+    place = next(one for one in (out, *out.parents) if one.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise OSError(f"{place}: can't be written to ({error.strerror}): give another --out") from error
 
 
 def _begins(path: Path, start: bytes) -> bool:

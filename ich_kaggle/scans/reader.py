@@ -202,6 +202,8 @@ def predict(
     """
     path, out = Path(path), Path(out)
     output.check(out, overwrite, report)
+    if not dry_run:
+        output.check_writable(out)
     opened = model_bundle.read(bundle)
     results.chosen_thresholds(opened.packed, "slices", rule)
     found = slices.read(path, out, wanted)

@@ -190,7 +190,7 @@ def is_current(done: Path, settings: dict, made_from: dict[str, str]) -> bool:
     """
     if not done.exists():
         return False
-    found, remedy = storage.read_json(done), "give another --name, or run python -m ich_kaggle.ensemble --overwrite"
+    found, remedy = storage.read_json(done), "give another --name, or the same flags with --overwrite"
     for part, values in settings.items():
         storage.same_settings(done, found.get(part, {}), values, remedy)
     if found["made_from"] == made_from:

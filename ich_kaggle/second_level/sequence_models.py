@@ -203,6 +203,6 @@ def load(
         for model, weights in zip(models, content["weights"], strict=True):
             model.load_state_dict(weights)
     except Exception as error:  # damaged bytes raise errors of every type
-        raise ValueError(storage.not_whole(path, "sequence model", error, "sequence")) from error
+        raise ValueError(storage.not_whole(path, "sequence model", error)) from error
     storage.same_settings(path, found, reads, remedy)
     return [model.to(device).eval() for model in models]

@@ -55,7 +55,7 @@ def test_the_mean_predictions_of_a_moved_head_are_the_prevalence(n_targets):
     target = (rng.random((500, 6)) < (0, 0.01, 0.1, 0.3, 0.5, 1)).astype(np.float32)
     initial_model.move_bias(network, logits, target)
     moved = (network.head.bias - before).detach().numpy().reshape(n_targets, 6)
-    assert (moved == moved[0]).all()
+    assert np.allclose(moved, moved[0], atol=1e-5)
     moved = moved[0]
     wanted = np.clip(target.mean(axis=0), 1e-3, 1 - 1e-3)
     assert expit(logits + moved).mean(axis=0) == pytest.approx(wanted, abs=1e-5)
@@ -163,7 +163,7 @@ def test_a_run_goes_before_a_file_of_the_same_name(work, tmp_path, monkeypatch):
     [
         (["--init", "nowhere"], "--init nowhere: neither a run in"),
         (["--init", "b"], "--init b is the run itself: give another --run"),
-        (["--init", "a", "--arch", "test_efficientnet"], "weights do not fit"),
+        (["--init", "a", "--arch", "test_efficientnet"], "holds test_resnet, not test_efficientnet: give --arch"),
         (["--init", "a", "--weights", "x.pth"], "--init and a file of --weights are two starts"),
     ],
 )
@@ -178,3 +178,12 @@ def test_a_file_of_the_same_content_at_another_path_resumes_the_run(work, tmp_pa
     shutil.rmtree(paths.fold(work, "b", 0))
     run(work, "--init", copy, "--fold", "0")
     assert storage.read_json(work / "runs" / "b" / "run.json")["init_from"] == str(copy)
+
+
+def test_a_start_of_another_architecture_names_both(work):
+    other = slice_model.SliceModel(tasks.slice_config("test_efficientnet", image_size=64, cache_size=64))
+    slice_model.save(work / "other.pt", other, None)
+    with pytest.raises(
+        ValueError, match=r"other.pt holds test_efficientnet, not test_resnet: give --arch test_efficie"
+    ):
+        initial_model.start(model(work, "a"), work / "other.pt", "keep", np.full(6, 0.5))
