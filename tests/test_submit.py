@@ -208,6 +208,7 @@ def test_without_a_choice_every_run_is_asked_for(run, kaggle_server, monkeypatch
         return paths.ensemble(project.work_dir, "blend")
 
     monkeypatch.setattr(submit.ensembling, "blend_runs", blend_runs)
+    monkeypatch.setattr(submit.Project, "need_runs", lambda project: None)
     assert run("--dry-run").code == 0
     assert run("--dry-run", "--run", "b0", "--fold", "1").code == 0
     assert asked == [(None, None), (["b0"], [1])]
