@@ -143,6 +143,8 @@ def test_fold_narrows_every_command_downstream(made, capsys):
     report.main([*common, "--fold", "0", "--runs", "fine", "--no-bone"])
     assert "runs and ensembles" in capsys.readouterr().out
     assert "has the folds 0, 1, 2" in refused(evaluate.main, *common, "--run", "fine", "--fold", "7")
+    line = refused(evaluate.main, *common, "--ensemble", "fine-fold1", "--fold", "0")
+    assert "fine-fold1 has no predictions of fold 0: train more folds, or choose another --fold" in line
 
 
 def test_evaluate_scores_a_run_anew_when_it_has_more_folds(made, capsys):

@@ -81,21 +81,18 @@ def read_run(project: Project, name: str, wanted: list[int] | None) -> Predictio
 def read_ensemble(project: Project, name: str, wanted: list[int] | None) -> Predictions:
     folder, folds = paths.ensemble(project.work_dir, name), project.chosen(wanted)
     probability = nested(project, name, folds)
+    if np.isnan(probability).all():
+        asked = ", ".join(map(str, folds))
+        raise ValueError(f"{folder} has no predictions of fold {asked}: train more folds, or choose another --fold")
     made_from = dict.fromkeys((f"fold{k}/nested.parquet" for k in folds), runs.hash_of(folder / "nested.parquet"))
     return Predictions(name, folder, None, folds, probability, made_from)
 
 
 def nested(project: Project, name: str, folds: list[int]) -> np.ndarray:
-    """Return the nested predictions of an ensemble: float32 (n_train, 6), NaN outside of `folds`.
-
-    Raises ValueError if it has none of them.
-    """
+    """Return the nested predictions of an ensemble: float32 (n_train, 6), NaN outside of `folds`."""
     path = storage.require(paths.ensemble(project.work_dir, name) / "nested.parquet", f"--name {name}")
     probability = tables.read_predictions(path, project.slices.slice_id[project.is_train].to_numpy(), partial=True)
     is_wanted = np.isin(project.fold[project.is_train], folds)
-    if np.isnan(probability[is_wanted, 0]).all():
-        asked = ", ".join(map(str, folds))
-        raise ValueError(f"{path} has no predictions of fold {asked}: train more folds, or choose another --fold")
     return blending.raise_any(np.where(is_wanted[:, None], probability, np.float32(np.nan)))
 
 

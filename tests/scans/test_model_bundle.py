@@ -275,9 +275,7 @@ def test_another_zip_and_what_is_no_file_are_refused(tmp_path):
         zipped.writestr("a", b"")
     with pytest.raises(ValueError, match=r"other\.zip: no models\.json in it"):
         model_bundle.read(tmp_path / "other.zip")
-    with pytest.raises(
-        FileNotFoundError, match="is not a file: make it with python -m ich_kaggle.ensemble --export"
-    ):
+    with pytest.raises(FileNotFoundError, match="is not a file: make it with python -m ich_kaggle.ensemble --export"):
         model_bundle.read(tmp_path)
     (tmp_path / "text").write_text("hello")
     with pytest.raises(ValueError, match="text: not a readable zip"):
