@@ -19,7 +19,6 @@ import numpy as np
 from scipy.special import expit
 
 from ich_kaggle.common import cli, locks, metric, paths, storage
-from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.learning import (
     devices,
@@ -100,10 +99,7 @@ def command(*, arch: str | None, slices: int, name: str | None, run: str | None 
             cli.say(f"{bundle_of(folder)}{cli.THERE}")
             return
         preflight.check(plan, device, project)
-        if plan.task.init is not None:
-            source = initial_model.find(project.work_dir, plan.task.init, 0)
-            blank = slice_model.SliceModel(plan.config)
-            initial_model.start(blank, source, plan.task.init_head, np.full(len(LABELS), 0.5))
+        preflight.check_init(plan, project.work_dir, [0])
         storage.write_json(done, settings)
         pretrain(project, folder, settings, plan, device, every)
 

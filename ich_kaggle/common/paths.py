@@ -272,8 +272,8 @@ def folds_of(folder: Path) -> dict[int, Path]:
 
 def run_names(work_dir: str | Path) -> list[str]:
     """Return the names of the runs with at least one fold folder, sorted."""
-    names = sorted(folder.name for folder in (Path(work_dir) / "runs").glob("*"))
-    return [name for name in names if FILE_NAME.fullmatch(name) and folds_of(Path(work_dir) / "runs" / name)]
+    folders = sorted((Path(work_dir) / "runs").glob("*"))
+    return [folder.name for folder in folders if FILE_NAME.fullmatch(folder.name) and folds_of(folder)]
 
 
 def ensemble(work_dir: str | Path, name: str) -> Path:

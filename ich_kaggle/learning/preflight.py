@@ -55,16 +55,21 @@ def check(plan: tasks.Plan, device: torch.device, project: Project, tensorboard:
         check_memory(model, plan.task.batch_size, plan.settings.accumulate)
 
 
+def check_init(plan: tasks.Plan, work_dir: Path, chosen: list[int]) -> None:
+    """Raise an error if the initial model of one of the `chosen` folds, where there is one, is missing or misfits."""
+    model = slice_model.SliceModel(plan.config)
+    for k in chosen if plan.task.init is not None else ():
+        source = initial_model.find(work_dir, plan.task.init, k)
+        initial_model.start(model, source, plan.task.init_head, np.full(len(LABELS), 0.5))
+
+
 def check_start(plan: tasks.Plan, project: Project, chosen: list[int]) -> str:
     """Return a line if the `chosen` folds may start from weights that have seen their held-out patients, or "".
 
     Raises ValueError if they have, or if the initial model does not fit.
     """
     task, work_dir = plan.task, project.work_dir
-    model = slice_model.SliceModel(plan.config)
-    for k in chosen if task.init is not None else ():
-        source = initial_model.find(work_dir, task.init, k)
-        initial_model.start(model, source, task.init_head, np.full(len(LABELS), 0.5))
+    check_init(plan, work_dir, chosen)
     held_out = {k: project.slices.patient_id[project.fold == k].unique() for k in chosen}
     return initial_model.check(work_dir, plan.config.arch, task.weights, task.init, held_out)
 

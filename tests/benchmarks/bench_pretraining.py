@@ -4,7 +4,7 @@ Each start is trained with the recipe `cpu` on four folds, ImageNet also without
 second level (smooth) it is then an ensemble of one, whose calibration is fitted and scored nested. The constant is the
 prevalence of the other folds. Intervals are 95 % over patients; the last column is the gain over ImageNet on the same
 patients. Each command is printed.
-Example: python -m ich_kaggle.pretrain --recipe cpu --slices 40000
+Example: python -m ich_kaggle.pretrain --recipe cpu --slices 120000
          python tests/benchmarks/bench_pretraining.py work/pretrained/cpu.zip /tmp/shifted --sizes 16 32 64 128
          python tests/benchmarks/bench_pretraining.py work/pretrained/cpu.zip /tmp/real --data rsna_sample.zip
 """
