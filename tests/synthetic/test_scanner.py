@@ -8,6 +8,7 @@ from ich_kaggle.synthetic import fields as f
 from ich_kaggle.synthetic import hemorrhages, scanner
 from ich_kaggle.synthetic.anatomy import Head
 from ich_kaggle.synthetic.gantry import Gantry
+from ich_kaggle.synthetic.variety import Variety
 
 STILL = Gantry((128, 128), 1.9, 5.0, 0.0, np.eye(3), (0.0, 0.0), 0.0, 0.3, 0.0)
 DEPTHS = range(-40, 70, 10)
@@ -50,6 +51,19 @@ def test_blood_of_every_kind_is_marked_and_brighter_than_what_was_there(kind):
             brighter += [hu[marked] - before[marked]]
     assert n_marked > 100
     assert np.median(np.concatenate(brighter)) > 8
+
+
+@pytest.mark.parametrize("z", [-70.0, -56.0, -36.0, 0.0, 40.0])
+def test_ears_nose_neck_and_swellings_are_not_cut_off(z, monkeypatch):
+    gantry = replace(STILL, motion=0, streaks=0)
+    for seed in range(6):
+        drawn = Head(np.random.default_rng(seed), Variety())
+        drawn.metal, drawn.lump = [], np.float32((50, -60, 40))
+        skin = scan(drawn, [z], gantry)[0][0] > -800
+        with monkeypatch.context() as patch:
+            patch.setattr(f, "MARGIN", 99.0)
+            whole = scan(drawn, [z], gantry)[0][0] > -800
+        assert np.array_equal(skin, whole)
 
 
 def test_blood_lies_inside_the_skull_and_spans_several_slices():
