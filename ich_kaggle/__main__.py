@@ -13,7 +13,6 @@ import ast
 import csv
 import difflib
 import importlib
-import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -130,7 +129,7 @@ def state(work_dir: Path, submissions_dir: Path) -> Iterator[str]:
         try:
             lines = list(part(submissions_dir if part is submissions else work_dir)) or ["none"]
         except (OSError, ValueError) as error:
-            lines = [cli.one_line(error)]
+            lines = [cli.one_line(error, work_dir)]
         for name, line in zip([part.__name__, *[""] * len(lines)], lines, strict=False):
             yield _row(name, line)
 
@@ -161,9 +160,7 @@ def overview(*, work_dir: Path, submissions_dir: Path) -> None:
     cli.say(f"{commands()}\n\n{work_dir}:")
     for line in state(work_dir, submissions_dir):
         cli.say(line)
-    flags = "" if work_dir == cli.FLAGS["--work-dir"]["default"] else f" --work-dir {shlex.quote(str(work_dir))}"
-    command = next_command(work_dir, submissions_dir)
-    cli.say(f"\nNext: {command}{'' if '.download' in command else flags}")
+    cli.say(f"\nNext: {cli.for_work_dir(next_command(work_dir, submissions_dir), work_dir)}")
 
 
 def build_parser():

@@ -139,7 +139,7 @@ def test_a_submission_older_than_the_predictions_is_made_again(prepared, capsys)
 
 
 def test_another_work_folder_is_named_in_the_next_command(prepared, capsys):
-    assert next_of(capsys, "--work-dir", str(prepared)) == f"python -m ich_kaggle.train --fold 0 --work-dir {prepared}"
+    assert next_of(capsys, "--work-dir", str(prepared)) == f"python -m ich_kaggle.train --work-dir {prepared} --fold 0"
 
 
 @pytest.mark.parametrize("part, name", [("slices", "slices.parquet"), ("caches", "cache/64/cache.json")])

@@ -170,7 +170,8 @@ def test_an_ensemble_is_blended_anew_before_it_is_scored(made, capsys):
 def test_the_second_level_works_from_one_fold_where_it_can_and_says_what_it_takes_where_not(one, capsys):
     quick = ["--work-dir", str(one), "--on", "a", "--epochs", "1", "--hidden", "8", "--device", "cpu", "--workers", "0"]
     line = refused(sequence.main, *quick, "--features", "oof")
-    assert "--features oof takes two folds or more" in line and "ich_kaggle.train --run a --fold 1" in line
+    assert "--features oof takes two folds or more" in line
+    assert f"ich_kaggle.train --work-dir {one} --run a --fold 1" in line
     sequence.main([*quick, "--features", "fold"])
     assert pd.read_parquet(paths.fold(one, "gru-a", 0) / "oof.parquet").notna().all(axis=None)
 
@@ -204,7 +205,7 @@ def test_a_hint_can_be_pasted_and_resumes_the_run_with_its_own_settings(one, cap
     command = line.partition("run python -m ich_kaggle.")[2]
     name, *argv = shlex.split(command)
     assert name == "train"
-    train.main([*argv, "--work-dir", str(one), "--workers", "0"])
+    train.main([*argv, "--workers", "0"])
     models = [torch.load(paths.fold(one, "a", k) / "model.pt", weights_only=True) for k in (0, 1)]
     assert models[0]["config"] == models[1]["config"]
 

@@ -192,7 +192,8 @@ def test_a_fold_that_does_not_exist_is_named_with_those_that_do(done):
 def test_a_fold_that_is_not_finished_is_named_with_the_command_that_trains_it(copy):
     shutil.rmtree(paths.fold(copy / "work", "a", 2))
     line = stopped(predict.main, ["--run", "a", "--fold", "2", "--work-dir", copy / "work"])
-    assert line.endswith("runs/a: fold 2 is not finished: run python -m ich_kaggle.train --run a --fold 2")
+    command = f"python -m ich_kaggle.train --work-dir {copy / 'work'} --run a --fold 2"
+    assert line.endswith(f"runs/a: fold 2 is not finished: run {command}")
 
 
 def test_a_sample_submission_that_does_not_match_stops_the_submission(copy, competition, tmp_path):

@@ -85,7 +85,7 @@ def test_other_views_over_the_same_predictions_are_refused_with_both_named(train
 
 
 def test_a_fold_without_a_model_is_named_with_the_command_that_makes_it(trained):
-    missing = "fold 2 is not finished: run python -m ich_kaggle.train --run a --fold 2"
+    missing = f"fold 2 is not finished: run python -m ich_kaggle.train --work-dir {trained} --run a --fold 2"
     assert missing in refused(trained, "--fold", "2")
     assert missing in refused(trained, "--fold", "0", "2")  # though fold 0 is finished
 
@@ -98,7 +98,7 @@ def test_a_model_fitted_on_other_folds_is_refused(trained):
 def test_a_work_folder_without_runs_is_refused_before_anything_is_made(trained, tmp_path):
     run(trained)
     with pytest.raises(
-        SystemExit, match="typo: no run to read: run python -m ich_kaggle.train --fold 0, or give another"
+        SystemExit, match=r"typo: no run to read: run .+\.train .+ --fold 0, or give another --work-dir"
     ):
         predict.main(["--work-dir", str(tmp_path / "typo")])
     assert not (tmp_path / "typo" / "slices.parquet").exists()

@@ -249,7 +249,7 @@ def test_a_ledger_that_lost_slices_is_named_with_the_command_that_mends_it(work_
     (path,) = (work_dir / "cache").glob("*/ledger.csv")
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
     assert f"{path}: it lacks slice ID_" in (told := refusal(capsys, work_dir))
-    assert "run python -m ich_kaggle.cache --verify" in told
+    assert f"run python -m ich_kaggle.cache --work-dir {work_dir} --verify" in told
 
 
 def test_without_the_dicom_files_there_is_no_bone_window(work_dir):

@@ -251,7 +251,8 @@ def test_a_fold_that_a_run_lacks_is_left_out_and_refused_by_name_where_it_is_ask
     shutil.rmtree(paths.fold(work_dir, "b", 2))
     message = refusal(work_dir, capsys, "--features", features, "--fold", "2")
     folder = paths.fold(work_dir, "b", 2)
-    assert message == f"error: {folder} is not finished: run python -m ich_kaggle.train --run b --fold 2"
+    command = f"python -m ich_kaggle.train --work-dir {work_dir} --run b --fold 2"
+    assert message == f"error: {folder} is not finished: run {command}"
     run_sequence(work_dir, "--features", features)
     assert Run(work_dir, "second").finished == [0, 1]
 
@@ -261,7 +262,7 @@ def test_missing_embeddings_are_refused_with_the_command_that_makes_them(work_di
     embeddings = np.load(path)
     embeddings[[3, 7]] = np.nan
     second_level.write_embeddings(path, embeddings)
-    remedy = "run python -m ich_kaggle.predict --run a --fold 0 --all-slices"
+    remedy = f"run python -m ich_kaggle.predict --work-dir {work_dir} --run a --fold 0 --all-slices"
     third = tables.read_slices(work_dir).slice_id[3]
     assert refusal(work_dir, capsys, "--features", "fold") == (
         f"error: {path}: slice {third} has no embedding (2 slices have none): {remedy} --overwrite"
@@ -286,7 +287,7 @@ def test_a_run_on_other_slices_or_folds_is_refused(work_dir, capsys):
     path = work_dir / "runs" / "b" / "run.json"
     record = storage.read_json(path)
     storage.write_json(path, record | {"settings": record["settings"] | {"folds": "other"}})
-    remedy = "python -m ich_kaggle.train --run b --fold 0 1 2 --overwrite fits it anew"
+    remedy = f"python -m ich_kaggle.train --work-dir {work_dir} --run b --fold 0 1 2 --overwrite fits it anew"
     assert re.search(rf"b/run.json was made with folds other, not .*: {remedy}", refusal(work_dir, capsys))
 
 
@@ -302,7 +303,8 @@ def test_an_unfinished_second_level_is_not_predicted_as_a_slice_run(work_dir, ca
     run_sequence(work_dir, on=["a"])
     (paths.fold(work_dir, "second", 1) / "predict.json").unlink()
     message = refusal(work_dir, capsys, "--fold", "1", on=["second"], run="third")
-    assert message.endswith("second/fold1 is not finished: run python -m ich_kaggle.sequence --run second --fold 1")
+    command = f"python -m ich_kaggle.sequence --work-dir {work_dir} --run second --fold 1"
+    assert message.endswith(f"second/fold1 is not finished: run {command}")
 
 
 def test_the_name_of_a_run_is_its_model_and_what_it_reads(work_dir):
@@ -380,5 +382,6 @@ def test_a_second_level_is_not_predicted_again_as_if_it_were_a_slice_model(work_
     before = done.read_bytes()
     with pytest.raises(SystemExit) as stop:
         predict.main(["--work-dir", str(work_dir), "--run", "second", "--fold", "0", "--overwrite"])
-    assert "is a second level: run python -m ich_kaggle.sequence --run second" in stop.value.code
+    command = f"python -m ich_kaggle.sequence --work-dir {work_dir} --run second"
+    assert f"is a second level: run {command}" in stop.value.code
     assert done.read_bytes() == before

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +91,13 @@ def test_what_a_user_can_mend_ends_in_one_line_and_exit_code_1(parser, error, li
     with pytest.raises(SystemExit) as stop:
         cli.run(fail, parser, [])
     assert stop.value.code == line
+
+
+def test_commands_in_an_error_line_can_be_pasted_for_the_work_folder_of_the_command():
+    said = "run python -m ich_kaggle.folds --seed 1, or python -m ich_kaggle.download (python -m ich_kaggle.scan)"
+    told = said.replace("folds", "folds --work-dir 'my work'")
+    assert cli.one_line(ValueError(said), Path("my work")) == f"error: {told}"
+    assert cli.one_line(ValueError(said), Path("work")) == cli.one_line(ValueError(said)) == f"error: {said}"
 
 
 def test_a_bug_is_not_dressed_up_as_a_user_error(parser):

@@ -109,7 +109,7 @@ def refusal(work: Path, *flags: str) -> str:
 def test_missing_thresholds_are_named_with_the_command_that_makes_them(home):
     path = home / "ensemble" / "levels" / "evaluation" / "thresholds.json"
     path.unlink()
-    expected = f"error: {path} is missing: run python -m ich_kaggle.evaluate --ensemble levels"
+    expected = f"error: {path} is missing: run python -m ich_kaggle.evaluate --work-dir {home} --ensemble levels"
     assert refusal(home, "--name", "levels") == expected
 
 
@@ -118,7 +118,7 @@ def test_thresholds_of_other_predictions_are_refused(home):
     storage.write_json(path, storage.read_json(path) | {"made_from": {"fold0/nested.parquet": "0123456789ab"}})
     message = refusal(home, "--name", "levels")
     assert "thresholds.json was made with fold0/nested.parquet 0123456789ab, not " in message
-    assert message.endswith("run python -m ich_kaggle.evaluate --ensemble levels --overwrite")
+    assert message.endswith(f"run python -m ich_kaggle.evaluate --work-dir {home} --ensemble levels --overwrite")
 
 
 def test_thresholds_of_some_folds_are_refused(home):
@@ -149,7 +149,7 @@ def test_a_model_that_was_fitted_anew_since_it_predicted_is_refused(home):
     packed.sharpen(paths.fold(home, "b", 1), 99)
     message = refusal(home, "--name", "slices")
     assert "runs/b/fold1/predict.json was made with model" in message
-    assert message.endswith("run python -m ich_kaggle.predict --run b --fold 1 --overwrite")
+    assert message.endswith(f"run python -m ich_kaggle.predict --work-dir {home} --run b --fold 1 --overwrite")
 
 
 def test_predictions_that_changed_since_they_were_blended_are_refused(home):
@@ -157,7 +157,7 @@ def test_predictions_that_changed_since_they_were_blended_are_refused(home):
     pd.read_parquet(path).iloc[::-1].to_parquet(path)
     message = refusal(home, "--name", "slices")
     assert "weights.json was made with b/fold0/test.parquet" in message
-    assert message.endswith("run python -m ich_kaggle.ensemble --name slices --overwrite")
+    assert message.endswith(f"run python -m ich_kaggle.ensemble --work-dir {home} --name slices --overwrite")
 
 
 def test_a_first_level_that_changed_since_it_was_read_is_refused(home):
@@ -170,16 +170,14 @@ def test_a_first_level_that_changed_since_it_was_read_is_refused(home):
 
 def test_a_missing_model_is_named(home):
     (paths.fold(home, "a", 2) / "model.pt").unlink()
-    assert "runs/a/fold2/model.pt is missing: run python -m ich_kaggle.train --run a --fold 2" in refusal(
-        home, "--name", "slices"
-    )
+    command = f"python -m ich_kaggle.train --work-dir {home} --run a --fold 2"
+    assert f"runs/a/fold2/model.pt is missing: run {command}" in refusal(home, "--name", "slices")
 
 
 def test_the_ensemble_must_be_named_where_there_are_several(home):
     assert refusal(home).endswith("has levels, slices: choose one with --name")
-    assert refusal(home, "--name", "none").endswith(
-        "weights.json is missing: run python -m ich_kaggle.ensemble --name none"
-    )
+    command = f"python -m ich_kaggle.ensemble --work-dir {home} --name none"
+    assert refusal(home, "--name", "none").endswith(f"weights.json is missing: run {command}")
 
 
 def test_runs_are_not_blended_on_the_way(home):
