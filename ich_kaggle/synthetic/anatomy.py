@@ -12,7 +12,10 @@ from ich_kaggle.synthetic.variety import PLAIN, Variety, chance
 
 
 class Head:
-    """One patient's anatomy, in HU and mm, drawn at random."""
+    """One patient's anatomy, in HU and mm, drawn at random.
+
+    Its numbers are Python's: with one of NumPy's float64, float32 arrays would turn into float64.
+    """
 
     def __init__(self, rng: np.random.Generator, variety: Variety = PLAIN):
         self.texture = Texture(rng)
