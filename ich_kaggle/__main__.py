@@ -129,7 +129,7 @@ def state(work_dir: Path, submissions_dir: Path) -> Iterator[str]:
         try:
             lines = list(part(submissions_dir if part is submissions else work_dir)) or ["none"]
         except (OSError, ValueError) as error:
-            lines = [cli.one_line(error, work_dir)]
+            lines = [cli.for_work_dir(cli.one_line(error), work_dir)]
         for name, line in zip([part.__name__, *[""] * len(lines)], lines, strict=False):
             yield _row(name, line)
 

@@ -124,7 +124,7 @@ def better(total: np.ndarray, size: np.ndarray, one: int, other: int) -> str:
 
 
 def hospital_summary(work_dir: Path) -> str:
-    """Return the scores of the hospital: of the prevalence of its slices, and of the two starts."""
+    """Return the scores of the hospital: of the prevalence of its slices, and of the two starts, alone and smoothed."""
     train = tables.read_slices(work_dir).query("split == 'train'")
     target = tables.targets(train)
     constant = metric.log_loss(target, np.broadcast_to(target.mean(axis=0), target.shape))
@@ -133,8 +133,8 @@ def hospital_summary(work_dir: Path) -> str:
     starts = zip(("ImageNet", "the phantoms of the competition"), loss[:2], loss[2:], strict=True)
     found = ", ".join(f"from {start} {alone:.4f}, smoothed {smoothed:.4f}" for start, alone, smoothed in starts)
     return (
-        f"log loss at a hospital with another scanner: constant prevalence {constant:.4f}, network {found}: "
-        f"{better(total, size, 3, 2)}"
+        f"log loss at a hospital with another scanner: constant prevalence {constant:.4f}, network {found}; "
+        f"smoothed, that from phantoms is {better(total, size, 3, 2)}"
     )
 
 

@@ -168,7 +168,8 @@ def train(wish: Wish, kernels_dir: Path, user: str, dry_run: bool, connect: Call
     if left := ", ".join(map(str, training.open)):
         over = f"{wish.n_sessions} sessions are over, fold {left} is not complete"
         raise RuntimeError(f"{over}: run the same command to go on")
-    cli.say(f"{this.folder}: folds complete: next, python -m ich_kaggle.submit --run {this.name}")
+    command = cli.for_work_dir(f"python -m ich_kaggle.submit --run {this.name}", work_dir)
+    cli.say(f"{this.folder}: folds complete: next, {command}")
 
 
 def predict(kernels_dir: Path, user: str, dry_run: bool, connect: Callable, **models) -> None:

@@ -182,7 +182,10 @@ def test_the_comparison_of_train_and_test_is_written(work_dir, capsys):
     "flags, message",
     [
         (["--run", "none"], "runs/none: no such run: there are fine, noisy"),
-        (["--ensemble", "none"], "weights.json is missing: run python -m ich_kaggle.ensemble .*--name none"),
+        (
+            ["--ensemble", "none"],
+            "weights.json is missing: run python -m ich_kaggle.ensemble --work-dir .+ --name none",
+        ),
         (["--run", "fine", "--recall", "1.5"], "--recall 1.5: give a number between 0 and 1"),
         (["--run", "fine", "--confidence", "0"], "--confidence 0.0: give a number between 0 and 1"),
     ],

@@ -98,7 +98,7 @@ def test_a_model_fitted_on_other_folds_is_refused(trained):
 def test_a_work_folder_without_runs_is_refused_before_anything_is_made(trained, tmp_path):
     run(trained)
     with pytest.raises(
-        SystemExit, match=r"typo: no run to read: run .+\.train .+ --fold 0, or give another --work-dir"
+        SystemExit, match=r"typo: no run to read: run .+\.train --work-dir \S+typo --fold 0, or give another"
     ):
         predict.main(["--work-dir", str(tmp_path / "typo")])
     assert not (tmp_path / "typo" / "slices.parquet").exists()

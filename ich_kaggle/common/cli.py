@@ -18,7 +18,10 @@ log = logging.getLogger(__name__)
 IS_FIRST = "LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes
 SCRIPT = "ich-kaggle"  # the console script
 
-OF_WORK_DIR = re.compile(r"python -m ich_kaggle\.(?!(?:download|phantom|demo|kernel|scan|infer)\b)\w+")
+# Commands whose --work-dir is the folder of another command: kernel has parts, infer a folder of its own, others none.
+TAKES_WORK_DIR = re.compile(
+    r"python -m ich_kaggle\.(?!(?:download|phantom|demo|kernel|scan|infer)\b)\w+(?! --work-dir)\b"
+)
 HIDDEN = ("recipe", "debug")  # flags that are not handed to the function of a command
 THERE = " exists: nothing to do"  # follows the path of a result
 INTERRUPTED = "interrupted: run the same command to resume\n"
@@ -173,7 +176,8 @@ def run(function: Callable, parser: argparse.ArgumentParser, argv: list[str] | N
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         if is_debug():
             traceback.print_exception(error)
-        sys.exit(one_line(error, options.get("work_dir")))
+        default = parser.get_default("work_dir")
+        sys.exit(for_work_dir(one_line(error), getattr(parser.parse_args(argv), "work_dir", default), default))
     except KeyboardInterrupt as stop:
         if is_debug():
             traceback.print_exception(stop)
@@ -185,19 +189,19 @@ def is_debug() -> bool:
     return os.environ.get("ICH_DEBUG", "0") not in ("", "0")
 
 
-def one_line(error: Exception, work_dir: Path | None = None) -> str:
-    """Return `error` as one line for the user, with the commands that it names as they are for `work_dir`."""
+def one_line(error: Exception) -> str:
+    """Return `error` as one line for the user."""
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
-    return "error: " + printable(for_work_dir(text, work_dir))
+    return "error: " + printable(text)
 
 
-def for_work_dir(text: str, work_dir: Path | None) -> str:
-    """Return `text` with --work-dir in the commands that it names, unless it is the default."""
-    if work_dir in (None, FLAGS["--work-dir"]["default"]):
+def for_work_dir(text: str, work_dir: Path, default: Path = FLAGS["--work-dir"]["default"]) -> str:
+    """Return `text` with --work-dir in the commands that it names, unless `work_dir` is the default."""
+    if work_dir == default:
         return text
-    return OF_WORK_DIR.sub(lambda found: f"{found[0]} --work-dir {shlex.quote(str(work_dir))}", text)
+    return TAKES_WORK_DIR.sub(lambda found: f"{found[0]} --work-dir {shlex.quote(str(work_dir))}", text)
 
 
 def printable(text: str, longest: int = 2000) -> str:

@@ -39,5 +39,5 @@ def apply(hu: np.ndarray, windows: tuple[Window, ...]) -> np.ndarray:
     """Return `hu` (h, w; HU, rounded to whole numbers) with a channel per window: uint8 (h, w, n_windows)."""
     if hu.dtype.kind == "f":
         hu = np.rint(hu)
-    row = np.clip(hu, LOWEST, HIGHEST).astype(np.intp) - LOWEST  # of another type, take copies it, slowly
+    row = np.clip(hu, LOWEST, HIGHEST).astype(np.intp) - LOWEST  # take converts other types first, slowly
     return table(windows).take(row, axis=0)

@@ -13,7 +13,7 @@ from ich_kaggle.synthetic import studies
 from ich_kaggle.synthetic.variety import VARIETIES, Variety
 
 PER_STUDY = 8  # slices of a batch that share a head: drawing a head takes as long as drawing several slices
-SHORT = 10  # slices per study, about, of which PER_STUDY are drawn; there are seldom fewer than that
+SHORT = 10  # slices per study, about (8 to 11, seldom 20), of which PER_STUDY are drawn
 LONG = 32  # the same where slices have neighbours: all are drawn
 TRAIN, VALID = 0, 1  # first number of a seed: no head is in both
 
@@ -41,7 +41,7 @@ class PhantomStudies(Dataset):
         rng = np.random.default_rng([*seed, 1])  # not the numbers of the head
         chosen = np.arange(len(drawn))
         if not is_whole:
-            chosen = np.sort(rng.choice(len(drawn), PER_STUDY, replace=len(drawn) < PER_STUDY))
+            chosen = np.sort(rng.choice(len(drawn), PER_STUDY, replace=False))
         shown = tuple(windows.CACHED[channel] for channel in self.config.channels)
         seen = [windows.apply(one.hu, shown) for one in drawn]
         beside = neighbours.neighbours([0] * len(drawn), np.arange(len(drawn)), self.config.offsets)[chosen]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ich_kaggle.common import paths, storage, tables
+from ich_kaggle.common import cli, paths, storage, tables
 from ich_kaggle.common.labels import LABELS
 from ich_kaggle.common.project import Project
 from ich_kaggle.common.runs import Run
@@ -75,7 +75,8 @@ def say_new_folds(work_dir: Path, ensemble: Path, scores: dict) -> None:
     for name, of_run in scores["folds"].items() if scores["blended"]["fold"] is None else ():
         if new := sorted(set(Run(work_dir, name).finished) - set(of_run)):
             without = f"blended without fold {', '.join(map(str, new))} of run {name}"
-            log.warning("WARNING %s: %s: python -m ich_kaggle.ensemble --name %s", ensemble, without, ensemble.name)
+            command = cli.for_work_dir(f"python -m ich_kaggle.ensemble --name {ensemble.name}", work_dir)
+            log.warning("WARNING %s: %s: %s", ensemble, without, command)
 
 
 def folds_to_pack(work_dir: Path, blended: dict[str, list[int]]) -> dict[str, list[int]]:

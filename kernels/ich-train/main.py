@@ -89,6 +89,6 @@ if __name__ == "__main__":
     try:
         session.train()
     except SystemExit as stop:
-        session.note(ready=True, error=str(stop.code))
+        session.note(ready=True, error=str(stop.code).replace(f" --work-dir {session.work}", ""))  # read elsewhere
         sys.exit(stop.code)
     print(f"session {session.settings['session']} is over; folds complete: {session.run.predicted}", flush=True)

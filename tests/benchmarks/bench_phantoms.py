@@ -9,6 +9,7 @@ import argparse
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -62,6 +63,8 @@ if __name__ == "__main__":
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 112], help="px")
     parser.add_argument("--rounds", type=int, default=6)
     options = parser.parse_args()
+    if lacking := [one for one in options.checkouts if not (Path(one) / "ich_kaggle" / "__init__.py").is_file()]:
+        parser.error(f"no ich_kaggle in {', '.join(lacking)}")
     for size in options.sizes:
         for name, rates in measure(options.checkouts, size, options.rounds).items():
             print(f"{size} px, {name}: " + " ".join(f"{rate:.0f}" for rate in rates) + " slices per second and core")

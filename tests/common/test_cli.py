@@ -1,3 +1,4 @@
+import importlib
 import os
 import signal
 import subprocess
@@ -96,8 +97,26 @@ def test_what_a_user_can_mend_ends_in_one_line_and_exit_code_1(parser, error, li
 def test_commands_in_an_error_line_can_be_pasted_for_the_work_folder_of_the_command():
     said = "run python -m ich_kaggle.folds --seed 1, or python -m ich_kaggle.download (python -m ich_kaggle.scan)"
     told = said.replace("folds", "folds --work-dir 'my work'")
-    assert cli.one_line(ValueError(said), Path("my work")) == f"error: {told}"
-    assert cli.one_line(ValueError(said), Path("work")) == cli.one_line(ValueError(said)) == f"error: {said}"
+    assert cli.for_work_dir(said, Path("my work")) == cli.for_work_dir(told, Path("my work")) == told
+    assert cli.for_work_dir(said, Path("work")) == cli.for_work_dir(said, Path("a"), default=Path("a")) == said
+
+
+@pytest.mark.parametrize("stage", ["parse", "function"])
+def test_an_error_of_a_command_names_its_work_folder(stage):
+    def refuse(*_):
+        raise ValueError("run python -m ich_kaggle.folds")
+
+    parser = cli.command("Do it.", "--work-dir")
+    recorded = [refuse] if stage == "parse" else []
+    with pytest.raises(SystemExit, match="^error: run python -m ich_kaggle.folds --work-dir other$"):
+        cli.run(lambda work_dir: refuse(), parser, ["--work-dir", "other"], *recorded)
+
+
+@pytest.mark.parametrize("module", sorted(path.stem for path in Path(cli.__file__).parents[1].glob("[a-z]*.py")))
+def test_the_work_folder_is_added_to_the_commands_that_take_it(module):
+    has = "--work-dir" in importlib.import_module(f"ich_kaggle.{module}").build_parser().format_help()
+    added = cli.for_work_dir(f"python -m ich_kaggle.{module} -x", Path("o")) != f"python -m ich_kaggle.{module} -x"
+    assert added == (has and module not in ("kernel", "infer"))
 
 
 def test_a_bug_is_not_dressed_up_as_a_user_error(parser):

@@ -133,7 +133,7 @@ def test_folds_that_were_finished_after_the_blend_are_named(home, caplog):
     content = storage.read_json(path)
     storage.write_json(path, content | {"folds": content["folds"] | {"b": [0, 1]}})
     export(home)
-    command = "python -m ich_kaggle.ensemble --name levels"
+    command = f"python -m ich_kaggle.ensemble --work-dir {home} --name levels"
     assert f"{path.parent}: blended without fold 2 of run b: {command}" in caplog.text
 
 
