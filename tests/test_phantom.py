@@ -61,8 +61,9 @@ def cut_short(dicom):
     return len(dicom.PixelData) < 2 * dicom.Rows * dicom.Columns
 
 
-def test_the_same_seed_gives_the_same_bytes_for_any_number_of_workers(made, tmp_path):
-    again = make(tmp_path / "again", zip=True, workers=2)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_same_seed_gives_the_same_bytes_for_any_number_of_workers(made, tmp_path, workers):
+    again = make(tmp_path / "again", zip=True, workers=workers)
     assert content(again) == content(made)
     assert competition.zip_of(again).read_bytes() == competition.zip_of(made).read_bytes()
 

@@ -27,11 +27,12 @@ def work(function: Callable, tasks: Iterable[tuple], total: int, what: str, work
     """Yield the results of `function(*task)` as they are ready, with a progress bar `what` in slices/s and MB/s.
 
     `function` returns its result, the number of slices done, of `total`, and the number of bytes read for them.
+    With one worker, or none, this process does the work.
     """
     calls = (joblib.delayed(function)(*task) for task in tasks)
     n_read, start = 0, perf_counter()
     with cli.progress(None, total, what) as bar:
-        for result, n_slices, n_bytes in joblib.Parallel(workers, return_as="generator_unordered")(calls):
+        for result, n_slices, n_bytes in joblib.Parallel(max(1, workers), return_as="generator_unordered")(calls):
             n_read += n_bytes
             bar.set_postfix_str(f"{n_read / 1e6 / (perf_counter() - start):.0f} MB/s", refresh=False)
             bar.update(n_slices)

@@ -32,7 +32,8 @@ def make(out: Path, settings: Settings, *, workers: int = 1, overwrite: bool = F
             raise FileExistsError(f"{zip_of(out)} exists already: remove it, or give another --out")
         storage.write_json(out / SETTINGS, wanted)  # without n_slices: begun, not finished
         planned = patients.plan(settings)
-        made = Parallel(workers, return_as="generator")(delayed(patients.write)(p, settings, out) for p in planned)
+        writes = (delayed(patients.write)(p, settings, out) for p in planned)
+        made = Parallel(max(1, workers), return_as="generator")(writes)
         table = pd.concat(list(cli.progress(made, len(planned), "phantoms", " patients")), ignore_index=True)
         _write_tables(table, out)
         if settings.zip:
