@@ -225,6 +225,9 @@ def file_hash(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
+TABLES = {"slices": "slices.parquet", "folds": "folds.csv"}
+
+
 def same_settings(path: Path, found: dict, wanted: dict, remedy: str) -> None:
     """Raise ValueError naming both values where the settings `found` in `path` differ from those `wanted`."""
     if not isinstance(found, dict):
@@ -233,4 +236,6 @@ def same_settings(path: Path, found: dict, wanted: dict, remedy: str) -> None:
     wanted = json.loads(json.dumps(wanted))
     for key, value in wanted.items():
         if found.get(key) != value:
-            raise ValueError(f"{path} was made with {key} {found.get(key)}, not {value}: {remedy}")
+            table = TABLES.get(key) if isinstance(value, str) else None  # of which the value is the hash
+            changed = f" ({table} has changed, or is of other data)" if table else ""
+            raise ValueError(f"{path} was made with {key} {found.get(key)}, not {value}{changed}: {remedy}")
