@@ -102,7 +102,8 @@ def test_a_slice_of_the_cache_that_is_damaged_stops_the_run_with_the_command_tha
     path = paths.cached(work / "cache" / "64", tables.read_slices(work).slice_id[(fold >= 0) & (fold != 0)].iloc[0])
     path.write_bytes(path.read_bytes()[:100])
     said = refused(work, "--fold", "0")
-    assert str(path) in said and "python -m ich_kaggle.cache --cache-size 64 --verify" in said
+    command = f"python -m ich_kaggle.cache --work-dir {work} --cache-size 64"
+    assert str(path) in said and f"{command} --verify" in said
 
 
 def test_a_loss_that_is_no_number_names_the_slices_of_the_batch(work, monkeypatch):
