@@ -13,8 +13,7 @@ from ich_kaggle.synthetic import studies
 from ich_kaggle.synthetic.variety import VARIETIES, Variety
 
 PER_STUDY = 8  # slices of a batch that share a head: drawing a head takes as long as drawing several slices
-SHORT = 10  # slices per study, about (8 to 11, seldom 20), of which PER_STUDY are drawn
-LONG = 32  # the same where slices have neighbours: all are drawn
+LONG = 32  # slices per study where slices have neighbours
 TRAIN, VALID = 0, 1  # first number of a seed: no head is in both
 
 
@@ -35,13 +34,12 @@ class PhantomStudies(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         seed = [self.seed, self.part, *item]
         is_whole = self.part == VALID
-        is_short = self.config.offsets == (0,) and not is_whole
-        length = dict(slices=SHORT, most=PER_STUDY) if is_short else dict(slices=LONG)
-        drawn = list(studies.draw(seed, size=self.config.cache_size, variety=self.variety, **length))
+        n_slices = PER_STUDY if self.config.offsets == (0,) and not is_whole else LONG
+        drawn = list(studies.draw(seed, size=self.config.cache_size, slices=n_slices, variety=self.variety))
         rng = np.random.default_rng([*seed, 1])  # not the numbers of the head
         chosen = np.arange(len(drawn))
         if not is_whole:
-            chosen = np.sort(rng.choice(len(drawn), PER_STUDY, replace=False))
+            chosen = np.sort(rng.choice(len(drawn), PER_STUDY, replace=len(drawn) < PER_STUDY))
         shown = tuple(windows.CACHED[channel] for channel in self.config.channels)
         seen = [windows.apply(one.hu, shown) for one in drawn]
         beside = neighbours.neighbours([0] * len(drawn), np.arange(len(drawn)), self.config.offsets)[chosen]

@@ -37,22 +37,18 @@ def draw(
     *,
     size: int = 256,
     slices: int = 32,
-    most: int | None = None,
     prevalence: float = 0.5,
     variety: Variety = PLAIN,
 ) -> Iterator[Slice]:
     """Yield the slices of one patient, from the base of the skull, or the neck, up.
 
     The same `seed` gives the same patient. With chance `prevalence` it has blood, of kinds as common as in a synthetic
-    competition. A study has about `slices` slices, of which `most` at most are drawn, chosen at random. `Variety()`
-    randomises scanner, patient and blood widely.
+    competition. A study has about `slices` slices. `Variety()` randomises scanner, patient and blood widely.
     """
     rng = np.random.default_rng(seed)
     first = LABELS[rng.choice(ANY, p=ENRICHED_FIRST)] if rng.random() < prevalence else None
     head = draw_head(rng, first, variety)
     gantry, positions = prescribe(rng, head, (size, size), slices, variety)
-    if most is not None and len(positions) > most:
-        positions = np.sort(rng.choice(positions, most, replace=False))
     for position in positions:
         hu, blood = scanner.scan(head, gantry, position, rng)
         kinds = labels_of(pixels_of(blood), gantry)

@@ -40,12 +40,6 @@ def test_slices_are_hu_of_the_size_that_was_asked_for_with_six_labels():
     assert labels[:, ANY].any() and not labels[:, ANY].all()
 
 
-def test_of_a_longer_study_only_so_many_slices_are_drawn_from_all_of_it():
-    whole, some = ([one.position for one in studies.draw(3, size=32, slices=20, most=most)] for most in (None, 8))
-    assert len(some) == 8 < len(whole) and some == sorted(set(some)) and set(some) < set(whole)
-    assert some[-1] - some[0] > (whole[-1] - whole[0]) / 2
-
-
 def test_nobody_bleeds_at_prevalence_0():
     drawn = [studies.draw(seed, size=32, slices=4, prevalence=0, variety=Variety()) for seed in range(4)]
     assert not any(one.labels.any() for study in drawn for one in study)
