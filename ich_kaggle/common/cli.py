@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 IS_FIRST = "LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes
 SCRIPT = "ich-kaggle"  # the console script
 
-# Commands whose --work-dir is the folder of another command: kernel has parts, infer a folder of its own, others none.
+# All commands but those without --work-dir, kernel, which has parts, and infer, whose work folder is its own.
 TAKES_WORK_DIR = re.compile(
     r"python -m ich_kaggle\.(?!(?:download|phantom|demo|kernel|scan|infer)\b)\w+(?! --work-dir)\b"
 )
