@@ -31,7 +31,7 @@ def cache(project: Project, *, cache_size: int, crop: str, study: str | None, ve
         with locks.locked(folder):
             shutil.rmtree(folder)
     if verify:
-        picture_cache.check(folder, project.processes)
+        picture_cache.check(folder, project.workers)
         return
     _, is_new = picture_cache.make(project, cache_size, crop)
     if not is_new:

@@ -60,11 +60,6 @@ class Project:
         return {"slices": tables.slices_hash(self.slices), "folds": tables.folds_hash(self.fold)}
 
     @property
-    def processes(self) -> int:
-        """How many processes work on slices; with 0 workers, loaders load in this process."""
-        return max(1, self.workers)
-
-    @property
     def is_train(self) -> np.ndarray:
         return self.fold >= 0
 

@@ -174,7 +174,7 @@ def make(project: Project, cache_size: int, crop: str) -> tuple[Path, bool]:
         check_room(folder, n_missing, cache_size, crop)
         storage.write_json(state, settings)
         data = slice_table.data_of(project)
-        complete(data, table, folder, size=cache_size, crop_by=crop, workers=project.processes)
+        complete(data, table, folder, size=cache_size, crop_by=crop, workers=project.workers)
         note_defects(project.work_dir, table, folder)
         storage.write_json(state, settings | contents | {"ledger": storage.file_hash(cache_index.path_of(folder))})
     cli.say(f"{folder}: {len(table)} slices of {cache_size} px")

@@ -182,7 +182,7 @@ def ensure(project: Project) -> pd.DataFrame:
     """Return the slice table, built if it is missing. Raises ValueError if it was built from other data."""
     path = paths.slices(project.work_dir)
     if not path.exists():
-        make(data_dir=project.data_dir, work_dir=project.work_dir, workers=project.processes)
+        make(data_dir=project.data_dir, work_dir=project.work_dir, workers=project.workers)
         project.is_checked = True
     _compare(project)
     if missing := [column for column in FACTS if column not in project.slices]:
@@ -218,7 +218,7 @@ def adopt(project: Project, data: paths.Data) -> None:
     doubtful = table[(now.stamp != table.stamp) | (now["size"] != table["size"])]
     if len(doubtful):
         again = [members[slice_id] for slice_id in doubtful.slice_id]
-        read = _scan(data, again, "compare headers", project.processes).set_index("slice_id").loc[doubtful.slice_id]
+        read = _scan(data, again, "compare headers", project.workers).set_index("slice_id").loc[doubtful.slice_id]
         is_read = read.get("action", pd.Series("", read.index)).ne("left out").to_numpy()
         facts = [column for column in read if column in table and column not in Member._fields] + ["size"]
         read, was = read[facts].reset_index(drop=True), doubtful[facts].reset_index(drop=True)

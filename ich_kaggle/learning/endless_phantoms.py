@@ -40,8 +40,7 @@ class PhantomStudies(Dataset):
         chosen = np.arange(len(drawn))
         if not is_whole:
             chosen = np.sort(rng.choice(len(drawn), PER_STUDY, replace=len(drawn) < PER_STUDY))
-        shown = tuple(windows.CACHED[channel] for channel in self.config.channels)
-        seen = [windows.apply(one.hu, shown) for one in drawn]
+        seen = [windows.apply(one.hu, self.config.windows) for one in drawn]
         beside = neighbours.neighbours([0] * len(drawn), np.arange(len(drawn)), self.config.offsets)[chosen]
         images = [self._moved(np.concatenate([seen[row] for row in rows], axis=2), rng) for rows in beside]
         target = np.array([drawn[row].labels for row in chosen], np.float32)

@@ -57,8 +57,10 @@ def check(plan: tasks.Plan, device: torch.device, project: Project, tensorboard:
 
 def check_init(plan: tasks.Plan, work_dir: Path, chosen: list[int]) -> None:
     """Raise an error if the initial model of one of the `chosen` folds, where there is one, is missing or misfits."""
+    if plan.task.init is None:
+        return
     model = slice_model.SliceModel(plan.config)
-    for k in chosen if plan.task.init is not None else ():
+    for k in chosen:
         source = initial_model.find(work_dir, plan.task.init, k)
         initial_model.start(model, source, plan.task.init_head, np.full(len(LABELS), 0.5))
 

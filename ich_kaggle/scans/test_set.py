@@ -48,7 +48,7 @@ def test_table(data: paths.Data, work_dir: str | Path, workers: int) -> pd.DataF
     work_dir = Path(work_dir)
     path, wanted = paths.slices(work_dir), tables.read_long(data, paths.SAMPLE_CSV)[0]
     if not path.exists():
-        table = slice_table.scan(data, "test", max(1, workers)).sort_values(slice_table.ORDER, ignore_index=True)
+        table = slice_table.scan(data, "test", workers).sort_values(slice_table.ORDER, ignore_index=True)
         if len(gone := np.setdiff1d(wanted, table.slice_id.to_numpy(str))):
             raise ValueError(f"{data.root}: {paths.SAMPLE_CSV} has {gone[0]}, stage_2_test has not: get it again")
         slice_table.write_defects(work_dir, table[table.defect.notna()])

@@ -79,12 +79,12 @@ def shared_rows(probabilities: list[np.ndarray], runs: dict[Run, list[int]]) -> 
 
     Raises ValueError with the folds of each run if there are none.
     """
-    has_all = ~np.any([np.isnan(probability[:, 0]) for probability in probabilities], axis=0)
+    lacks = np.isnan([probability[:, 0] for probability in probabilities])
+    has_all = ~lacks.any(axis=0)
     if not has_all.any():
         listed = "; ".join(f"{run.name} has fold {', '.join(map(str, of_run))}" for run, of_run in runs.items())
         raise ValueError(f"the runs share no finished fold ({listed}): train a fold of all of them, or choose --runs")
-    n_any = int((~np.all([np.isnan(probability[:, 0]) for probability in probabilities], axis=0)).sum())
-    if (n := int(has_all.sum())) < n_any:
+    if (n := has_all.sum()) < (n_any := (~lacks.all(axis=0)).sum()):
         few = min(runs, key=lambda run: len(runs[run])).name
         log.warning("WARNING %d of %d slices are predicted by all runs: %s has fewer folds, see --runs", n, n_any, few)
     return has_all

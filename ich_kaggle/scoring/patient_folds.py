@@ -140,7 +140,7 @@ def fingerprints(project: Project, table: pd.DataFrame) -> pd.DataFrame:
     data = slice_table.data_of(project)
     members = [place.member for place in slice_table.places(table)]
     tasks = ((data, i, members[i : i + BATCH]) for i in range(0, len(members), BATCH))
-    found = dict(parallel.work(_fingerprints, tasks, len(table), "fingerprints", project.processes))
+    found = dict(parallel.work(_fingerprints, tasks, len(table), "fingerprints", project.workers))
     prints = pd.DataFrame([one for first in sorted(found) for one in found[first]]).assign(slice_id=table.slice_id)
     tables.write_parquet(path, prints, settings)
     return prints
