@@ -12,7 +12,10 @@ from ich_kaggle.synthetic.variety import PLAIN, Variety, chance
 
 
 class Head:
-    """One patient's anatomy, in HU and mm, drawn at random."""
+    """One patient's anatomy, in HU and mm, drawn at random.
+
+    Its numbers are Python's: with one of NumPy's float64, float32 arrays would turn into float64.
+    """
 
     def __init__(self, rng: np.random.Generator, variety: Variety = PLAIN):
         self.texture = Texture(rng)
@@ -25,11 +28,11 @@ class Head:
         self.scalp = float(np.clip(rng.normal(5.5, 1.5), 3.5, 9))
         self.table = rng.uniform(1300, 1700)
         self.gray, self.csf = rng.normal(37, 1.5), rng.normal(9, 2)
-        self.white = self.gray - np.clip(rng.normal(7, 1.5), 3, 11)
+        self.white = self.gray - float(np.clip(rng.normal(7, 1.5), 3, 11))
         self.dura, self.sinus = rng.uniform(40, 56), rng.uniform(42, 62)
         if rng.random() < variety.contrast:
             self.sinus, self.dura = rng.uniform(90, 300), rng.uniform(50, 80)
-        self.ventricle = (0.7 + 0.65 * self.atrophy) * np.exp(rng.normal(0, 0.15))
+        self.ventricle = (0.7 + 0.65 * self.atrophy) * float(np.exp(rng.normal(0, 0.15)))
         if rng.random() < variety.hydrocephalus:
             self.ventricle *= rng.uniform(1.3, 2.3)
         self.sulcus = -0.5 + 1.5 * self.atrophy + rng.uniform(0, 0.5)  # mm, half width; below 0 most are closed

@@ -34,17 +34,16 @@ class Canvas:
 
         `soft` (mm) widens the edge.
         """
-        middle = shape[0] + shape[1]
-        middle *= 0.5
+        share = shape[0] + shape[1]  # twice the distance; below, it is divided by twice the width of the edge
         edge = shape[1] - shape[0]
         edge *= edge
-        edge *= 4
-        edge += np.float32(self.pixel**2 + soft**2)
-        middle /= np.sqrt(edge, out=edge)
-        if (box := span(middle < 0.5)) is None:
+        edge *= 16
+        edge += np.float32(4 * (self.pixel**2 + soft**2))
+        share /= np.sqrt(edge, out=edge)
+        np.subtract(0.5, share, out=share)
+        if (box := span(share > 0)) is None:
             return None
-        window, fine = self._fine(middle, box)
-        np.subtract(0.5, fine, out=fine)
+        window, fine = self._fine(share, box)
         np.maximum(fine, 0, out=fine)
         return window, np.minimum(fine, 1, out=fine)
 
@@ -69,7 +68,9 @@ class Canvas:
 
     def blend(self, window: Window, share: np.ndarray, hu: float | np.ndarray) -> None:
         part = self.hu[window]
-        part += share * (hu - part)
+        change = hu - part
+        change *= share
+        part += change
 
     def add(self, hu: np.ndarray) -> None:
         """Add coarse `hu` (h, w) everywhere."""
@@ -80,10 +81,13 @@ class Canvas:
 def within(low, high) -> Callable:
     """Return a decorator that has a function paint the box from `low` to `high` (mm, both halves of the head) only."""
 
+    low, high = (np.reshape(np.float32(corner), (3, 1, 1)) for corner in (low, high))
+    middle, reach = (low + high) / 2, (high - low) / 2 + 4  # mm, for the points between those that are looked at
+
     def decorate(paint: Callable) -> Callable:
         @wraps(paint)
         def painted(canvas: Canvas, f: Fields, *rest) -> None:
-            if window := f.near(low, high):
+            if window := f.near(middle, reach):
                 paint(canvas.cut(window), f.cut(window), *rest)
 
         return painted

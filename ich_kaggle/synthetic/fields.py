@@ -14,6 +14,7 @@ from ich_kaggle.synthetic.gantry import Gantry
 from ich_kaggle.synthetic.shapes import Points, ball, both, step, tube, union
 
 Window = tuple[slice, slice]
+MARGIN = 20.0  # mm of air around the skin; the noise of streaks is drawn for this window: another margin, other noise
 LOW = -45.0  # mm, height below which skin of jaw and neck is added to that of the head
 
 
@@ -21,26 +22,28 @@ class Fields:
     """The coordinates and distances that shapes are made of, at the points of one slice: float32 (2, h, w), mm.
 
     Only the part of the slice around the head is kept, `window` (rows and columns of the coarse grid).
-    `p` and `mirror` are coordinates, in `mirror` with both halves folded onto the left one; `vault` and `inside` are
-    the distances to the outer and inner surface of the skull, `cavity` that to the space of the brain, `brain` that
-    to the brain, `stem` that to the brain stem, `neck` that to the skin of jaw and neck; `floor` is the height of the
-    base of the skull, `tent` the height above the tentorium.
+    `p` and `mirror` are coordinates (3, 2, h, w), in `mirror` with both halves folded onto the left one; `vault` and
+    `inside` are the distances to the outer and inner surface of the skull, `cavity` that to the space of the brain,
+    `brain` that to the brain, `stem` that to the brain stem, `neck` that to the skin of jaw and neck; `floor` is the
+    height of the base of the skull, `tent` the height above the tentorium.
     """
 
     def __init__(self, head: Head, gantry: Gantry, z: float, window: Window | None = None):
         rows, columns = window or (slice(None), slice(None))
-        x, y, z, back, depths = _coordinates(gantry, z, rows, columns)
-        self.outline, self.window = (x, y), (slice(None), slice(None))
+        self.p, back, depths = _coordinates(gantry, z, rows, columns)
+        (x, y, z), self.window = self.p, (slice(None), slice(None))
+        self.outline = x, y
         self._noise, self._bumps = partial(head.texture.affine, x[0], y[0], depths.mean()), {}
         self._stretched = partial(head.texture, depth=depths.mean())
         self.vault = _vault(head, x, y, z)
         self.inside = self.vault + head.skull * (1 + 0.18 * self.bumps(60) + 0.2 * step((np.abs(y) - 70) / 6))
         if head.shift:
-            x = x - head.shift * np.exp(-((y / 55) ** 2) - ((z - head.shift_z) / 38) ** 2)
+            self.p = self.p.copy()
+            self.p[0] -= head.shift * np.exp(-((y / 55) ** 2) - ((z - head.shift_z) / 38) ** 2)
         self.level = np.broadcast_to(back, x.shape[1:])  # mm down the gravity of a patient on the back
-        self.p, self.mirror = (x, y, z), (np.abs(x), y, z)
+        self.mirror = _folded(self.p)
         self.lowest, self.highest, self.nothing = z.min(), z.max(), np.float32(99)
-        self.floor = _floor(*(v[0] for v in self.mirror[:2])) if self.lowest < 15 else -self.nothing
+        self.floor = _floor(*self.mirror[:2, 0]) if self.lowest < 15 else -self.nothing
         self.ridges = _ridges(self)
         self.cavity = both(self.inside, (self.floor - z) * 0.8, -self.ridges)
         self.stem = _stem(self.p) if self.lowest < 15 else self.nothing
@@ -59,14 +62,14 @@ class Fields:
         x, y = self.outline[0][0], self.outline[1][0]
         return self._stretched(x * stretch, y * stretch, wavelength=wavelength)
 
-    def near(self, low, high) -> Window | None:
-        """Return the window around the box from `low` to `high` (mm, x, y, z; both halves), None if it misses it."""
-        if self.lowest > high[2] + 4 or self.highest < low[2] - 4:
+    def near(self, middle: np.ndarray, reach: np.ndarray) -> Window | None:
+        """Return the window around the box with all points within `reach` of `middle`, None if it misses the slice.
+
+        Both are x, y, z in mm, float32 (3, 1, 1), for both halves of the head.
+        """
+        if self.lowest > middle[2] + reach[2] or self.highest < middle[2] - reach[2]:
             return None
-        ends = zip(self.mirror, low, high, strict=True)
-        found = span(
-            np.logical_and.reduce([np.abs(v[0, ::3, ::3] - (a + b) / 2) < (b - a) / 2 + 4 for v, a, b in ends])
-        )
+        found = span((np.abs(self.mirror[:, 0, ::3, ::3] - middle) < reach).all(axis=0))
         return found and tuple(slice(3 * s.start, 3 * s.stop) for s in found)
 
     def cut(self, window: Window) -> "Fields":
@@ -76,8 +79,6 @@ class Fields:
         for name, value in vars(self).items():
             if isinstance(value, np.ndarray):
                 setattr(part, name, value[..., *window])
-            elif name in ("p", "mirror"):
-                setattr(part, name, tuple(v[:, *window] for v in value))
         part.window = tuple(
             slice((old.start or 0) + new.start, (old.start or 0) + new.stop)
             for old, new in zip(self.window, window, strict=True)
@@ -94,21 +95,28 @@ def span(hit: np.ndarray) -> Window | None:
 def around(head: Head, gantry: Gantry, z: float) -> Window | None:
     """Return the window of the coarse grid that holds the head at table position `z`; None if there is none of it."""
     every = slice(None, None, 4)
-    x, y, z = _coordinates(gantry, z, every, every)[:3]
-    hit = _vault(head, x, y, z)[0] < head.scalp + 20
-    if head.neck and z.min() < LOW:
-        hit |= _neck((np.abs(x), y, z), head)[0] < 20
+    p = _coordinates(gantry, z, every, every)[0]
+    hit = _vault(head, *p)[0] < head.scalp + MARGIN
+    if head.neck and p[2].min() < LOW:
+        hit |= _neck(_folded(p), head)[0] < MARGIN
     found = span(hit)
     return found and tuple(slice(4 * s.start, 4 * s.stop) for s in found)
 
 
-def _coordinates(gantry: Gantry, z: float, rows: slice, columns: slice) -> tuple[np.ndarray, ...]:
-    """Return the head coordinates x, y, z (2, h, w), the distance to the back (h, 1) and the depths (2,): mm."""
+def _folded(p: Points) -> Points:
+    """Return `p` with both halves of the head folded onto the left one."""
+    mirror = p.copy()
+    np.abs(mirror[0], out=mirror[0])
+    return mirror
+
+
+def _coordinates(gantry: Gantry, z: float, rows: slice, columns: slice) -> tuple[Points, np.ndarray, np.ndarray]:
+    """Return the head coordinates (3, 2, h, w), the distance to the back (h, 1) and the depths (2,): mm."""
     right, back, depths = gantry.planes(z)
     back = back[rows] - np.float32(z * np.sin(gantry.tilt) + gantry.center[1])
     right = right[:, columns] - np.float32(gantry.center[0])
-    pose, deep = gantry.pose.astype(np.float32), depths[:, None, None]
-    return *(pose[i, 0] * right + pose[i, 1] * back + pose[i, 2] * deep for i in range(3)), back, depths
+    pose = gantry.pose.astype(np.float32)[:, :, None, None, None]
+    return pose[:, 0] * right + pose[:, 1] * back + pose[:, 2] * depths[:, None, None], back, depths
 
 
 # All numbers below are positions and sizes (mm) in an average head.
@@ -127,7 +135,7 @@ def _floor(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return the height (mm) of the skull base: anterior, middle and posterior fossa, sella."""
     behind = step((y - 6 - 0.42 * x) / 4)
     before = step((-30 + 0.2 * x - y) / 5)
-    sella = np.exp(-((x / 12) ** 4))
+    sella = np.exp(-np.square((x / 12) ** 2))
     anterior = -25 + 12 * np.exp(-(((x - 30) / 14) ** 2)) + 7 * ((y + 52) / 25) ** 2 * (y > -52)
     middle = -47 + 11 * ((x - 36) / 20) ** 2 * (x > 36) + 5 * ((y + 6) / 16) ** 2 + 22 * sella
     posterior = -66 + 13 * (x / 48) ** 2 + 15 * ((y - 34) / 40) ** 2 * (y > 34)

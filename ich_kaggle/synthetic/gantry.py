@@ -1,9 +1,12 @@
 """The geometry and the quality of a CT scan."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.spatial.transform import Rotation
+
+from ich_kaggle.synthetic.shapes import both
 
 GRID = 2.0  # mm, about, between the points where shapes are evaluated
 
@@ -36,6 +39,14 @@ class Gantry:
     @property
     def zoom(self) -> int:
         return max(1, round(GRID / self.pixel))
+
+    @cached_property
+    def cradle(self) -> np.ndarray:
+        """The signed distance (mm) to the holder of the head, the same in all slices: float32 (2, h, w), coarse."""
+        right, back, _ = self.planes(0)
+        middle = np.float32(104 - self.holder)  # mm: its lowest point is 104 mm below the center
+        arc = np.abs(np.hypot(right, np.maximum(back - middle, 0)) - np.float32(self.holder)) - np.float32(1.4)
+        return np.stack([both(arc, -30 - back, np.abs(right) - 102)] * 2)
 
     def corner(self, z: float) -> tuple[float, float, float]:
         """Return the position (mm) of the first pixel of the slice at table position `z`."""

@@ -11,10 +11,10 @@ FAT, MUSCLE, SKIN, DIPLOE = -95, 52, 40, 700  # HU
 
 
 def scalp(canvas: Canvas, f: Fields, head: Head) -> None:
-    x, y, z = (v[0] for v in f.mirror)
+    x, y, z = f.mirror[:, 0]
     skin, deep = f.vault - head.scalp, f.vault
     if head.lump is not None:
-        far = np.maximum(ball([v[0] for v in f.p], head.lump, 1), 0)
+        far = np.maximum(ball(f.p[:, 0], head.lump, 1), 0)
         skin -= 7 * np.exp(-(far**2) / 500)
     if f.lowest < 25:
         skin -= 2.5 * np.exp(-(((x - 70) / 20) ** 2) - ((y + 20) / 30) ** 2 - ((z + 25) / 25) ** 2)
@@ -27,7 +27,7 @@ def scalp(canvas: Canvas, f: Fields, head: Head) -> None:
         canvas.paint(both(skin + 2.5 + head.scalp * (far / 30) ** 2, 1 - f.vault), head.bruise, soft=2)
     muscle = deep - 2
     if f.lowest < 10:
-        muscle = union(muscle, 0.45 * skin + 0.55 * deep + 0.9 + 99 * (z > 10))
+        muscle = union(muscle, 0.45 * skin + 0.55 * deep + np.where(z > 10, f.nothing, np.float32(0.9)))
     canvas.paint(muscle, MUSCLE)
     if f.lowest < 10:
         between = np.abs(f.bumps(45 if is_low else 28))  # the muscles are planes and lumps of fat, large in a neck

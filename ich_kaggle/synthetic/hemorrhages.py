@@ -81,7 +81,7 @@ def _subdural(rng: np.random.Generator, head: Head, variety: Variety) -> list[Bl
 
 def _dural_fold(rng: np.random.Generator, variety: Variety) -> Bleed:
     """Return a subdural hematoma along the falx or on the tentorium."""
-    side, thick = rng.choice((-1, 1)), rng.uniform(2.5, 6)
+    side, thick = float(rng.choice((-1, 1))), rng.uniform(2.5, 6)
     y0, z0, reach = rng.uniform(-55, 60), rng.uniform(15, 55), rng.uniform(18, 45)
     on_tent = rng.random() < 0.35
 
@@ -124,7 +124,7 @@ def _hematoma(rng: np.random.Generator, head: Head, variety: Variety, small: boo
 
 
 def _intraventricular(rng: np.random.Generator, head: Head, variety: Variety) -> list[Bleed]:
-    side, level = rng.choice((-1, 0, 0, 1)), rng.uniform(26, 54)
+    side, level = float(rng.choice((-1, 0, 0, 1))), rng.uniform(26, 54)
     cast = rng.random() < 0.25  # one whole ventricle full of clot
     middle = rng.random() < 0.3  # third and fourth ventricle
 
@@ -166,6 +166,6 @@ def bleed(rng: np.random.Generator, head: Head, kinds: list[str], variety: Varie
     for kind in kinds:
         head.bleeds += _DRAW[kind](rng, head, variety)
     if {"epidural", "subdural", "intraparenchymal"} & set(kinds) and rng.random() < 0.5:
-        head.shift = rng.choice((-1, 1)) * rng.uniform(1, 8)
+        head.shift = float(rng.choice((-1, 1))) * rng.uniform(1, 8)
         head.shift_z = rng.uniform(0, 35)
         head.sulcus *= rng.uniform(0.5, 1)

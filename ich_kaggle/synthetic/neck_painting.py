@@ -16,7 +16,7 @@ def neck(canvas: Canvas, f: Fields, head: Head) -> None:
     """Paint spine, airway, jaw and teeth over muscles and fat."""
     if not head.neck or f.lowest > BASE:
         return
-    x, y, z = p = f.mirror[0] / head.width, f.mirror[1] / head.width, f.mirror[2]
+    x, y, z = p = f.mirror / np.float32([head.width, head.width, 1])[:, None, None, None]
     _paint_spine(canvas, f, p)
     canvas.paint(both(tube(p, (0, -14, -60), (0, -20, -160), 7, 9), z - BASE), AIR)
     around = np.sqrt(x**2 + ((y + 32) / 1.25) ** 2)

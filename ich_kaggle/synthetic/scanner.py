@@ -9,7 +9,7 @@ from ich_kaggle.synthetic.brain_painting import COVERED
 from ich_kaggle.synthetic.canvas import Canvas
 from ich_kaggle.synthetic.fields import Fields, around
 from ich_kaggle.synthetic.gantry import Gantry
-from ich_kaggle.synthetic.shapes import ball, both, union
+from ich_kaggle.synthetic.shapes import ball, union
 
 
 def scan(head: Head, gantry: Gantry, z: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -18,7 +18,8 @@ def scan(head: Head, gantry: Gantry, z: float, rng: np.random.Generator) -> tupl
     `rng` draws motion and noise.
     """
     canvas = Canvas(gantry)
-    _holder(canvas, gantry, z)
+    if gantry.holder:
+        canvas.paint(gantry.cradle, 500)
     if window := around(head, gantry, z):
         part, fields = canvas.cut(window), Fields(head, gantry, z, window)
         _paint(part, fields, head)
@@ -49,22 +50,13 @@ def _paint(canvas: Canvas, f: Fields, head: Head) -> None:
         brain_painting.operation(canvas, f, head)
 
 
-def _holder(canvas: Canvas, gantry: Gantry, z: float) -> None:
-    if not gantry.holder:
-        return
-    right, back, _ = gantry.planes(z)
-    middle = np.float32(104 - gantry.holder)  # mm: its lowest point is 104 mm below the center
-    cradle = np.abs(np.hypot(right, np.maximum(back - middle, 0)) - np.float32(gantry.holder)) - np.float32(1.4)
-    cradle = both(cradle, -30 - back, np.abs(right) - 102)
-    canvas.paint(np.stack([cradle, cradle]), 500)
-
-
 def _beam_hardening(canvas: Canvas, f: Fields, gantry: Gantry) -> None:
-    x, y, z = (v[0] for v in f.mirror)
+    x, y, z = f.mirror[:, 0]
     depth = np.minimum(f.inside[0], 0) / np.float32(gantry.reach)
     shade = np.float32(gantry.hardening) * np.exp(depth) * (f.inside[0] < 1) - np.float32(1 - gantry.offset)
     if f.lowest < 0:
-        shade -= np.float32(3 * gantry.streaks) * np.exp(-(((y - 12) / 9) ** 2) - ((z + 38) / 9) ** 2 - (x / 40) ** 4)
+        band = ((y - 12) / 9) ** 2 + ((z + 38) / 9) ** 2 + np.square((x / 40) ** 2)
+        shade -= np.float32(3 * gantry.streaks) * np.exp(-band)
     canvas.add(shade)
 
 
@@ -73,8 +65,8 @@ def _metal(canvas: Canvas, f: Fields, head: Head) -> None:
     for place in head.metal:
         if not f.lowest - 9 < place[2] < f.highest + 9:
             continue
-        x, y, z = (v[0] - np.float32(c) for v, c in zip(f.p, place, strict=True))
-        angle, phase = np.arctan2(y, x), place[0]
+        x, y, z = f.p[:, 0] - np.float32(place)[:, None, None]
+        angle, phase = np.arctan2(y, x), float(place[0])
         streaks = np.sin(5 * angle + phase) * np.sin(11 * angle - phase) + np.sin(29 * angle + 3 * phase) / 2
         canvas.add(90 * streaks * np.exp(-np.hypot(x, y) / 25 - z**2 / 30) * (union(f.vault, f.neck)[0] < 4))
         canvas.paint(ball(f.p, place, 2.5), 3000)

@@ -1,47 +1,52 @@
 """Shapes as functions of points in space: signed distances in mm, negative inside; and smooth random noise."""
 
-from functools import reduce
+from functools import cache, reduce
 
 import cv2
 import numpy as np
-from scipy import ndimage
+from scipy import fft, ndimage
 
-Points = tuple[np.ndarray, np.ndarray, np.ndarray]
+Points = np.ndarray  # float32 (3, ...): x, y and z in mm
 
 
 def ball(p: Points, center, radii) -> np.ndarray:
     """Return the signed distance (mm) to an ellipsoid with half axes `radii`."""
-    radii = (radii,) * 3 if np.ndim(radii) == 0 else radii
-    out = np.float32(0)
-    for v, c, r in zip(p, center, radii, strict=True):
-        part = v - np.float32(c)
-        part *= np.float32(1 / r)
-        part *= part
-        part += out
-        out = part
-    np.sqrt(out, out=out)
+    radii = np.ones(3, np.float32) * np.float32(radii)
+    away = p * _along(1 / radii, p)
+    away -= _along(np.float32(center) / radii, p)
+    out = _length(away)
     out -= 1
-    out *= np.float32(min(radii))
+    out *= min(radii)
     return out
 
 
 def tube(p: Points, start, end, r_start: float, r_end: float) -> np.ndarray:
     """Return the signed distance (mm) to a round stick from `start` to `end`."""
     axis = np.float32(end) - np.float32(start)
-    away = [v - np.float32(s) for v, s in zip(p, start, strict=True)]
-    along = sum(v * a for v, a in zip(away, axis / (axis @ axis), strict=True))
-    np.clip(along, 0, 1, out=along)
-    out = np.float32(0)
-    for v, a in zip(away, axis, strict=True):
-        v -= along * a
-        v *= v
-        v += out
-        out = v
-    np.sqrt(out, out=out)
-    along *= np.float32(r_end - r_start)
-    along += np.float32(r_start)
-    out -= along
+    away = p - _along(np.float32(start), p)
+    share = np.einsum("i,i...->...", axis / (axis @ axis), away)
+    np.maximum(share, 0, out=share)
+    np.minimum(share, 1, out=share)
+    away -= _along(axis, p) * share
+    out = _length(away)
+    share *= np.float32(r_end - r_start)
+    share += np.float32(r_start)
+    out -= share
     return out
+
+
+def _along(v: np.ndarray, p: Points) -> np.ndarray:
+    """Return `v` (3,) in a shape that broadcasts along the first axis of `p`."""
+    return v.reshape(3, *(1,) * (p.ndim - 1))
+
+
+def _length(v: np.ndarray) -> np.ndarray:
+    """Return the lengths of vectors `v` (3, ...), which are overwritten: (...)."""
+    v *= v
+    out = v[0]
+    out += v[1]
+    out += v[2]
+    return np.sqrt(out, out=out)
 
 
 def union(*shapes: np.ndarray) -> np.ndarray:
@@ -56,14 +61,23 @@ def step(v: np.ndarray) -> np.ndarray:
     return 0.5 + 0.5 * np.tanh(v)
 
 
+@cache
+def _band(size: int) -> np.ndarray:
+    """Return the filter of bumps, the difference of two Gaussians on a periodic cube, in the frequencies of rfftn."""
+    point = np.zeros((size,) * 3, np.float32)
+    point[0, 0, 0] = 1
+    narrow, wide = (ndimage.gaussian_filter(point, sigma, mode="wrap") for sigma in (1, 2))
+    return fft.rfftn(narrow - wide).real
+
+
 class Texture:
     """Smooth random noise in space, mean 0, standard deviation 1, of any wavelength."""
 
     SIZE = 56
 
     def __init__(self, rng: np.random.Generator):
-        white = rng.standard_normal((self.SIZE,) * 3, np.float32)
-        bumps = ndimage.gaussian_filter(white, 1, mode="wrap") - ndimage.gaussian_filter(white, 2, mode="wrap")
+        white = fft.rfftn(rng.standard_normal((self.SIZE,) * 3, np.float32))
+        bumps = fft.irfftn(white * _band(self.SIZE), overwrite_x=True)
         self.bumps = bumps / bumps.std()
 
     def __call__(self, x: np.ndarray, y: np.ndarray, depth: float, wavelength: float) -> np.ndarray:
@@ -74,15 +88,18 @@ class Texture:
 
     def affine(self, x: np.ndarray, y: np.ndarray, depth: float, wavelength: float) -> np.ndarray:
         """Return the same where `x` and `y` are affine in rows and columns, faster."""
-        (h, w), matrix, places = x.shape, [], []
+        (h, w), matrix, beyond = x.shape, [], []  # columns and rows beyond the first cube
         u, v, plane = self._pitched(x[:: h - 1, :: w - 1], y[:: h - 1, :: w - 1], depth, wavelength)
         for axis in (u, v):
             corners = axis[0, 0], axis[0, -1], axis[-1, 0], axis[-1, -1]
             low, high = int(np.floor(min(corners))), int(np.floor(max(corners))) + 2
-            places.append(np.arange(low, high + 1) % self.SIZE)
-            matrix.append([(corners[1] - corners[0]) / (w - 1), (corners[2] - corners[0]) / (h - 1), corners[0] - low])
-        tiled, flags = plane.take(places[1], 0).take(places[0], 1), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        return cv2.warpAffine(tiled, np.float64(matrix), (w, h), flags=flags)
+            start = low - low % self.SIZE
+            beyond.append(max(0, high + 1 - start - self.SIZE))
+            matrix.append(
+                [(corners[1] - corners[0]) / (w - 1), (corners[2] - corners[0]) / (h - 1), corners[0] - start]
+            )
+        tiled = cv2.copyMakeBorder(plane, 0, beyond[1], 0, beyond[0], cv2.BORDER_WRAP)
+        return cv2.warpAffine(tiled, np.float64(matrix), (w, h), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
 
     def _pitched(self, x: np.ndarray, y: np.ndarray, depth: float, wavelength: float) -> tuple[np.ndarray, ...]:
         pitch = np.float32(wavelength / 6.5)

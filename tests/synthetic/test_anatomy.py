@@ -13,7 +13,7 @@ def gantry(**changes):
 
 
 def point(*xyz):
-    return tuple(np.full((2, 1, 1), v, np.float32) for v in xyz)
+    return np.stack([np.full((2, 1, 1), v, np.float32) for v in xyz])
 
 
 @pytest.mark.parametrize("x, distance", [(0, -5), (5, 0), (9, 4)])

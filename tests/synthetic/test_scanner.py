@@ -7,7 +7,9 @@ from ich_kaggle.common.labels import LABELS
 from ich_kaggle.synthetic import fields as f
 from ich_kaggle.synthetic import hemorrhages, scanner
 from ich_kaggle.synthetic.anatomy import Head
+from ich_kaggle.synthetic.canvas import Canvas
 from ich_kaggle.synthetic.gantry import Gantry
+from ich_kaggle.synthetic.variety import Variety
 
 STILL = Gantry((128, 128), 1.9, 5.0, 0.0, np.eye(3), (0.0, 0.0), 0.0, 0.3, 0.0)
 DEPTHS = range(-40, 70, 10)
@@ -50,6 +52,36 @@ def test_blood_of_every_kind_is_marked_and_brighter_than_what_was_there(kind):
             brighter += [hu[marked] - before[marked]]
     assert n_marked > 100
     assert np.median(np.concatenate(brighter)) > 8
+
+
+@pytest.mark.parametrize("z", [-70.0, -56.0, -36.0, 0.0, 40.0])
+def test_ears_nose_neck_and_swellings_are_not_cut_off(z, monkeypatch):
+    gantry = replace(STILL, motion=0, streaks=0)
+    for seed in range(6):
+        drawn = Head(np.random.default_rng(seed), Variety())
+        drawn.metal, drawn.lump = [], np.float32((50, -60, 40))
+        skin = scan(drawn, [z], gantry)[0][0] > -800
+        with monkeypatch.context() as patch:
+            patch.setattr(f, "MARGIN", 99.0)
+            whole = scan(drawn, [z], gantry)[0][0] > -800
+        assert np.array_equal(skin, whole)
+
+
+def test_all_shapes_are_of_single_precision(monkeypatch):
+    cover, kinds = Canvas.cover, set()
+
+    def seen(self, shape, soft=0):
+        kinds.add(shape.dtype)
+        return cover(self, shape, soft)
+
+    monkeypatch.setattr(Canvas, "cover", seen)
+    widest = Variety(operated=1, metal=1, fillings=1, neck=1, infarcts=1, edema=1, levels=1)
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        drawn = Head(rng, widest)
+        hemorrhages.bleed(rng, drawn, list(LABELS[:5]), widest)
+        scan(drawn, range(-140, 80, 20), STILL)
+    assert kinds == {np.dtype(np.float32)}
 
 
 def test_blood_lies_inside_the_skull_and_spans_several_slices():
