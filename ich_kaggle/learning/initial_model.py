@@ -94,6 +94,7 @@ def start(model: slice_model.SliceModel, source: Path | io.BytesIO, head: str, p
         if (arch := other.config.arch) == model.config.arch:
             raise
         raise ValueError(f"--init {name} holds {arch}, not {model.config.arch}: give --arch {arch}") from error
+    line += _other_input(other.config, model.config)
     if head == "new":
         slice_model.start_at_prevalence(model, prevalence)
         return f"{line}; the head is new"
@@ -101,6 +102,14 @@ def start(model: slice_model.SliceModel, source: Path | io.BytesIO, head: str, p
         for own, kept in ((model.head.weight, other.head.weight), (model.head.bias, other.head.bias)):
             own.copy_(torch.cat([kept[other.config.own]] * model.config.n_targets))
     return f"{line}; the head is kept"
+
+
+def _other_input(before: slice_model.SliceConfig, now: slice_model.SliceConfig) -> str:
+    """Return on which other images the start was trained: their settings, and those of `now`; empty if on the same."""
+    names = ("image_size", "crop", "windows", "offsets")
+    pairs = [(name.replace("_", " "), getattr(before, name), getattr(now, name)) for name in names]
+    told = [f"{name} {old}, here {new}" for name, old, new in pairs if old != new]
+    return f"; its images had {'; '.join(told)}" if told else ""
 
 
 def moves(logits: np.ndarray, target: np.ndarray) -> np.ndarray:
