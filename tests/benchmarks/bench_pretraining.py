@@ -7,6 +7,7 @@ patients. Each command is printed.
 Example: python -m ich_kaggle.pretrain --recipe cpu --slices 120000
          python tests/benchmarks/bench_pretraining.py work/pretrained/cpu.zip /tmp/shifted --sizes 16 32 64 128
          python tests/benchmarks/bench_pretraining.py work/pretrained/cpu.zip /tmp/real --data rsna_sample.zip
+With `pretrain --image-size`, give the same size here: ImageNet's networks are trained at it too.
 """
 
 import argparse
@@ -88,12 +89,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path, help="folder or zip of labelled slices, in Kaggle's layout")
     parser.add_argument("--sizes", type=int, nargs="+", default=[], help="numbers of patients of shifted phantoms")
+    parser.add_argument("--image-size", type=int, default=112, help="px")
     parser.add_argument("--starts", nargs="+", default=list(STARTS), choices=STARTS)
     options = parser.parse_args()
     if not (options.data or options.sizes):
         parser.error("give --data or --sizes")
     init = shlex.quote(str(options.init.resolve()))
-    starts = {name: STARTS[name].format(init=init) for name in options.starts}
+    size = f" --image-size {options.image_size}"
+    starts = {name: STARTS[name].format(init=init) + size for name in options.starts}
     data = {"real": options.data} if options.data else {}
     for n in options.sizes:
         data[str(n)] = options.folder / str(n) / "input" / paths.SLUG
