@@ -88,8 +88,7 @@ class Data:
             return zip_reader.read(self.root, member, limit)
         with (self.root / member.path).open("rb", buffering=0) as file:
             if member.stamp and os.fstat(file.fileno()).st_mtime_ns != member.stamp:
-                again = "run python -m ich_kaggle.slices --overwrite"
-                raise ValueError(f"{self.root}: {member.path} has changed since it was scanned: {again}")
+                raise ValueError(f"{self.root}: {member.path} has changed since it was scanned: {zip_reader.AGAIN}")
             return file.read(limit)
 
     @property

@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from ich_kaggle.common import paths, storage
+from ich_kaggle.common.zip_reader import AGAIN
 
 NAMES = (paths.TRAIN_CSV, paths.SAMPLE_CSV)
 CHECKOUT = Path(__file__).resolve().parents[2]  # of this project, if the package is not installed elsewhere
-AGAIN = "run python -m ich_kaggle.slices --overwrite"
 REMEDY = f"give another --work-dir, or {AGAIN}"
 
 
