@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from ich_kaggle.common import zip_reader
+from ich_kaggle.common import storage, zip_reader
 from ich_kaggle.common.zip_reader import Member
 
 SLUG = "rsna-intracranial-hemorrhage-detection"
@@ -88,7 +88,7 @@ class Data:
             return zip_reader.read(self.root, member, limit)
         with (self.root / member.path).open("rb", buffering=0) as file:
             if member.stamp and os.fstat(file.fileno()).st_mtime_ns != member.stamp:
-                raise ValueError(f"{self.root}: {member.path} has changed since it was scanned: {zip_reader.AGAIN}")
+                raise ValueError(f"{self.root}: {member.path} has changed since it was scanned: {storage.SCAN_AGAIN}")
             return file.read(limit)
 
     @property

@@ -7,11 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from ich_kaggle.common import paths, storage
-from ich_kaggle.common.zip_reader import AGAIN
 
 NAMES = (paths.TRAIN_CSV, paths.SAMPLE_CSV)
 CHECKOUT = Path(__file__).resolve().parents[2]  # of this project, if the package is not installed elsewhere
-REMEDY = f"give another --work-dir, or {AGAIN}"
+REMEDY = f"give another --work-dir, or {storage.SCAN_AGAIN}"
 
 
 def settings(data: paths.Data) -> dict[str, str]:
@@ -59,10 +58,12 @@ def same_files(data: paths.Data | None, table: pd.DataFrame) -> None:
     now = {member.path: member for split in paths.SPLITS for member in data.members(split)}
     for path, size, stamp in zip(table.path, table["size"], table.stamp, strict=True):
         if (member := now.get(path)) is None:
-            raise ValueError(f"{data.root}: {path} was scanned and is gone: get it again, or {AGAIN}")
+            raise ValueError(f"{data.root}: {path} was scanned and is gone: get it again, or {storage.SCAN_AGAIN}")
         if (member.size, member.stamp) != (size, stamp):
             was, is_now = f"{size} bytes, stamp {stamp}", f"{member.size} bytes, stamp {member.stamp}"
-            raise ValueError(f"{data.root}: {path} has changed since it was scanned ({was}; now {is_now}): {AGAIN}")
+            raise ValueError(
+                f"{data.root}: {path} has changed since it was scanned ({was}; now {is_now}): {storage.SCAN_AGAIN}"
+            )
 
 
 def git_commit() -> str | None:

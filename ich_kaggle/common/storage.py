@@ -29,6 +29,7 @@ MAKERS = {
     "weights.json": "python -m ich_kaggle.ensemble",
     "nested.parquet": "python -m ich_kaggle.ensemble",
 }
+SCAN_AGAIN = f"run {MAKERS['slices.parquet']} --overwrite"
 
 
 def require(path: str | Path, flags: str = "") -> Path:

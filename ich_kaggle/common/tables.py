@@ -17,7 +17,6 @@ from ich_kaggle.common.labels import LABELS
 SLICE_COLUMNS = ["slice_id", "patient_id", "study_id", "series_id", "position", "split", "path", *LABELS]
 PREDICTION_COLUMNS = ["slice_id", *LABELS]
 LONGEST = 1 << 10  # bytes of an ID that are read
-AGAIN = f"run {storage.MAKERS['slices.parquet']} --overwrite"
 
 
 def read_long(data: paths.Data, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -96,9 +95,9 @@ def read_slices(work_dir: Path) -> pd.DataFrame:
     """Return the slice table: a row per slice, sorted by split (train first), patient, study, series and position."""
     slices = _read_parquet(path := paths.slices(work_dir))
     if missing := [column for column in SLICE_COLUMNS if column not in slices]:
-        raise ValueError(f"{path}: no column {missing[0]}: {AGAIN}")
+        raise ValueError(f"{path}: no column {missing[0]}: {storage.SCAN_AGAIN}")
     if wrong := [column for column in SLICE_COLUMNS if not _has_right_type(slices[column], column)]:
-        raise ValueError(f"{path}: column {wrong[0]} has the wrong type: {AGAIN}")
+        raise ValueError(f"{path}: column {wrong[0]} has the wrong type: {storage.SCAN_AGAIN}")
     return slices
 
 

@@ -12,13 +12,12 @@ from functools import lru_cache
 from pathlib import Path, PureWindowsPath
 from typing import BinaryIO, NamedTuple
 
-from ich_kaggle.common import cli
+from ich_kaggle.common import cli, storage
 
 LOCAL_HEADER = 30  # bytes before the name in a member's own header, APPNOTE 4.3.7
 BROKEN = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error)  # raised by zipfile
 SLACK = 1024  # bytes by which deflated content may exceed the original
 MOST_TOTAL = 1 << 36  # bytes of all members, inflated
-AGAIN = "run python -m ich_kaggle.slices --overwrite"
 
 
 class Member(NamedTuple):
@@ -83,7 +82,7 @@ def read(path: Path, member: Member, limit: int = -1) -> bytes:
         file.seek(member.offset)
         head = file.read(LOCAL_HEADER)
         if head[:4] != b"PK\3\4":
-            raise ValueError(f"{path}: {member.path} is not at byte {member.offset}: {AGAIN}")
+            raise ValueError(f"{path}: {member.path} is not at byte {member.offset}: {storage.SCAN_AGAIN}")
         file.seek(int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little"), 1)
         wanted = member.packed if limit < 0 else min(member.packed, limit + SLACK)
         packed = file.read(wanted)
@@ -98,7 +97,7 @@ def read(path: Path, member: Member, limit: int = -1) -> bytes:
         raise ValueError(f"{path}: {member.path} can't be inflated ({error}): get the zip again") from error
     if len(content) != member.size or crc32(content) != member.stamp:
         if directory(path).get(member.path) != member:
-            raise ValueError(f"{path}: {member.path} has changed since it was scanned: {AGAIN}")
+            raise ValueError(f"{path}: {member.path} has changed since it was scanned: {storage.SCAN_AGAIN}")
         raise ValueError(f"{path}: {member.path} is not what its checksum says: get the zip again")
     return content
 

@@ -186,7 +186,7 @@ def ensure(project: Project) -> pd.DataFrame:
         project.is_checked = True
     _compare(project)
     if missing := [column for column in FACTS if column not in project.slices]:
-        raise ValueError(f"{path}: no column {missing[0]}: {tables.AGAIN}")
+        raise ValueError(f"{path}: no column {missing[0]}: {storage.SCAN_AGAIN}")
     return project.slices
 
 

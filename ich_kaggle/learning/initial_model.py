@@ -14,7 +14,7 @@ import torch
 from scipy import optimize
 from scipy.special import expit
 
-from ich_kaggle.common import paths, storage
+from ich_kaggle.common import paths, storage, windows
 from ich_kaggle.common.runs import Run
 from ich_kaggle.learning import pretrained, slice_model
 
@@ -105,11 +105,16 @@ def start(model: slice_model.SliceModel, source: Path | io.BytesIO, head: str, p
 
 
 def _other_input(before: slice_model.SliceConfig, now: slice_model.SliceConfig) -> str:
-    """Return on which other images the start was trained: their settings, and those of `now`; empty if on the same."""
-    names = ("image_size", "crop", "windows", "offsets")
-    pairs = [(name.replace("_", " "), getattr(before, name), getattr(now, name)) for name in names]
-    told = [f"{name} {old}, here {new}" for name, old, new in pairs if old != new]
-    return f"; its images had {'; '.join(told)}" if told else ""
+    """Return what differs between the images that the start was trained on and those of `now`; empty if nothing."""
+    names = {"image_size": "image size", "cache_size": "cache size", "crop": "crop", "offsets": "slices"}
+    pairs = [(shown, getattr(before, name), getattr(now, name)) for name, shown in names.items()]
+    pairs += [("windows", *([windows.NAMES.get(one, one) for one in config.windows] for config in (before, now)))]
+    told = [f"{name} {_listed(old)}, here {_listed(new)}" for name, old, new in pairs if old != new]
+    return f"; it was trained with {'; '.join(told)}" if told else ""
+
+
+def _listed(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def moves(logits: np.ndarray, target: np.ndarray) -> np.ndarray:

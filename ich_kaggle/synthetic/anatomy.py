@@ -14,7 +14,7 @@ from ich_kaggle.synthetic.variety import PLAIN, Variety, chance
 class Head:
     """One patient's anatomy, in HU and mm, drawn at random.
 
-    Its numbers are Python's: with one of NumPy's float64, float32 arrays would turn into float64.
+    Single numbers are Python's or float32: a float64 of NumPy would turn float32 arrays into float64.
     """
 
     def __init__(self, rng: np.random.Generator, variety: Variety = PLAIN):
@@ -32,7 +32,7 @@ class Head:
         self.dura, self.sinus = rng.uniform(40, 56), rng.uniform(42, 62)
         if rng.random() < variety.contrast:
             self.sinus, self.dura = rng.uniform(90, 300), rng.uniform(50, 80)
-        self.ventricle = (0.7 + 0.65 * self.atrophy) * float(np.exp(rng.normal(0, 0.15)))
+        self.ventricle = (0.7 + 0.65 * self.atrophy) * np.exp(rng.normal(0, 0.15))
         if rng.random() < variety.hydrocephalus:
             self.ventricle *= rng.uniform(1.3, 2.3)
         self.sulcus = -0.5 + 1.5 * self.atrophy + rng.uniform(0, 0.5)  # mm, half width; below 0 most are closed

@@ -80,9 +80,8 @@ class Canvas:
 
 def within(low, high) -> Callable:
     """Return a decorator that has a function paint the box from `low` to `high` (mm, both halves of the head) only."""
-
     low, high = (np.reshape(np.float32(corner), (3, 1, 1)) for corner in (low, high))
-    middle, reach = (low + high) / 2, (high - low) / 2 + 4  # mm, for the points between those that are looked at
+    middle, reach = (low + high) / 2, (high - low) / 2 + 4  # mm, since `near` looks at every third point
 
     def decorate(paint: Callable) -> Callable:
         @wraps(paint)

@@ -14,7 +14,9 @@ from ich_kaggle.synthetic.gantry import Gantry
 from ich_kaggle.synthetic.shapes import Points, ball, both, step, tube, union
 
 Window = tuple[slice, slice]
-MARGIN = 20.0  # mm of air around the skin; the noise of streaks is drawn for this window: another margin, other noise
+# mm around scalp and neck; ears, nose and swellings reach into it. Streaks have noise of the size of this window, so
+# that another margin changes all random numbers after it.
+MARGIN = 20.0
 LOW = -45.0  # mm, height below which skin of jaw and neck is added to that of the head
 
 
@@ -63,9 +65,9 @@ class Fields:
         return self._stretched(x * stretch, y * stretch, wavelength=wavelength)
 
     def near(self, middle: np.ndarray, reach: np.ndarray) -> Window | None:
-        """Return the window around the box with all points within `reach` of `middle`, None if it misses the slice.
+        """Return the window around the box from `middle - reach` to `middle + reach`, None if it misses the slice.
 
-        Both are x, y, z in mm, float32 (3, 1, 1), for both halves of the head.
+        Both are x, y, z in mm, float32 (3, 1, 1), of both halves of the head.
         """
         if self.lowest > middle[2] + reach[2] or self.highest < middle[2] - reach[2]:
             return None

@@ -67,7 +67,7 @@ def _band(size: int) -> np.ndarray:
     point = np.zeros((size,) * 3, np.float32)
     point[0, 0, 0] = 1
     narrow, wide = (ndimage.gaussian_filter(point, sigma, mode="wrap") for sigma in (1, 2))
-    return fft.rfftn(narrow - wide).real
+    return fft.rfftn(narrow - wide).real.copy()
 
 
 class Texture:
@@ -88,7 +88,7 @@ class Texture:
 
     def affine(self, x: np.ndarray, y: np.ndarray, depth: float, wavelength: float) -> np.ndarray:
         """Return the same where `x` and `y` are affine in rows and columns, faster."""
-        (h, w), matrix, beyond = x.shape, [], []  # columns and rows beyond the first cube
+        (h, w), matrix, beyond = x.shape, [], []  # how many columns and rows to repeat
         u, v, plane = self._pitched(x[:: h - 1, :: w - 1], y[:: h - 1, :: w - 1], depth, wavelength)
         for axis in (u, v):
             corners = axis[0, 0], axis[0, -1], axis[-1, 0], axis[-1, -1]

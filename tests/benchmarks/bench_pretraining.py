@@ -89,13 +89,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path, help="folder or zip of labelled slices, in Kaggle's layout")
     parser.add_argument("--sizes", type=int, nargs="+", default=[], help="numbers of patients of shifted phantoms")
-    parser.add_argument("--image-size", type=int, default=112, help="px")
+    parser.add_argument("--image-size", type=int, help="px; default: that of the recipe")
     parser.add_argument("--starts", nargs="+", default=list(STARTS), choices=STARTS)
     options = parser.parse_args()
     if not (options.data or options.sizes):
         parser.error("give --data or --sizes")
     init = shlex.quote(str(options.init.resolve()))
-    size = f" --image-size {options.image_size}"
+    size = f" --image-size {options.image_size}" if options.image_size else ""
     starts = {name: STARTS[name].format(init=init) + size for name in options.starts}
     data = {"real": options.data} if options.data else {}
     for n in options.sizes:

@@ -1,6 +1,7 @@
 """The start of a fold from another model: its weights and head, and no patient that it will be scored on."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from scipy.special import expit
 
 from ich_kaggle import predict, train
-from ich_kaggle.common import paths, storage, tables
+from ich_kaggle.common import paths, storage, tables, windows
 from ich_kaggle.common.project import Project
 from ich_kaggle.learning import fold_training, inference, initial_model, slice_model, tasks
 
@@ -89,7 +90,7 @@ def test_a_kept_head_starts_at_the_prevalence_of_the_training_slices_of_its_fold
     run(work, "--init", "a", "--fold", "0", "--lr", "0", "--freeze", "1")
     project, started = Project(None, work), model(work, "b")
     assert torch.equal(started.head.weight, model(work, "a").head.weight)
-    assert "the head is kept" in caplog.text and "its images had" not in caplog.text
+    assert "the head is kept" in caplog.text and "it was trained with" not in caplog.text
     seen = project.slices[project.is_train & (project.fold != 0)]
     loader = tasks.slice_loader(seen, paths.cache(work, "64"), started.config, batch_size=64, workers=0)
     mean = expit(inference.predict(started, loader, torch.device("cpu"))).mean(axis=0)
@@ -101,11 +102,19 @@ def test_fold_k_starts_from_fold_k_of_a_run_with_more_channels_at_another_size(w
     run(work, "--init", "a", "--fold", "1", "--context", "both", "--image-size", "48", "--lr", "0")
     own, other = model(work, "b", 1), model(work, "a", 1)
     assert torch.equal(own.head.weight, other.head.weight)
-    said = "; its images had image size 32, here 48; offsets (0,), here (-1, 0, 1); the head is kept"
+    said = "; it was trained with image size 32, here 48; slices 0, here -1, 0, 1; the head is kept"
     assert said in caplog.text
     first, first_of_a = (next(one.backbone.parameters()) for one in (own, other))
     assert first.shape[1] == 9 and torch.allclose(first[:, :3] * 3, first_of_a, atol=1e-5)
     assert storage.read_json(work / "runs" / "b" / "run.json")["settings"]["init"] == "a"
+
+
+def test_the_start_tells_what_differs_between_its_images_and_these(work):
+    config = model(work, "a").config
+    assert initial_model._other_input(config, replace(config)) == ""
+    other = replace(config, windows=(windows.BONE,), crop="study", cache_size=512)
+    told = "cache size 64, here 512; crop none, here study; windows brain, subdural, soft tissue, here bone"
+    assert initial_model._other_input(config, other) == f"; it was trained with {told}"
 
 
 def test_a_new_head_says_the_prevalence(work):

@@ -54,12 +54,12 @@ def test_blood_of_every_kind_is_marked_and_brighter_than_what_was_there(kind):
     assert np.median(np.concatenate(brighter)) > 8
 
 
-@pytest.mark.parametrize("z", [-70.0, -56.0, -36.0, 0.0, 40.0])
-def test_ears_nose_neck_and_swellings_are_not_cut_off(z, monkeypatch):
+@pytest.mark.parametrize("z", [-70.0, -56.0, -36.0])
+def test_ears_nose_and_neck_are_not_cut_off(z, monkeypatch):
     gantry = replace(STILL, motion=0, streaks=0)
     for seed in range(6):
         drawn = Head(np.random.default_rng(seed), Variety())
-        drawn.metal, drawn.lump = [], np.float32((50, -60, 40))
+        drawn.metal = []
         skin = scan(drawn, [z], gantry)[0][0] > -800
         with monkeypatch.context() as patch:
             patch.setattr(f, "MARGIN", 99.0)
@@ -67,14 +67,14 @@ def test_ears_nose_neck_and_swellings_are_not_cut_off(z, monkeypatch):
         assert np.array_equal(skin, whole)
 
 
-def test_all_shapes_are_of_single_precision(monkeypatch):
-    cover, kinds = Canvas.cover, set()
+def test_all_that_is_painted_is_of_single_precision(monkeypatch):
+    fine, kinds = Canvas._fine, set()
 
-    def seen(self, shape, soft=0):
-        kinds.add(shape.dtype)
-        return cover(self, shape, soft)
+    def seen(self, coarse, box):
+        kinds.add(coarse.dtype)
+        return fine(self, coarse, box)
 
-    monkeypatch.setattr(Canvas, "cover", seen)
+    monkeypatch.setattr(Canvas, "_fine", seen)
     widest = Variety(operated=1, metal=1, fillings=1, neck=1, infarcts=1, edema=1, levels=1)
     for seed in range(4):
         rng = np.random.default_rng(seed)
