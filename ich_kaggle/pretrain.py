@@ -1,15 +1,14 @@
 """Train a slice model on phantoms that are drawn as it learns: new heads in each batch, no patient, no file.
 
 The phantoms vary in scanner, anatomy and blood as patients do, and more. The model is scored on phantoms that it does
-not learn from. `train --init` starts folds from it, and `scan --models` reads it as it is. Settings of `train` that
-need folds or a series (sampler, crop, epochs, freeze, soften, side weight) have no effect; a head of --init is kept as
-it is. The same flags give the same model, also after an interruption.
+not learn from. `train --init` starts folds from it (README, Few patients), and `scan --models` reads it as it is.
+Settings of `train` that need folds or a series (sampler, crop, epochs, freeze, soften, side weight) have no effect; a
+head of --init is kept as it is. The same flags give the same model, also after an interruption.
 
 Reads:   work/weights/<arch>.safetensors  (if it exists, instead of a download)
 Writes:  work/pretrained/<name>.zip  (a bundle: the model, a smoothing along z, and thresholds on phantoms)
          work/pretrained/<name>/  settings.json, log.csv, model.pt  (and state.pt until training is finished)
-Example: python -m ich_kaggle.pretrain --recipe cpu --slices 200000
-         python -m ich_kaggle.train --recipe cpu --init work/pretrained/cpu.zip --lr 1e-4 --epochs 2 --freeze 0
+Example: python -m ich_kaggle.pretrain --recipe cpu --image-size 160 --slices 120000
 """
 
 from dataclasses import replace

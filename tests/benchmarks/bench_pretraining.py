@@ -4,10 +4,10 @@ Each start is trained with the recipe `cpu` on four folds, ImageNet also without
 second level (smooth) it is then an ensemble of one, whose calibration is fitted and scored nested. The constant is the
 prevalence of the other folds. Intervals are 95 % over patients; the last column is the gain over ImageNet on the same
 patients. Each command is printed.
-Example: python -m ich_kaggle.pretrain --recipe cpu --slices 120000
-         python tests/benchmarks/bench_pretraining.py work/pretrained/cpu.zip /tmp/shifted --sizes 16 32 64 128
-         python tests/benchmarks/bench_pretraining.py work/pretrained/cpu.zip /tmp/real --data rsna_sample.zip
 With `pretrain --image-size`, give the same size here: ImageNet's networks are trained at it too.
+Example: python -m ich_kaggle.pretrain --recipe cpu --image-size 160 --slices 120000
+         python tests/benchmarks/bench_pretraining.py work/pretrained/cpu.zip /tmp/b --image-size 160 --sizes 16 32 64
+         python tests/benchmarks/bench_pretraining.py work/pretrained/cpu.zip /tmp/b --image-size 160 --data sample.zip
 """
 
 import argparse
