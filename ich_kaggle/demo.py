@@ -59,14 +59,13 @@ def hospital_steps(demo_dir: Path, *, epochs: int | None, seed: int, workers: in
     work, data = (shlex.quote(str(hospital(demo_dir) / part)) for part in ("work", f"input/{paths.SLUG}"))
     shared = f"--work-dir {work} --workers {workers}"
     model = shlex.quote(str(demo_dir / "work" / "runs" / "cpu" / "fold0" / "model.pt"))
-    length = f"--epochs {epochs or 2} --freeze {int(epochs != 1)}"
-    train = f"train --recipe cpu --image-size {SIZE} {length} --fold all{device()} --seed {seed} {shared}"
+    train = f"train --recipe cpu --image-size {SIZE} --epochs {epochs or 2} --fold all{device()} --seed {seed} {shared}"
     return [
         f"phantom --out {data} --variety shifted --patients {HOSPITAL + 1} --test-fraction 0 --slices 16 "
         f"--seed {seed + 1} --workers {workers}",
         f"folds --folds 2 --seed {seed} --data-dir {data} {shared}",
-        f"{train} --run {STARTS[0]}",
-        f"{train} --run {STARTS[1]} --init {model}",
+        f"{train} --run {STARTS[0]} --freeze {int(epochs != 1)}",
+        f"{train} --run {STARTS[1]} --init {model} --lr 1e-4 --freeze 0",
         *(f"predict --run {run} --views identity {shared}" for run in STARTS),
         *(f"sequence --model smooth --on {run} {shared}" for run in STARTS),
     ]
