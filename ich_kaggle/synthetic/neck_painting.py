@@ -5,7 +5,7 @@ import numpy as np
 from ich_kaggle.synthetic.anatomy import Head
 from ich_kaggle.synthetic.canvas import AIR, Canvas
 from ich_kaggle.synthetic.fields import Fields
-from ich_kaggle.synthetic.shapes import Points, both, tube, union
+from ich_kaggle.synthetic.shapes import Points, along, both, tube, union
 
 CORD, CSF, BONE = 34, 12, 700  # HU
 BASE = -65.0  # mm, height of the lowest bone of the skull
@@ -16,7 +16,7 @@ def neck(canvas: Canvas, f: Fields, head: Head) -> None:
     """Paint spine, airway, jaw and teeth over muscles and fat."""
     if not head.neck or f.lowest > BASE:
         return
-    x, y, z = p = f.mirror / np.float32([head.width, head.width, 1])[:, None, None, None]
+    x, y, z = p = f.mirror / along(np.float32([head.width, head.width, 1]), f.mirror)
     _paint_spine(canvas, f, p)
     canvas.paint(both(tube(p, (0, -14, -60), (0, -20, -160), 7, 9), z - BASE), AIR)
     around = np.sqrt(x**2 + ((y + 32) / 1.25) ** 2)

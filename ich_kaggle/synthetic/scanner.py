@@ -9,7 +9,7 @@ from ich_kaggle.synthetic.brain_painting import COVERED
 from ich_kaggle.synthetic.canvas import Canvas
 from ich_kaggle.synthetic.fields import Fields, around
 from ich_kaggle.synthetic.gantry import Gantry
-from ich_kaggle.synthetic.shapes import ball, union
+from ich_kaggle.synthetic.shapes import along, ball, union
 
 
 def scan(head: Head, gantry: Gantry, z: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -65,7 +65,7 @@ def _metal(canvas: Canvas, f: Fields, head: Head) -> None:
     for place in head.metal:
         if not f.lowest - 9 < place[2] < f.highest + 9:
             continue
-        x, y, z = f.p[:, 0] - np.float32(place)[:, None, None]
+        x, y, z = f.p[:, 0] - along(np.float32(place), f.p[:, 0])
         angle, phase = np.arctan2(y, x), float(place[0])
         streaks = np.sin(5 * angle + phase) * np.sin(11 * angle - phase) + np.sin(29 * angle + 3 * phase) / 2
         canvas.add(90 * streaks * np.exp(-np.hypot(x, y) / 25 - z**2 / 30) * (union(f.vault, f.neck)[0] < 4))

@@ -12,8 +12,8 @@ Points = np.ndarray  # float32 (3, ...): x, y and z in mm
 def ball(p: Points, center, radii) -> np.ndarray:
     """Return the signed distance (mm) to an ellipsoid with half axes `radii`."""
     radii = np.ones(3, np.float32) * np.float32(radii)
-    away = p * _along(1 / radii, p)
-    away -= _along(np.float32(center) / radii, p)
+    away = p * along(1 / radii, p)
+    away -= along(np.float32(center) / radii, p)
     out = _length(away)
     out -= 1
     out *= min(radii)
@@ -23,11 +23,11 @@ def ball(p: Points, center, radii) -> np.ndarray:
 def tube(p: Points, start, end, r_start: float, r_end: float) -> np.ndarray:
     """Return the signed distance (mm) to a round stick from `start` to `end`."""
     axis = np.float32(end) - np.float32(start)
-    away = p - _along(np.float32(start), p)
+    away = p - along(np.float32(start), p)
     share = np.einsum("i,i...->...", axis / (axis @ axis), away)
     np.maximum(share, 0, out=share)
     np.minimum(share, 1, out=share)
-    away -= _along(axis, p) * share
+    away -= along(axis, p) * share
     out = _length(away)
     share *= np.float32(r_end - r_start)
     share += np.float32(r_start)
@@ -35,7 +35,7 @@ def tube(p: Points, start, end, r_start: float, r_end: float) -> np.ndarray:
     return out
 
 
-def _along(v: np.ndarray, p: Points) -> np.ndarray:
+def along(v: np.ndarray, p: Points) -> np.ndarray:
     """Return `v` (3,) in a shape that broadcasts along the first axis of `p`."""
     return v.reshape(3, *(1,) * (p.ndim - 1))
 
